@@ -1,0 +1,21 @@
+"""EDM's wire names of networks, as files and users spell them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from training.precond import MODELS, PRECONDS, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
+from training.unet import DhariwalUNet, SongUNet, UNetBlock
+
+NETWORKS: dict[str, type[nn.Module]] = {**PRECONDS, **MODELS}
+
+__all__ = [
+    "NETWORKS",
+    "DhariwalUNet",
+    "EDMPrecond",
+    "SongUNet",
+    "UNetBlock",
+    "VEPrecond",
+    "VPPrecond",
+    "iDDPMPrecond",
+]
