@@ -1,0 +1,63 @@
+"""Robust Optimization-inspired Diffusion Sampler: samplers, detectors and correctors on any denoiser D(x; sigma)."""
+
+from rods.correctors import (
+    Correction,
+    Corrector,
+    SigmaWindow,
+    Window,
+    cas,
+    chain,
+    gate,
+    in_window,
+    overshoot,
+    sas,
+    within,
+)
+from rods.densities import Mixture, finite_dataset, gaussian
+from rods.detectors import Detector, curvature_index, h_index
+from rods.evaluation import BoundDenoiser, Point, bind
+from rods.samplers import (
+    ablation_sampler,
+    edm_sampler,
+    euler_sampler,
+    overshoot_sampler,
+    rods_sampler,
+    sigma_offset_sampler,
+)
+from rods.trajectory import Churn, trajectory
+from rods.types import Denoiser, RodsResult, SampleRecord, Step
+
+__all__ = [
+    "BoundDenoiser",
+    "Churn",
+    "Correction",
+    "Corrector",
+    "Denoiser",
+    "Detector",
+    "Mixture",
+    "Point",
+    "RodsResult",
+    "SampleRecord",
+    "SigmaWindow",
+    "Step",
+    "Window",
+    "ablation_sampler",
+    "bind",
+    "cas",
+    "chain",
+    "curvature_index",
+    "edm_sampler",
+    "euler_sampler",
+    "finite_dataset",
+    "gate",
+    "gaussian",
+    "h_index",
+    "in_window",
+    "overshoot",
+    "overshoot_sampler",
+    "rods_sampler",
+    "sas",
+    "sigma_offset_sampler",
+    "trajectory",
+    "within",
+]

@@ -1,0 +1,177 @@
+"""Changes of direction: SAS, CAS, overshoot, and the combinators within, gate and chain.
+
+A corrector is called as corrector(denoise, prev, cur) and returns a `Correction`: the direction for every row of `cur`
+and, where a gate decided, the score and the rows. RODS is within(window, gate(h_index(rho), eps, cas(rho))).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isnan
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rods.detectors import Detector, check_radius
+from rods.evaluation import TINY, BoundDenoiser, Point, norms, per_sample, unit
+from rods.types import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """The direction to take, and how it was decided."""
+
+    d: Tensor  # [B, C, H, W]
+    score: Tensor | None = None  # [B]
+    flagged: Tensor | None = None  # [B] bool; None = all rows
+
+
+class Corrector(Protocol):
+    def __call__(self, denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction: ...
+
+
+@dataclass(frozen=True)
+class SigmaWindow:
+    """The steps with lo <= sigma <= hi: the form of a window that transfers between data sets and step counts."""
+
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lo <= self.hi:
+            raise ValueError(f"window: sigma:{self.lo},{self.hi} is not a range; give 0 <= lo <= hi in noise levels")
+
+
+Window = tuple[float, float] | SigmaWindow
+"""(lo, hi): steps lo*N <= i < hi*N; or a range of noise levels."""
+
+
+def check_window(window: Window) -> None:
+    """ValueError unless `window` is 0 <= lo <= hi <= 1 or a `SigmaWindow`."""
+    if isinstance(window, SigmaWindow):
+        return
+    if len(window) != 2 or not 0 <= window[0] <= window[1] <= 1:
+        raise ValueError(f"window: {window} is not a range of steps; give fractions 0 <= lo <= hi <= 1")
+
+
+def in_window(window: Window, *, i: int, num_steps: int, sigma: float) -> bool:
+    """Whether step `i` of `num_steps`, at the noise level `sigma`, lies in the window."""
+    if isinstance(window, SigmaWindow):
+        return window.lo <= sigma <= window.hi
+    # .55 * 40 is a little above 22: the slack keeps a fraction's own step on the right side.
+    lo, hi = (fraction * num_steps - 1e-9 for fraction in window)
+    return lo <= i < hi
+
+
+def nobody(x: Tensor) -> Tensor:
+    """No row flagged: [B] bool."""
+    return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+
+# -- correctors -------------------------------------------------------------------------------------------------------
+
+
+def cas(rho: float, ascent_steps: int = 1) -> Corrector:
+    """Curvature-Aware Sampling: the direction at x + delta, delta uphill in the score norm (paper, section 4.2).
+
+    delta_1 = rho u(x); for more ascent steps delta_{k+1} = rho normalise(delta_k + rho u(x + delta_k)), on the sphere.
+    Cost: F + B for u(x), then F at the point (the detector's probe where that has the same radius: nothing), and F + B
+    for every further ascent step.
+    """
+    rho = check_radius(rho)
+    if ascent_steps < 1:
+        raise ValueError(f"ascent_steps: {ascent_steps} is too few; give a whole number >= 1")
+
+    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        point = cur.uphill(rho)
+        for _ in range(ascent_steps - 1 if rho > 0 else 0):
+            delta = rho * unit(point.x - cur.x + rho * unit(point.g))
+            point = cur.moved(delta)
+        return Correction(point.d)
+
+    return correct
+
+
+def sas(rho: float, sign: Literal["uphill", "downhill"] = "uphill") -> Corrector:
+    """Sharpness-Aware Sampling: the direction at x + delta, delta = +-rho d / ||d|| (paper, section 4.2).
+
+    Uphill in f_t is the paper's formula; which sign repairs depends on the data (spec method.md, section 1).
+    Cost: F at x and F at the point.
+    """
+    rho = check_radius(rho)
+    if sign not in ("uphill", "downhill"):
+        raise ValueError(f"sas_sign: unknown sign {sign!r}; give uphill or downhill")
+    radius = rho if sign == "uphill" else -rho
+
+    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        return Correction(cur.moved(radius * unit(cur.d)).d if rho > 0 else cur.d)
+
+    return correct
+
+
+def overshoot(rho: float) -> Corrector:
+    """The control without a second evaluation: d times 1 + rho / ||t d|| (spec method.md, section 4). Cost: F."""
+    rho = check_radius(rho)
+
+    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        length = norms(cur.sigma * cur.d)
+        return Correction(cur.d * per_sample(1 + torch.where(length >= TINY, rho / length, 0.0), cur.d))
+
+    return correct
+
+
+# -- combinators ------------------------------------------------------------------------------------------------------
+
+
+def within(window: Window, correct: Corrector) -> Corrector:
+    """`correct` in the window, the denoiser's own direction outside it."""
+    check_window(window)
+
+    def windowed(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        if in_window(window, i=cur.i, num_steps=cur.num_steps, sigma=float(cur.sigma)):
+            return correct(denoise, prev, cur)
+        return Correction(cur.d, flagged=nobody(cur.x))
+
+    return windowed
+
+
+def gate(detect: Detector, eps: float, correct: Corrector) -> Corrector:
+    """`correct` for the samples whose score is >= eps, each by itself; the others keep their direction bit for bit.
+
+    eps = 0 flags every sample of a score >= 0, eps = inf none. Only flagged rows are evaluated again: they are
+    gathered, together with what the detector has evaluated at them.
+    """
+    if isnan(eps) or eps < 0:
+        raise ValueError(f"eps: {eps} is not a threshold; give a number >= 0 (inf: detect only)")
+
+    def gated(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        score = detect(denoise, prev, cur)  # [B]
+        flagged = score >= eps if eps < inf else nobody(cur.x)
+        index = flagged.nonzero().flatten()  # [b]
+        if len(index) == 0:
+            return Correction(cur.d, score, flagged)
+        if len(index) == len(flagged):
+            part = correct(denoise, prev, cur)
+        else:
+            part = correct(denoise.rows(index), prev and prev.rows(index), cur.rows(index))
+        if part.flagged is not None:  # a gate within this one has the last word on its rows
+            flagged = flagged.index_copy(0, index, part.flagged)
+        return Correction(cur.d.index_copy(0, index, part.d), score, flagged)
+
+    return gated
+
+
+def chain(*correctors: Corrector) -> Corrector:
+    """One after the other, each on the direction that the one before it gives; the last score given is kept."""
+
+    def chained(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        score, flagged = None, nobody(cur.x)
+        for correct in correctors:
+            done = correct(denoise, prev, cur)
+            score = score if done.score is None else done.score
+            flagged = flagged | (~nobody(cur.x) if done.flagged is None else done.flagged)
+            cur = cur.using(done.d)
+        return Correction(cur.d, score, flagged)
+
+    return chained

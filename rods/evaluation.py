@@ -1,0 +1,182 @@
+"""The one door to the network: labels bound, passes counted, and nothing evaluated twice at one point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+
+import torch
+from torch import Tensor
+
+from rods.types import AnyDenoiser
+
+TINY = 1e-12
+"""Norms below this have no direction."""
+
+
+def norms(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample: [B, ...] -> [B]. Its gradient at 0 is 0, never NaN."""
+    n: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return n
+
+
+def per_sample(value: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, ...], to scale the samples of `like`."""
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / ||x|| per sample; 0 where ||x|| < 1e-12 or is not a number."""
+    n = norms(x)
+    sure = n >= TINY
+    return torch.where(per_sample(sure, x), x / per_sample(torch.where(sure, n, 1.0), x), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundDenoiser:
+    """D(x; sigma) with its labels, for some rows of a batch; counts F and B of every sample of that batch.
+
+    The counts are measured where the network is called (B by a hook on its output), so that a corrector cannot
+    forget to declare what it spends. `rows` narrows it to a part of the batch, and may repeat rows.
+    """
+
+    denoiser: AnyDenoiser
+    class_labels: Tensor | None  # [b, label_dim]
+    index: Tensor  # [b] int64 on the CPU: which sample of the batch each row is
+    forward: Tensor  # [B] int64 on the CPU
+    backward: Tensor  # [B] int64 on the CPU
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.class_labels is None:
+            denoised = self.denoiser(x, sigma)
+        else:
+            denoised = self.denoiser(x, sigma, self.class_labels)
+        if denoised.shape != x.shape:
+            raise ValueError(f"denoiser: returned shape {list(denoised.shape)} for an input of {list(x.shape)}")
+        self.forward.index_add_(0, self.index, torch.ones_like(self.index))
+        denoised = denoised.to(x.dtype)
+        if denoised.requires_grad:
+            denoised.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return denoised
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.backward.index_add_(0, self.index, torch.ones_like(self.index))
+
+    @property
+    def sigma_min(self) -> float:
+        return float(getattr(self.denoiser, "sigma_min", 0.0))
+
+    @property
+    def sigma_max(self) -> float:
+        return float(getattr(self.denoiser, "sigma_max", inf))
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The level as the network knows it; the identity where it does not say."""
+        known = getattr(self.denoiser, "round_sigma", None)
+        return sigma if known is None else torch.as_tensor(known(sigma)).to(sigma)
+
+    def rows(self, index: Tensor) -> BoundDenoiser:
+        """The same network for the rows `index` [b'] of this one."""
+        labels = None if self.class_labels is None else self.class_labels[index]
+        return BoundDenoiser(self.denoiser, labels, self.index[index.cpu()], self.forward, self.backward)
+
+
+def bind(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None = None) -> BoundDenoiser:
+    """`denoiser` for a batch of `batch` samples, with counters at zero; one that is bound already stays as it is.
+
+    Any sampler takes the result as its denoiser, and its counters then tell what the run has cost.
+    """
+    if isinstance(denoiser, BoundDenoiser):
+        if class_labels is not None:
+            raise ValueError("class_labels: this denoiser is bound to its labels already; leave them out here")
+        if len(denoiser.index) != batch:
+            raise ValueError(f"denoiser: bound to {len(denoiser.index)} samples, called for {batch}; bind it anew")
+        return denoiser
+    if class_labels is not None and len(class_labels) != batch:
+        raise ValueError(f"class_labels: {len(class_labels)} rows for {batch} latents; give one row per latent")
+    zeros = torch.zeros(batch, dtype=torch.int64)
+    return BoundDenoiser(denoiser, class_labels, torch.arange(batch), zeros, zeros.clone())
+
+
+@dataclass(eq=False)
+class Point:
+    """A state of a trajectory and what the network says there, evaluated on first use and then shared.
+
+    `d` costs F; `g` costs F + B and brings `d` with it, so that whoever needs both asks for `g` first;
+    `uphill(rho)` is again such a point, which is how the detector's probe becomes the corrector's.
+    """
+
+    denoise: BoundDenoiser
+    x: Tensor  # [B, C, H, W]
+    sigma: Tensor  # []
+    i: int = 0
+    num_steps: int = 1
+    _denoised: Tensor | None = field(default=None, repr=False)
+    _d: Tensor | None = field(default=None, repr=False)
+    _g: Tensor | None = field(default=None, repr=False)
+    _uphill: dict[float, Point] = field(default_factory=dict, repr=False)
+
+    @property
+    def denoised(self) -> Tensor:
+        """D(x; sigma) [B, C, H, W]."""
+        if self._denoised is None:
+            with torch.no_grad():
+                self._denoised = self.denoise(self.x, self.sigma)
+        return self._denoised
+
+    @property
+    def d(self) -> Tensor:
+        """d(x) = (x - D(x; t)) / t  [B, C, H, W]."""
+        if self._d is None:
+            self._d = (self.x - self.denoised) / self.sigma
+        return self._d
+
+    @property
+    def g(self) -> Tensor:
+        """g(x) = grad_x n(x), n(x) = ||v(x)||, v = d / t  [B, C, H, W]."""
+        if self._g is None:
+            with torch.enable_grad():
+                x = self.x.detach().requires_grad_(True)
+                denoised = self.denoise(x, self.sigma)
+                n = norms((x - denoised) / self.sigma / self.sigma)  # [B]
+                # With respect to x alone: the gradients of the weights are neither computed nor accumulated.
+                (self._g,) = torch.autograd.grad(n.sum(), x)
+            if self._denoised is None:
+                self._denoised = denoised.detach()
+        return self._g
+
+    def moved(self, delta: Tensor) -> Point:
+        """The point x + delta at the same noise level, nothing evaluated yet."""
+        return Point(self.denoise, self.x + delta, self.sigma, self.i, self.num_steps)
+
+    def uphill(self, rho: float) -> Point:
+        """x + rho u, u = g / ||g||: where the score norm grows fastest (u = 0 where g vanishes)."""
+        if rho == 0:
+            return self
+        if rho not in self._uphill:
+            self._uphill[rho] = self.moved(rho * unit(self.g))
+        return self._uphill[rho]
+
+    def using(self, d: Tensor) -> Point:
+        """This point with the direction `d` in place of the denoiser's own."""
+        return Point(
+            self.denoise, self.x, self.sigma, self.i, self.num_steps, self.denoised, d, self._g, dict(self._uphill)
+        )
+
+    def rows(self, index: Tensor) -> Point:
+        """The rows `index` [b] of the batch, with what is known about them."""
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
+
+        return Point(
+            self.denoise.rows(index),
+            self.x[index],
+            self.sigma,
+            self.i,
+            self.num_steps,
+            pick(self._denoised),
+            pick(self._d),
+            pick(self._g),
+            {rho: point.rows(index) for rho, point in self._uphill.items()},
+        )

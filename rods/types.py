@@ -1,0 +1,89 @@
+"""The vocabulary: what a denoiser is, what one step of a trajectory holds, what a RODS run returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Denoiser(Protocol):
+    """D(x; sigma): the expected clean image given the noisy one, with EDM's implicit interface made explicit.
+
+    `x` is float64 [B, C, H, W], `sigma` a 0-dim float64 tensor on the same device (a noise level), `class_labels`
+    None or [B, label_dim]. The result has the shape of `x` and is differentiable in `x`.
+    Only the call is required: where the attributes are absent the samplers neither clip the range of noise levels
+    nor round them, so that a plain function is a denoiser too.
+    """
+
+    img_channels: int
+    img_resolution: int
+    label_dim: int
+    sigma_min: float
+    sigma_max: float
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor: ...
+
+    def round_sigma(self, sigma: Tensor) -> Tensor: ...
+
+
+AnyDenoiser = Callable[..., Tensor]
+"""A `Denoiser`, or a plain function D(x, sigma) or D(x, sigma, class_labels)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One finished step of a trajectory; images are in the unscaled coordinates of the denoiser (x = y + sigma n)."""
+
+    i: int
+    x: Tensor  # [B, C, H, W] state before the step, after the churn if there is any
+    x_next: Tensor  # [B, C, H, W] state after the step
+    sigma: Tensor  # [] noise level of x
+    sigma_next: Tensor  # [] noise level of x_next
+    denoised: Tensor  # [B, C, H, W] D(x; sigma)
+    d: Tensor  # [B, C, H, W] the denoiser's own direction (x - D(x; sigma)) / sigma
+    d_used: Tensor  # [B, C, H, W] the direction taken; equal to d bit for bit in rows that are not flagged
+    score: Tensor | None  # [B] what the detector said; None where none was asked
+    flagged: Tensor  # [B] bool, rows whose direction was handed to a corrector
+
+    def rows(self, index: Tensor) -> Step:
+        """The rows `index` [b] of the batch."""
+        return replace(
+            self,
+            x=self.x[index],
+            x_next=self.x_next[index],
+            denoised=self.denoised[index],
+            d=self.d[index],
+            d_used=self.d_used[index],
+            score=None if self.score is None else self.score[index],
+            flagged=self.flagged[index],
+        )
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """What RODS saw and did on one sample; plain numbers, ready for JSON."""
+
+    probed: tuple[int, ...]  # steps at which the curvature index was measured
+    sigma: tuple[float, ...]  # their noise levels t
+    H: tuple[float, ...]  # curvature index at these steps, eq. (8)
+    H_scaled: tuple[float, ...]  # the scale-free companion H t^3 / rho (0 where rho = 0)
+    flagged: tuple[int, ...]  # steps that were corrected
+    forward: int  # network passes spent on this sample
+    backward: int  # backward passes to the input spent on this sample
+
+
+@dataclass(frozen=True, eq=False)
+class RodsResult:
+    """Images and, for each of them, its record."""
+
+    images: Tensor  # [B, C, H, W] float64, detached
+    records: tuple[SampleRecord, ...]  # [B]
+
+
+def state_dtype(device: torch.device) -> torch.dtype:
+    """float64, as in EDM; float32 on MPS, which has no float64 (this branch was never run on such a machine)."""
+    return torch.float32 if device.type == "mps" else torch.float64
