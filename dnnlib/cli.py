@@ -1,0 +1,111 @@
+"""What the commands share: option types, and errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from dnnlib.errors import UserError
+
+MAX_SEEDS = 10_000_000
+_OUR_PACKAGES = ("rods", "training", "torch_utils", "dnnlib", "scripts", "generate", "train", "fid", "__main__")
+
+
+class SeedList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """`0-63,70` -> [0, ..., 63, 70], in the order given. Raises an error for descending, repeated or too many seeds."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if not isinstance(value, str):
+            return list(value)
+        ranges = [self._range(part.strip(), param, ctx) for part in value.split(",")]
+        if sum(len(r) for r in ranges) > MAX_SEEDS:
+            self.fail(f"{value!r} lists more than {MAX_SEEDS:,} seeds; give fewer", param, ctx)
+        seeds = [seed for r in ranges for seed in r]
+        if len(set(seeds)) < len(seeds):
+            self.fail(f"{value!r} lists a seed twice; give each one once", param, ctx)
+        return seeds
+
+    def _range(self, part: str, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        found = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part)
+        if not found:
+            self.fail(f"{part!r} is not a seed or a range of seeds; write for example 0-63,70", param, ctx)
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            self.fail(f"{part!r} runs backwards; write {last}-{first}", param, ctx)
+        return range(first, last + 1)
+
+
+class NumberList(click.ParamType):  # type: ignore[type-arg]
+    """Numbers with commas between, `1,2,2` -> (1, 2, 2) or `.1,.5` -> (0.1, 0.5); `length` fixes how many."""
+
+    def __init__(self, kind: type[int] | type[float], *, length: int | None = None) -> None:
+        self.kind, self.length = kind, length
+        self.name = ",".join([kind.__name__] * (length or 1)) + ("" if length else ",...")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | float, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            numbers = tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or any(n != n for n in numbers) or (self.length or len(numbers)) != len(numbers):
+            wanted = f"{self.length} numbers" if self.length else "numbers"
+            self.fail(f"{value!r} is not {wanted} with commas between, such as {self.name}", param, ctx)
+        return numbers
+
+
+class _OneLineErrors(click.Command):
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+        except click.ClickException as e:
+            _fail(e.format_message())
+        except click.Abort:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+        except OSError as e:
+            if e.filename is None:
+                raise
+            _fail(f"{e.filename}: {e.strerror}")
+        except ValueError as e:
+            if not _is_for_users(e):
+                raise
+            _fail(str(e))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class Command(_OneLineErrors):
+    """A command whose users see one line, `Error: ...`, and exit code 2 for every mistake that they can mend."""
+
+
+class Group(_OneLineErrors, click.Group):
+    """Several commands under one name, with the same errors; alone, it prints its help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo("Error: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+def _is_for_users(error: ValueError) -> bool:
+    """Whether this project raised it on purpose; one from inside torch or numpy is a bug and keeps its traceback."""
+    if isinstance(error, UserError):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").split(".")[0] in _OUR_PACKAGES
