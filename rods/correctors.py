@@ -149,15 +149,16 @@ def gate(detect: Detector, eps: float, correct: Corrector) -> Corrector:
         score = detect(denoise, prev, cur)  # [B]
         flagged = score >= eps if eps < inf else nobody(cur.x)
         index = flagged.nonzero().flatten()  # [b]
+        d = cur.d  # for the whole batch, before rows are gathered: a smaller batch may round differently
         if len(index) == 0:
-            return Correction(cur.d, score, flagged)
+            return Correction(d, score, flagged)
         if len(index) == len(flagged):
             part = correct(denoise, prev, cur)
         else:
             part = correct(denoise.rows(index), prev and prev.rows(index), cur.rows(index))
         if part.flagged is not None:  # a gate within this one has the last word on its rows
             flagged = flagged.index_copy(0, index, part.flagged)
-        return Correction(cur.d.index_copy(0, index, part.d), score, flagged)
+        return Correction(d.index_copy(0, index, part.d), score, flagged)
 
     return gated
 

@@ -77,7 +77,7 @@ def _pose(u: NDArray[np.float64], num_fingers: int) -> Pose:
     column = iter(u[:, :NUM_HAND_DRAWS].T)
 
     def uniform(low: float, high: float) -> NDArray[np.float64]:
-        return low + (high - low) * next(column)  # [N]
+        return np.asarray(low + (high - low) * next(column))  # [N]
 
     own = u[:, NUM_HAND_DRAWS:].reshape(len(u), MAX_FINGERS, NUM_FINGER_DRAWS)  # [N, slots, 5]
     mirror = np.where(uniform(-1, 1) < 0, -1.0, 1.0)  # left and right hands

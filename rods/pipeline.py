@@ -1,0 +1,195 @@
+"""From seeds to images and per-image risk records: sampler configs by name, chunks of seeds, one call per chunk."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rods.correctors import SigmaWindow, Window
+from rods.evaluation import bind
+from rods.samplers import (
+    ablation_sampler,
+    edm_sampler,
+    euler_sampler,
+    overshoot_sampler,
+    rods_sampler,
+    sigma_offset_sampler,
+)
+from rods.types import AnyDenoiser, RodsResult, SampleRecord
+from torch_utils.rng import SeedStreams
+
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "edm": edm_sampler,
+    "euler": euler_sampler,
+    "ablation": ablation_sampler,
+    "rods-cas": partial(rods_sampler, method="cas"),
+    "rods-sas": partial(rods_sampler, method="sas"),
+    "overshoot": overshoot_sampler,
+    "sigma-offset": sigma_offset_sampler,
+}
+REQUIRED = inspect.Parameter.empty
+_NOT_OPTIONS = {"randn_like", "method"}
+_OF_THE_OTHER_METHOD = {"rods-cas": {"sas_sign"}, "rods-sas": {"ascent_steps"}}
+
+
+def sampler_options(sampler: str) -> dict[str, Any]:
+    """The options of a sampler and their defaults, `REQUIRED` where there is none: its keyword-only arguments."""
+    left_out = _NOT_OPTIONS | _OF_THE_OTHER_METHOD.get(sampler, set())
+    parameters = inspect.signature(SAMPLERS[sampler]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in left_out}
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """A sampler and all of its options. Raises ValueError: unknown sampler, unknown or missing option."""
+
+    sampler: str
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler: unknown sampler {self.sampler!r}; use one of {', '.join(SAMPLERS)}")
+        known = sampler_options(self.sampler)
+        for name in self.options:
+            if name not in known:
+                raise ValueError(f"{name}: {self.sampler} has no such option; it has {', '.join(known)}")
+        merged = {**known, **self.options}
+        if missing := [name for name, value in merged.items() if value is REQUIRED]:
+            raise ValueError(f"{missing[0]}: {self.sampler} needs a value for it; calibrate one or use a preset")
+        object.__setattr__(self, "options", merged)
+
+    def describe(self) -> dict[str, Any]:
+        """The config as JSON can hold it; `SamplerConfig.parse` reads it back."""
+        return {"sampler": self.sampler, **{k: _plain(v) for k, v in self.options.items()}}
+
+    @staticmethod
+    def parse(description: Mapping[str, Any]) -> SamplerConfig:
+        options: dict[str, Any] = {k: float(v) if v in ("inf", "-inf") else v for k, v in description.items() if k != "sampler"}
+        if isinstance(options.get("window"), str):
+            options["window"] = parse_window(options["window"])
+        return SamplerConfig(description["sampler"], options)
+
+    def run(
+        self,
+        denoiser: AnyDenoiser,
+        latents: Tensor,
+        class_labels: Tensor | None = None,
+        *,
+        randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    ) -> RodsResult:
+        """Sample; every sampler returns records, with measured passes, and H where it measures it."""
+        sampler = SAMPLERS[self.sampler]
+        denoise = bind(denoiser, len(latents), class_labels)
+        draws = {"randn_like": randn_like} if "randn_like" in inspect.signature(sampler).parameters else {}
+        result = sampler(denoise, latents, **self.options, **draws)
+        if isinstance(result, RodsResult):
+            return result
+        passes = zip(denoise.forward.tolist(), denoise.backward.tolist(), strict=True)
+        return RodsResult(result, tuple(SampleRecord((), (), (), (), (), F, B) for F, B in passes))
+
+
+def parse_window(text: str) -> Window:
+    """`.1,.5` -> fractions of the steps; `sigma:1.2,5` -> noise levels. Raises ValueError for anything else."""
+    body = text.removeprefix("sigma:")
+    try:
+        lo, hi = (float(part) for part in body.split(","))
+    except ValueError:
+        raise ValueError(f"window: {text!r} is no window; give lo,hi such as .1,.5 or sigma:1,5") from None
+    return SigmaWindow(lo, hi) if text.startswith("sigma:") else (lo, hi)
+
+
+def format_window(window: Window) -> str:
+    """The inverse of `parse_window`."""
+    if isinstance(window, SigmaWindow):
+        return f"sigma:{window.lo:g},{window.hi:g}"
+    return f"{window[0]:g},{window[1]:g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SigmaWindow | tuple):
+        return format_window(value)
+    return str(value) if value in (float("inf"), float("-inf")) else value
+
+
+# -- seeds ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is sampled in one batch. Chunks are cut before ranks are considered: equal chunks give equal bytes."""
+
+    index: int
+    seeds: tuple[int, ...]
+    rows_per_seed: int = 1  # more than 1: a seed feeds a whole batch, as in the RODS paper
+
+    def row_seeds(self) -> list[tuple[int, int]]:
+        """(seed, row of that seed) for every row of the batch."""
+        return [(seed, row) for seed in self.seeds for row in range(self.rows_per_seed)]
+
+
+def cut_chunks(seeds: Sequence[int], *, batch: int, per_batch: bool = False) -> list[Chunk]:
+    """Cut the seed list into chunks of `batch` rows; with `per_batch` every seed makes a chunk of its own."""
+    if batch < 1:
+        raise ValueError(f"batch: {batch} is too small; give 1 or more")
+    if per_batch:
+        return [Chunk(i, (seed,), batch) for i, seed in enumerate(seeds)]
+    return [Chunk(i, tuple(seeds[start : start + batch])) for i, start in enumerate(range(0, len(seeds), batch))]
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkResult:
+    """Images of a chunk and what is known about each."""
+
+    chunk: Chunk
+    images: Tensor  # [B, C, H, W] float64, nominally in [-1, 1]
+    classes: list[int | None]  # [B]
+    records: tuple[SampleRecord, ...]  # [B]
+
+
+def sample_chunk(
+    denoiser: AnyDenoiser,
+    chunk: Chunk,
+    config: SamplerConfig,
+    *,
+    device: torch.device,
+    class_index: int | None = None,
+    rng_on_cpu: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> ChunkResult:
+    """Sample one chunk of seeds.
+
+    The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the original's order:
+    latent, class (drawn even when `class_index` is given), then the noise of the steps. `dtype` other than float32
+    runs the network under autocast; the state stays float64. Cost: that of the sampler.
+    Raises ValueError: `class_index` outside the network's classes.
+    """
+    shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
+    label_dim: int = denoiser.label_dim  # type: ignore[attr-defined]
+    check_class(class_index, label_dim)
+    streams = SeedStreams(chunk.seeds, device, rows_per_seed=chunk.rows_per_seed, on_cpu=rng_on_cpu)
+    latents = streams.randn(shape)
+    labels: Tensor | None = None
+    classes: list[int | None] = [None] * len(latents)
+    if label_dim:
+        drawn = streams.randint(label_dim)
+        chosen = drawn if class_index is None else torch.full_like(drawn, class_index)
+        labels, classes = torch.eye(label_dim, device=device)[chosen], chosen.tolist()
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        result = config.run(denoiser, latents, labels, randn_like=streams.randn_like)
+    return ChunkResult(chunk, result.images, classes, result.records)
+
+
+def check_class(class_index: int | None, label_dim: int) -> None:
+    """ValueError unless `class_index` is None or a class of the network."""
+    if class_index is None:
+        return
+    if not label_dim:
+        raise ValueError(f"class: {class_index} given, but the network is unconditional; leave --class out")
+    if not 0 <= class_index < label_dim:
+        raise ValueError(f"class: {class_index} is out of range; this network has classes 0 to {label_dim - 1}")

@@ -1,0 +1,67 @@
+"""Settings that belong to a network: those that the paper published, and the form of a calibrated preset.
+
+A preset is JSON: {"name", "network", "source", "samplers": {sampler: {option: value}}}; windows are written as on the
+command line (`.1,.5`, `sigma:1,5`). `source` says where the numbers come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rods.pipeline import SAMPLERS, SamplerConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Options per sampler for one network. `network` is the file name, without suffix, by which it is recognised."""
+
+    name: str
+    network: str | None
+    source: str
+    samplers: Mapping[str, Mapping[str, Any]]
+
+    def config(self, sampler: str, replaced: Mapping[str, Any]) -> SamplerConfig:
+        """The sampler's config: this preset's options for it, if any, with `replaced` over them."""
+        return SamplerConfig.parse({"sampler": sampler, **self.samplers.get(sampler, {}), **replaced})
+
+
+def parse_preset(data: Any, *, where: str) -> Preset:
+    """A preset from JSON. Raises ValueError: not a preset, an unknown key, sampler, option or value."""
+    expected = {"name", "network", "source", "samplers"}
+    if not isinstance(data, dict) or set(data) != expected or not isinstance(data["samplers"], dict):
+        raise ValueError(f"{where} is no preset; it needs exactly the keys {', '.join(sorted(expected))}")
+    preset = Preset(**data)
+    for sampler, options in preset.samplers.items():
+        if sampler not in SAMPLERS or not isinstance(options, dict):
+            raise ValueError(f"{where}: {sampler!r} is no sampler; use {', '.join(SAMPLERS)}")
+        preset.config(sampler, {})  # refuses unknown options
+    return preset
+
+
+def _published(name: str, network: str | None, source: str, *, eps: float, rho: float, window: str) -> Preset:
+    base = {"num_steps": 40, "sigma_min": 0.002, "sigma_max": 80, "time_rho": 7, "solver": "euler", "window": window}
+    settings = {**base, "eps": eps, "rho": rho}
+    return Preset(name, network, source, {"rods-cas": {**settings, "ascent_steps": 1}, "rods-sas": settings})
+
+
+# The paper gives no window for AFHQv2 and FFHQ; ours is then the whole trajectory. On 11k-hands it corrects every
+# sample (eps 0) in steps 10-50 %, and detects at eps .014 (spec method.md, section 1).
+PAPER_PRESETS: dict[str, Preset] = {
+    p.name: p
+    for p in (
+        _published(
+            "edm-afhqv2-64x64-uncond-ve",
+            "edm-afhqv2-64x64-uncond-ve",
+            "RODS paper, AFHQv2",
+            eps=0.1,
+            rho=1,
+            window="0,1",
+        ),
+        _published(
+            "edm-ffhq-64x64-uncond-ve", "edm-ffhq-64x64-uncond-ve", "RODS paper, FFHQ", eps=0.09, rho=8, window="0,1"
+        ),
+        _published("hands-128-ve", None, "RODS paper, 11k-hands: corrects every sample", eps=0, rho=30, window=".1,.5"),
+    )
+}

@@ -1,0 +1,478 @@
+"""RODS: reference vectors, known curvature, bit-equality where nothing is corrected, gates, windows, honest counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from exact import Axes, Counting, close, golden, latents, mixture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rods import (
+    BoundDenoiser,
+    Correction,
+    Point,
+    SigmaWindow,
+    Step,
+    bind,
+    cas,
+    chain,
+    curvature_index,
+    edm_sampler,
+    euler_sampler,
+    gate,
+    gaussian,
+    h_index,
+    in_window,
+    overshoot,
+    overshoot_sampler,
+    rods_sampler,
+    sas,
+    trajectory,
+    within,
+)
+from rods.evaluation import norms, unit
+from rods.schedules import edm_grid
+
+FINALS = sorted(k for k in golden("rods/mixture") if k.startswith(("cas_", "sas_", "heun_cas_")))
+EPS = float(golden("rods/mixture")["eps_gate"])
+EPS2 = float(golden("rods/mixture")["eps_gate2"])
+
+
+def same(x: Tensor, y: Tensor) -> bool:
+    return torch.equal(x, y)
+
+
+def a_point(denoiser, sigma: float = 2.0) -> Point:  # type: ignore[no-untyped-def]
+    return Point(bind(denoiser, 6), sigma * latents(), torch.tensor(sigma, dtype=torch.float64), 0, 1)
+
+
+# -- reference vectors ------------------------------------------------------------------------------------------------
+
+
+def test_every_reference_is_used() -> None:
+    others = {"t_steps", "euler_40", "x", "norm_v", "grad_norm_v", "H_rho0.1", "H_rho0.5", "eps_gate", "eps_gate2"}
+    assert set(golden("rods/mixture")) == others | set(FINALS)
+    assert len(FINALS) == 13
+
+
+@pytest.mark.parametrize("name", FINALS)
+def test_final_images_are_the_reference(name: str) -> None:
+    *solver, method = name.split("_rho")[0].replace("_uphill", "").replace("_downhill", "").split("_")
+    rho, eps, lo, hi = name.split("_rho")[1].split("_")
+    result = rods_sampler(
+        mixture(),
+        latents(),
+        method=method,  # type: ignore[arg-type]
+        eps={"all": 0, "gated": EPS, "gated2": EPS2}[eps],
+        rho=float(rho),
+        window=(int(lo) / 100, int(hi) / 100),
+        solver="heun" if solver else "euler",
+        sas_sign="downhill" if "downhill" in name else "uphill",
+    )
+    assert close(result.images, golden("rods/mixture")[name], tol=1e-7)
+
+
+def test_euler_trajectory_and_gradients_are_the_reference() -> None:
+    z = golden("rods/mixture")
+    denoise = bind(mixture(), 6)
+    for i, step in enumerate(trajectory(denoise, z["t_steps"][0] * latents(), z["t_steps"])):
+        assert close(step.x, z["x"][i], tol=1e-7)
+        cur = Point(denoise, step.x, step.sigma)
+        assert close(norms(cur.d / cur.sigma), z["norm_v"][i], tol=1e-7)
+        assert close(cur.g, z["grad_norm_v"][i], tol=1e-7)
+    assert close(euler_sampler(mixture(), latents()), z["euler_40"], tol=1e-7)
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.5])
+def test_curvature_index_is_the_reference(rho: float) -> None:
+    z = golden("rods/mixture")
+    records = rods_sampler(mixture(), latents(), eps=math.inf, rho=rho, window=(0, 1)).records
+    for i in range(40):
+        H, known = curvature_index(mixture(), z["x"][i], z["t_steps"][i], rho=rho), z[f"H_rho{rho}"][i]
+        allowed = 1e-7 * known + 1e-11 * norms(z["grad_norm_v"][i])
+        assert ((H - known).abs() <= allowed).all()
+        recorded = torch.tensor([record.H[i] for record in records], dtype=torch.float64)
+        assert ((recorded - known).abs() <= allowed).all()
+
+
+# -- curvature on known densities -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(sigma=st.floats(0.02, 50), rho=st.floats(0.01, 20), seed=st.integers(0, 99))
+def test_curvature_of_an_anisotropic_gaussian(sigma: float, rho: float, seed: int) -> None:
+    """n = ||A x|| has g = A^2 x / ||A x|| in closed form: so has H."""
+    draws = torch.randn(7, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    density, x = Axes(draws[0].square() + 0.01), sigma * draws[1:]
+    g = density.g(x, sigma)
+    delta = rho * g / g.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    H = (density.g(x + delta, sigma) - g).flatten(1).norm(dim=1)
+    torch.testing.assert_close(curvature_index(density, x, sigma, rho=rho), H, rtol=1e-7, atol=1e-12 * g.abs().max())
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1.0, 60.0])
+def test_an_isotropic_gaussian_has_no_curvature(sigma: float) -> None:
+    H = curvature_index(gaussian(torch.zeros(2, 3, 3), 0.5), sigma * latents(), sigma, rho=2.0)
+    slope = 1 / (0.25 + sigma**2)
+    assert H.max() <= 1e-15 / sigma**2 + 1e-14 * slope  # v is a difference divided by sigma^2
+
+
+def test_curvature_is_second_order_in_small_radii() -> None:
+    """H / rho -> ||Hess(n) u|| as rho -> 0 (paper, appendix A.2), the Hessian by autograd."""
+    sigma = torch.tensor(2.0, dtype=torch.float64)
+    x = sigma * latents()
+    u = unit(a_point(mixture()).g)
+
+    def n_sum(y: Tensor) -> Tensor:
+        return norms((y - mixture()(y, sigma)) / sigma**2).sum()
+
+    Hess_u = torch.autograd.functional.hvp(n_sum, x, u)[1]
+    H = curvature_index(mixture(), x, 2.0, rho=1e-5)
+    torch.testing.assert_close(H / 1e-5, norms(Hess_u), rtol=1e-3, atol=0)
+
+
+def test_guards() -> None:
+    """||g|| < 1e-12: no probe, H = 0; NaN stays in the image and out of H."""
+    still = curvature_index(lambda x, sigma: x + 0 * sigma, latents(), 1.0, rho=3.0)
+    assert same(still, torch.zeros(6, dtype=torch.float64))
+    assert same(a_point(lambda x, sigma: x * 1.0).uphill(3.0).x, 2 * latents())
+
+    def broken(x: Tensor, sigma: Tensor) -> Tensor:
+        return mixture()(x, sigma) * torch.tensor([1, math.nan, 1, 1, 1, 1][: len(x)]).reshape(-1, 1, 1, 1)
+
+    H = curvature_index(broken, 2 * latents(), 2.0, rho=0.1)
+    assert H[1] == 0
+    assert same(H[2:], curvature_index(mixture(), 2 * latents(), 2.0, rho=0.1)[2:])
+    for eps in (0, math.inf):
+        result = rods_sampler(broken, latents(), eps=eps, rho=0.1)
+        assert result.images[1].isnan().all()
+        assert result.images[2:].isfinite().all()
+        assert all(h == h for record in result.records for h in record.H)
+    assert same(curvature_index(mixture(), 2 * latents(), 2.0, rho=0), torch.zeros(6, dtype=torch.float64))
+
+
+def test_curvature_index_costs_2f_and_2b_and_leaves_parameters_alone() -> None:
+    layer = torch.nn.Conv2d(2, 2, 3, padding=1, dtype=torch.float64)
+    count = Counting(lambda x, sigma: layer(x).tanh())
+    with torch.no_grad():
+        curvature_index(count, latents(), 1.0, rho=0.1)
+    assert (count.forward, count.backward) == (12, 12)
+    assert layer.weight.requires_grad
+    assert layer.weight.grad is None
+
+
+# -- the probe and the corrections ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(rho=st.floats(1e-3, 30), sigma=st.floats(0.05, 50))
+def test_every_correction_looks_at_distance_rho(rho: float, sigma: float) -> None:
+    asked: list[Tensor] = []
+
+    def remembering(x: Tensor, level: Tensor) -> Tensor:
+        asked.append(x.detach())
+        return mixture()(x, level)
+
+    for correct in (cas(rho), cas(rho, 5), sas(rho, "uphill"), sas(rho, "downhill")):
+        cur = a_point(remembering, sigma)
+        asked.clear()
+        correct(cur.denoise, None, cur)
+        for x in asked[1:]:
+            assert ((norms(x - cur.x) / rho - 1).abs() < 1e-9).all()
+
+
+def test_cas_climbs_the_score_norm() -> None:
+    """n at the probe is above n at x, and more ascent steps do not lead lower."""
+    x = 2 * latents()
+    heights = []
+    for steps in (1, 2, 10):
+        cur = a_point(mixture())
+        d = cas(0.5, steps)(cur.denoise, None, cur).d
+        heights.append(norms(d))
+        assert (heights[-1] > norms(cur.d)).all()
+    assert (heights[2] >= heights[0] * (1 - 1e-9)).all()
+    cur = a_point(mixture())
+    two = cur.x - x + 0.5 * unit(cur.uphill(0.5).x - cur.x + 0.5 * unit(cur.uphill(0.5).g))  # the formula, K = 2
+    assert same(cas(0.5, 2)(cur.denoise, None, cur).d, cur.moved(two).d)
+
+
+def test_sas_and_overshoot_by_their_formulas() -> None:
+    for sign, signed in (("uphill", 1), ("downhill", -1)):
+        cur = a_point(mixture())
+        x = cur.x + signed * 0.5 * cur.d / norms(cur.d).reshape(-1, 1, 1, 1)
+        expected = (x - mixture()(x, cur.sigma)) / cur.sigma
+        torch.testing.assert_close(sas(0.5, sign)(cur.denoise, None, cur).d, expected, rtol=1e-9, atol=1e-12)  # type: ignore[arg-type]
+    cur = a_point(mixture())
+    moved = overshoot(0.5)(cur.denoise, None, cur).d
+    lengths = norms(cur.sigma * moved) - norms(cur.sigma * cur.d)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.5), rtol=1e-9, atol=0)  # t d grows by rho
+    torch.testing.assert_close(unit(moved), unit(cur.d), rtol=0, atol=1e-12)
+    at_rest = a_point(lambda x, sigma: x * 1.0)
+    assert same(overshoot(0.5)(at_rest.denoise, None, at_rest).d, torch.zeros_like(at_rest.x))
+
+
+def test_the_step_goes_from_x_along_the_direction_at_the_probe() -> None:
+    t = golden("rods/mixture")["t_steps"]
+    for step in trajectory(mixture(), t[0] * latents(), t, correct=cas(0.1)):
+        cur = Point(bind(mixture(), 6), step.x, step.sigma)
+        probe = step.x + 0.1 * cur.g / norms(cur.g).reshape(-1, 1, 1, 1)
+        d = (probe - mixture()(probe, step.sigma)) / step.sigma
+        torch.testing.assert_close(step.d_used, d, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(step.x_next, step.x + (step.sigma_next - step.sigma) * d, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(step.denoised, mixture()(step.x, step.sigma), rtol=0, atol=1e-12)
+        assert step.flagged.all()
+
+
+# -- bit for bit ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lo=st.floats(0, 1), hi=st.floats(0, 1), num_steps=st.integers(1, 12), method=st.sampled_from(["cas", "sas"]),
+    rho=st.floats(0, 5), solver=st.sampled_from(["euler", "heun"]),
+)  # fmt: skip
+def test_nothing_is_corrected_at_eps_inf_or_rho_0(
+    lo: float, hi: float, num_steps: int, method, rho: float, solver: str
+) -> None:  # type: ignore[no-untyped-def]
+    window = (min(lo, hi), max(lo, hi))
+    plain = {"euler": euler_sampler, "heun": edm_sampler}[solver](mixture(), latents(), num_steps=num_steps)
+    options = {"method": method, "window": window, "num_steps": num_steps, "solver": solver}
+    detected = rods_sampler(mixture(), latents(), eps=math.inf, rho=rho, **options)  # type: ignore[arg-type]
+    assert same(detected.images, plain)
+    assert all(record.flagged == () for record in detected.records)
+    assert same(rods_sampler(mixture(), latents(), eps=0, rho=0, **options).images, plain)  # type: ignore[arg-type]
+    blind = rods_sampler(mixture(), latents(), eps=0, rho=0, detect=False, **options)  # type: ignore[arg-type]
+    assert same(blind.images, plain)
+
+
+def test_an_empty_window_is_plain() -> None:
+    plain = euler_sampler(mixture(), latents())
+    for window in ((0.3, 0.3), SigmaWindow(90, 100)):
+        result = rods_sampler(mixture(), latents(), eps=0, rho=0.5, window=window)
+        assert same(result.images, plain)
+        assert [(r.forward, r.backward, r.probed) for r in result.records] == [(40, 0, ())] * 6
+        assert same(overshoot_sampler(mixture(), latents(), rho=0.5, window=window), plain)
+    assert same(overshoot_sampler(mixture(), latents(), rho=0), plain)
+    assert not same(overshoot_sampler(mixture(), latents(), rho=0.5), plain)
+
+
+def test_rows_that_are_not_flagged_are_untouched_bit_for_bit() -> None:
+    t = golden("rods/mixture")["t_steps"]
+    gated = gate(h_index(0.1), EPS, cas(0.1))
+    seen = set()
+    for step in trajectory(mixture(), t[0] * latents(), t, correct=gated):
+        quiet = ~step.flagged
+        seen.add(int(quiet.sum()))
+        assert same(step.d_used[quiet], step.d[quiet])
+        assert (step.d_used[step.flagged] != step.d[step.flagged]).flatten(1).any(dim=1).all()
+        assert same(step.flagged, step.score >= EPS)
+    assert len(seen) > 2  # the batch was split in several ways
+
+
+def test_a_sample_never_flagged_is_eulers_image() -> None:
+    result = rods_sampler(mixture(), latents(), eps=EPS, rho=0.1)
+    plain = euler_sampler(mixture(), latents())
+    quiet = [b for b, record in enumerate(result.records) if not record.flagged]
+    assert 0 < len(quiet) < 6
+    for b in range(6):
+        assert same(result.images[b], plain[b]) == (b in quiet)
+
+
+@pytest.mark.parametrize(("eps", "method"), [(0, "cas"), (EPS, "cas"), (EPS2, "sas")])
+def test_samples_do_not_depend_on_their_mates(eps: float, method) -> None:  # type: ignore[no-untyped-def]
+    options = {"eps": eps, "rho": 0.1, "method": method}
+    whole = rods_sampler(mixture(), latents(), **options)
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    shuffled = rods_sampler(mixture(), latents()[order], **options)
+    torch.testing.assert_close(shuffled.images, whole.images[order], rtol=0, atol=1e-12)
+    assert [r.flagged for r in shuffled.records] == [whole.records[b].flagged for b in order.tolist()]
+    for b in range(6):
+        alone = rods_sampler(mixture(), latents()[b : b + 1], **options)
+        torch.testing.assert_close(alone.images[0], whole.images[b], rtol=0, atol=1e-12)
+        assert alone.records[0].flagged == whole.records[b].flagged
+        assert alone.records[0].forward == whole.records[b].forward
+
+
+def test_no_random_number_is_drawn() -> None:
+    before = torch.get_rng_state()
+    rods_sampler(mixture(), latents(), eps=EPS, rho=0.1)
+    assert same(torch.get_rng_state(), before)
+
+
+# -- cost -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "forward", "backward"),
+    [
+        ({"method": "cas", "eps": 0, "detect": False}, 56, 16),  # 2F + B in the window
+        ({"method": "cas", "eps": 0}, 56, 32),  # detection: 2F + 2B
+        ({"method": "cas", "eps": math.inf}, 56, 32),
+        ({"method": "sas", "eps": 0, "detect": False}, 56, 0),  # 2F
+        ({"method": "sas", "eps": 0}, 72, 32),  # one F more where flagged
+        ({"method": "sas", "eps": math.inf}, 56, 32),
+        ({"method": "cas", "eps": 0, "solver": "heun"}, 95, 32),
+        ({"method": "cas", "eps": 0, "ascent_steps": 3, "detect": False}, 88, 48),
+        ({"method": "cas", "eps": 0, "ascent_steps": 3}, 88, 48),  # H shares the first probe
+    ],
+)
+def test_records_tell_the_passes_that_were_made(options: dict, forward: int, backward: int) -> None:  # type: ignore[type-arg]
+    count = Counting(mixture())
+    result = rods_sampler(count, latents(), rho=0.1, **options)
+    assert [(r.forward, r.backward) for r in result.records] == [(forward, backward)] * 6
+    assert (count.forward, count.backward) == (6 * forward, 6 * backward)
+
+
+@pytest.mark.parametrize("method", ["cas", "sas"])
+@pytest.mark.parametrize("ascent_steps", [1, 3])
+def test_only_flagged_samples_are_evaluated_again(method, ascent_steps: int) -> None:  # type: ignore[no-untyped-def]
+    count = Counting(mixture())
+    result = rods_sampler(count, latents(), method=method, eps=EPS2, rho=0.1, ascent_steps=ascent_steps)
+    assert sum(r.forward for r in result.records) == count.forward
+    assert sum(r.backward for r in result.records) == count.backward
+    again = {("cas", 1): (0, 0), ("cas", 3): (2, 1), ("sas", 1): (1, 0), ("sas", 3): (1, 0)}[method, ascent_steps]
+    flags = {len(record.flagged) for record in result.records}
+    assert len(flags) > 1
+    for record in result.records:
+        assert record.forward == 56 + again[0] * len(record.flagged)
+        assert record.backward == 32 + again[1] * len(record.flagged)
+
+
+def test_records_are_plain_frozen_numbers() -> None:
+    t = golden("rods/mixture")["t_steps"].tolist()
+    result = rods_sampler(mixture(), latents(), eps=EPS, rho=0.1)
+    assert result.images.dtype == torch.float64
+    assert not result.images.requires_grad
+    for record in result.records:
+        assert record.probed == tuple(range(4, 20))
+        assert record.sigma == pytest.approx(t[4:20], rel=1e-12)
+        assert record.flagged == tuple(i for i, h in zip(record.probed, record.H, strict=True) if h >= EPS)
+        assert record.H_scaled == pytest.approx([h * s**3 / 0.1 for h, s in zip(record.H, record.sigma, strict=True)])
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            record.forward = 0  # type: ignore[misc]
+    assert set(rods_sampler(mixture(), latents(), eps=0, rho=0).records[0].H_scaled) == {0.0}
+    blind = rods_sampler(mixture(), latents(), eps=0, rho=0.1, detect=False).records[0]
+    assert (blind.probed, blind.H, blind.flagged) == ((), (), tuple(range(4, 20)))
+
+
+# -- windows and combinators ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(num_steps=st.integers(1, 400), cut=st.integers(0, 400))
+def test_windows_that_meet_share_no_step_and_miss_none(num_steps: int, cut: int) -> None:
+    middle = min(cut, num_steps) / num_steps
+    for i in range(num_steps):
+        where = [in_window(w, i=i, num_steps=num_steps, sigma=1.0) for w in ((0, middle), (middle, 1))]
+        assert where == [i < min(cut, num_steps), i >= min(cut, num_steps)]
+
+
+def test_the_published_window_is_steps_4_to_19() -> None:
+    assert [i for i in range(40) if in_window((0.1, 0.5), i=i, num_steps=40, sigma=1)] == list(range(4, 20))
+
+
+def test_a_window_in_noise_levels_is_that_of_its_steps() -> None:
+    t = golden("rods/mixture")["t_steps"]
+    by_sigma = rods_sampler(mixture(), latents(), eps=0, rho=0.1, window=SigmaWindow(float(t[19]) - 1e-9, 44.7))
+    by_step = rods_sampler(mixture(), latents(), eps=0, rho=0.1)
+    assert by_sigma.records == by_step.records
+    assert same(by_sigma.images, by_step.images)
+
+
+def test_rods_sampler_is_within_gate_cas() -> None:
+    t = golden("rods/mixture")["t_steps"]
+    correct = within((0.1, 0.5), gate(h_index(0.1), EPS, cas(0.1)))
+    x = golden("rods/mixture")["cas_rho0.1_gated_10_50"]
+    assert close(list(trajectory(mixture(), t[0] * latents(), t, correct=correct))[-1].x_next, x, tol=1e-7)
+
+
+def even(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Tensor:
+    """A detector of our own: score 1 for rows of even index in the batch."""
+    assert len(cur.x) == len(denoise.index)
+    assert prev is None or len(prev.x) == len(cur.x)
+    return (denoise.index % 2 == 0).double()
+
+
+def less(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+    """A corrector of our own: a fifth of the direction; no step before the first."""
+    assert prev is None or (prev.i == cur.i - 1 and torch.equal(prev.x_next, cur.x))
+    return Correction(0.2 * cur.d)
+
+
+def test_rivals_plug_in() -> None:
+    t = edm_grid(6, sigma_min=0.01, sigma_max=10)
+    third = gate(lambda denoise, prev, cur: (denoise.index % 3 == 0).double(), 1, less)
+    for step in trajectory(mixture(), 10 * latents(), t, correct=gate(even, 1, third)):
+        assert step.flagged.tolist() == [True, False, False, False, False, False]  # even, and a third
+        assert step.score is not None
+        assert step.score.tolist() == [1, 0, 1, 0, 1, 0]
+        assert same(step.d_used[1:], step.d[1:])
+        torch.testing.assert_close(step.d_used[0], 0.2 * step.d[0])
+    for step in trajectory(mixture(), 10 * latents(), t, correct=chain(gate(even, 1, less), less)):
+        assert step.flagged.all()
+        scale = torch.tensor([0.04, 0.2] * 3, dtype=torch.float64).reshape(-1, 1, 1, 1)
+        torch.testing.assert_close(step.d_used, scale * step.d)
+    for step in trajectory(mixture(), 10 * latents(), t, correct=chain(within((0, 0.5), less), gate(even, 1, less))):
+        assert step.flagged.tolist() == ([True] * 6 if step.i < 2.5 else [True, False] * 3)
+
+
+def test_labels_follow_the_flagged_rows() -> None:
+    """Every row has a class that shifts its data; a gather that lost track would mix them up."""
+    shift = torch.randn(6, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def conditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        centre = torch.einsum("bk,kchw->bchw", labels, shift)
+        return centre + mixture()(x - centre, sigma)
+
+    labels = torch.eye(6, dtype=torch.float64)
+    for method in ("cas", "sas"):
+        together = rods_sampler(conditional, latents(), labels, method=method, eps=EPS2, rho=0.1)  # type: ignore[arg-type]
+        assert len({record.flagged for record in together.records}) > 1
+        for b in range(6):
+            alone = rods_sampler(conditional, latents()[b, None], labels[b, None], method=method, eps=EPS2, rho=0.1)  # type: ignore[arg-type]
+            torch.testing.assert_close(alone.images[0], together.images[b], rtol=0, atol=1e-12)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rho": -1}, "rho: -1"),
+        ({"rho": math.nan}, "rho: nan"),
+        ({"rho": math.inf}, "rho: inf"),
+        ({"eps": -0.1}, "eps: -0.1"),
+        ({"eps": math.nan}, "eps: nan"),
+        ({"eps": 0.1, "detect": False}, "detect: off with eps 0.1"),
+        ({"method": "iq"}, "method: unknown method 'iq'"),
+        ({"method": "sas", "sas_sign": "up"}, "sas_sign: unknown sign 'up'"),
+        ({"window": (0.5, 0.1)}, "window"),
+        ({"window": (0, 1.5)}, "window"),
+        ({"window": (math.nan, 1)}, "window"),
+        ({"window": (0.1,)}, "window"),
+        ({"solver": "rk4"}, "solver: unknown solver 'rk4'"),
+        ({"ascent_steps": 0}, "ascent_steps: 0"),
+        ({"num_steps": 0}, "num_steps: 0"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(options: dict, said: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match=said) as error:
+        rods_sampler(mixture(), latents(), **{"eps": 0, "rho": 1, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_bad_arguments_of_the_parts() -> None:
+    with pytest.raises(ValueError, match=r"window: sigma:3,1"):
+        SigmaWindow(3, 1)
+    with pytest.raises(ValueError, match="rho: -1"):
+        curvature_index(mixture(), latents(), 1.0, rho=-1)
+    with pytest.raises(ValueError, match="sigma: 0"):
+        curvature_index(mixture(), latents(), 0, rho=1)
+    with pytest.raises(ValueError, match="rho: -1"):
+        overshoot_sampler(mixture(), latents(), rho=-1)

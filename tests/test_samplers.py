@@ -1,0 +1,289 @@
+"""EDM's samplers: reference vectors, exact solutions, orders, pass counts, what they refuse."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from exact import Counting, close, final, golden, latents, mixture, recorded_noise
+from torch import Tensor
+
+import rods
+import rods.samplers
+from rods import ablation_sampler, bind, edm_sampler, euler_sampler, gaussian, sigma_offset_sampler, trajectory
+from rods.schedules import edm_grid, iddpm_levels
+
+LIMITS = {"S_min": 0.05, "S_max": 50, "S_noise": 1.003}
+EDM = {
+    "edm_heun_18": {},
+    "edm_heun_40": {"num_steps": 40},
+    "edm_heun_18_rho3_smin0.01_smax50": {"time_rho": 3, "sigma_min": 0.01, "sigma_max": 50},
+    "edm_churn_18_S40_0.05_50_1.003": {"S_churn": 40, **LIMITS},
+}
+ABLATION = sorted(name for name in golden("samplers/mixture") if name.startswith("ablation_"))
+
+
+# -- reference vectors ------------------------------------------------------------------------------------------------
+
+
+def test_every_reference_is_used() -> None:
+    inputs = {"mu", "w", "s0", "latents", "noise"}
+    assert set(golden("samplers/mixture")) == inputs | set(EDM) | set(ABLATION)
+    assert len(ABLATION) == 48 + 3 + 1
+
+
+@pytest.mark.parametrize("name", EDM)
+def test_edm_sampler_is_the_reference(name: str) -> None:
+    x = edm_sampler(mixture(), latents(), randn_like=recorded_noise(), **EDM[name])
+    assert close(x, golden("samplers/mixture")[name], tol=1e-9)
+
+
+@pytest.mark.parametrize("name", ABLATION)
+def test_ablation_sampler_is_the_reference(name: str) -> None:
+    _, solver, disc, schedule, scaling, _, *extra = name.split("_")
+    options = {"churn30": {"S_churn": 30, **LIMITS}, "alpha0.5": {"alpha": 0.5}}[extra[0]] if extra else {}
+    x = ablation_sampler(
+        mixture(),
+        latents(),
+        randn_like=recorded_noise(),
+        solver=solver,
+        discretization=disc,
+        schedule=schedule,
+        scaling=scaling,
+        **options,
+    )
+    assert close(x, golden("samplers/mixture")[name], tol=1e-9)
+
+
+def test_streams_of_random_numbers() -> None:
+    """Per seed: latent float32, randint, then float64 draws, as `randn_like` is asked for them."""
+    z = golden("samplers/rng")
+    for k, seed in enumerate(z["seeds"].tolist()):
+        stream = torch.Generator().manual_seed(seed % 2**32)
+        latent = torch.randn([1, 4, 4], generator=stream)
+        label = torch.randint(10, [], generator=stream)
+        asked: list[Tensor] = []
+
+        def randn_like(x: Tensor, stream: torch.Generator = stream, asked: list[Tensor] = asked) -> Tensor:
+            asked.append(torch.randn(x.shape[1:], generator=stream, dtype=x.dtype)[None])
+            return asked[-1]
+
+        edm_sampler(gaussian(torch.zeros(1, 4, 4), 0.5), latent[None], randn_like=randn_like, num_steps=3)
+        assert torch.equal(latent, z["latents"][k])
+        assert label == z["labels"][k]
+        assert torch.equal(asked[0][0], z["churn1"][k])
+        assert len(asked) == 3  # also where nothing is added
+
+
+# -- laws -------------------------------------------------------------------------------------------------------------
+
+
+def test_euler_and_ablation_agree_with_edm() -> None:
+    for sampler_options in ({}, {"S_churn": 40, **LIMITS}):
+        a = edm_sampler(mixture(), latents(), randn_like=recorded_noise(), **sampler_options)
+        b = ablation_sampler(mixture(), latents(), randn_like=recorded_noise(), **sampler_options)
+        assert close(b, a, tol=1e-9)
+    a = euler_sampler(mixture(), latents(), num_steps=18)
+    b = ablation_sampler(mixture(), latents(), solver="euler")
+    assert close(b, a, tol=1e-9)
+
+
+@pytest.mark.parametrize(("solver", "order", "slack"), [("euler", 1, 0.05), ("heun", 2, 0.1)])
+@pytest.mark.parametrize("schedule", ["linear", "vp"])
+def test_order_of_convergence(solver: str, order: int, slack: float, schedule: str) -> None:
+    """x(s) = x(s0) sqrt((s_d^2 + s^2) / (s_d^2 + s0^2)), measured at sigma_min: the step to 0 bends Heun."""
+    s_d, lo, hi = 0.5, 0.002, 80.0
+    D = gaussian(torch.zeros(2, 3, 3), s_d)
+    exact = math.sqrt((s_d**2 + lo**2) / (s_d**2 + hi**2))
+    ode = rods.schedules.schedule_of(schedule, "none", rods.schedules.VPSigma())  # type: ignore[arg-type]
+    errors = []
+    for N in (64, 128, 256, 512):
+        sigmas = edm_grid(N + 1, sigma_min=lo, sigma_max=hi)
+        x = final(trajectory(D, hi * latents(), sigmas, solver=solver, schedule=ode))  # type: ignore[arg-type]
+        errors.append((x - exact * hi * latents()).norm().item())
+    slope = -np.polyfit(np.log([64, 128, 256, 512]), np.log(errors), 1)[0]
+    assert abs(slope - order) < slack
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 18])
+def test_pass_counts(num_steps: int) -> None:
+    for sampler, expected in (
+        (lambda D: edm_sampler(D, latents(), num_steps=num_steps), 2 * num_steps - 1),
+        (lambda D: euler_sampler(D, latents(), num_steps=num_steps), num_steps),
+        (lambda D: ablation_sampler(D, latents(), num_steps=num_steps, discretization="ve"), 2 * num_steps - 1),
+    ):
+        count = Counting(mixture())
+        bound = bind(count, 6)
+        assert sampler(bound).isfinite().all()
+        assert count.calls == expected
+        assert bound.forward.tolist() == [expected] * 6
+        assert bound.backward.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("sampler", [edm_sampler, euler_sampler, ablation_sampler])
+def test_one_step_goes_from_sigma_max_to_the_denoised(sampler) -> None:  # type: ignore[no-untyped-def]
+    x = sampler(mixture(), latents(), num_steps=1)
+    sigma_max = edm_grid(1, sigma_min=0.002, sigma_max=80)[0]
+    torch.testing.assert_close(x, mixture()(sigma_max * latents(), sigma_max), rtol=0, atol=1e-12)
+
+
+def test_results_are_detached_float64_and_repeatable() -> None:
+    z = latents().float().requires_grad_(True)
+    for sampler in (edm_sampler, euler_sampler, ablation_sampler):
+        x = sampler(mixture(), z)
+        assert x.dtype == torch.float64
+        assert x.shape == z.shape
+        assert not x.requires_grad
+        assert torch.equal(x, sampler(mixture(), z))
+
+
+def test_samples_do_not_depend_on_their_mates() -> None:
+    whole = edm_sampler(mixture(), latents())
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    torch.testing.assert_close(edm_sampler(mixture(), latents()[order]), whole[order], rtol=0, atol=1e-12)
+    alone = torch.cat([edm_sampler(mixture(), z[None]) for z in latents()])
+    torch.testing.assert_close(alone, whole, rtol=0, atol=1e-12)
+
+
+def test_steps_tell_the_run() -> None:
+    sigmas = torch.cat([edm_grid(5, sigma_min=0.01, sigma_max=10), torch.zeros(1, dtype=torch.float64)])
+    steps = list(trajectory(mixture(), 10 * latents(), sigmas, solver="heun"))
+    assert [step.i for step in steps] == [0, 1, 2, 3, 4]
+    assert torch.equal(torch.stack([step.sigma for step in steps]), sigmas[:-1])
+    assert torch.equal(torch.stack([step.sigma_next for step in steps]), sigmas[1:])
+    for step, after in pairwise(steps):
+        assert torch.equal(step.x_next, after.x)
+    for step in steps:
+        assert torch.equal(step.d, (step.x - mixture()(step.x, step.sigma)) / step.sigma)
+        assert torch.equal(step.d_used, step.d)
+        assert step.score is None
+        assert not step.flagged.any()
+
+
+# -- the denoiser's side ----------------------------------------------------------------------------------------------
+
+
+class Stepped:
+    """A denoiser with a range and a table of noise levels, as iDDPM's: remembers what it was asked."""
+
+    sigma_min, sigma_max = 0.02, 40.0
+    u = iddpm_levels(C_1=0.001, C_2=0.008, M=1000)
+
+    def __init__(self) -> None:
+        self.asked: list[Tensor] = []
+        self.labels: list[Tensor | None] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        assert x.dtype == torch.float64
+        assert sigma.dtype == torch.float64
+        assert sigma.ndim == 0
+        self.asked.append(sigma)
+        self.labels.append(class_labels)
+        return mixture()(x, sigma).float()
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        sigma = torch.as_tensor(sigma)
+        index = (sigma.reshape(-1, 1) - self.u).abs().argmin(dim=1)
+        return self.u[index].reshape(sigma.shape).float()
+
+
+@pytest.mark.parametrize("S_churn", [0, 20])
+def test_levels_are_clipped_and_rounded(S_churn: float) -> None:
+    D = Stepped()
+    x = edm_sampler(D, latents(), S_churn=S_churn, S_max=20)
+    table = set(D.u.float().tolist())
+    assert x.dtype == torch.float64
+    assert {float(sigma) for sigma in D.asked} <= table
+    assert max(D.asked) == pytest.approx(40, rel=0.01)
+    assert min(D.asked) == pytest.approx(0.02, rel=0.2)
+
+
+def test_labels_reach_the_denoiser() -> None:
+    D, labels = Stepped(), torch.eye(6)
+    euler_sampler(D, latents(), labels, num_steps=3)
+    assert len(D.labels) == 3
+    assert all(given is not None and torch.equal(given, labels) for given in D.labels)
+    with pytest.raises(ValueError, match="class_labels: 5 rows for 6 latents"):
+        euler_sampler(D, latents(), labels[:5])
+
+
+def test_a_plain_function_is_a_denoiser() -> None:
+    def shrink(x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.25 / (0.25 + sigma**2) * x
+
+    for sampler in (edm_sampler, euler_sampler, ablation_sampler):
+        x = sampler(shrink, latents())
+        assert close(x, sampler(gaussian(torch.zeros(2, 3, 3), 0.5), latents()), tol=1e-12)
+
+
+def test_nan_reaches_the_image() -> None:
+    def broken(x: Tensor, sigma: Tensor) -> Tensor:
+        D = mixture()(x, sigma)
+        D[2] *= math.nan if sigma < 1 else 1
+        return D
+
+    for sampler in (edm_sampler, euler_sampler, ablation_sampler):
+        x = sampler(broken, latents())
+        assert x[2].isnan().all()
+        assert x[[0, 1, 3, 4, 5]].isfinite().all()
+
+
+# -- the control that tells the network another noise level -----------------------------------------------------------
+
+
+def test_sigma_offset_changes_what_the_network_is_told_in_the_window() -> None:
+    D = Stepped()
+    sigma_offset_sampler(D, latents(), kappa=0.4, window=(0, 0.5), num_steps=10)
+    grid = D.round_sigma(edm_grid(10, sigma_min=0.02, sigma_max=40)).double()
+    told = torch.where(torch.arange(10) < 5, D.round_sigma((grid * 1.4).clamp(max=40)).double(), grid)
+    assert torch.equal(torch.stack(D.asked), told)
+    assert told[0] == grid[0]  # 1.4 sigma_max is beyond the network's range
+    assert (told[1:5] > 1.3 * grid[1:5]).all()
+    plain = euler_sampler(mixture(), latents())
+    assert torch.equal(sigma_offset_sampler(mixture(), latents(), kappa=0), plain)
+    assert torch.equal(sigma_offset_sampler(mixture(), latents(), kappa=0.4, window=(0.3, 0.3)), plain)
+    assert not torch.equal(sigma_offset_sampler(mixture(), latents(), kappa=0.4), plain)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda D, z: edm_sampler(D, z, num_steps=0), "num_steps: 0"),
+        (lambda D, z: euler_sampler(D, z, num_steps=-3), "num_steps: -3"),
+        (lambda D, z: ablation_sampler(D, z, num_steps=0), "num_steps: 0"),
+        (lambda D, z: edm_sampler(D, z[0]), "latents: .* give a floating-point tensor"),
+        (lambda D, z: ablation_sampler(D, z.long()), "latents: torch.int64"),
+        (lambda D, z: edm_sampler(D, z, sigma_min=0), "sigma_min, sigma_max: 0, 80"),
+        (lambda D, z: edm_sampler(D, z, time_rho=0), "time_rho: 0"),
+        (lambda D, z: edm_sampler(D, z, S_churn=-1), "S_churn"),
+        (lambda D, z: edm_sampler(D, z, S_noise=math.nan), "S_noise"),
+        (lambda D, z: edm_sampler(D, z, S_min=2, S_max=1), "S_min, S_max"),
+        (lambda D, z: ablation_sampler(D, z, solver="rk4"), "solver: unknown solver 'rk4'"),
+        (lambda D, z: ablation_sampler(D, z, discretization="x"), "discretization: unknown"),
+        (lambda D, z: ablation_sampler(D, z, schedule="x"), "schedule: unknown"),
+        (lambda D, z: ablation_sampler(D, z, scaling="x"), "scaling: unknown"),
+        (lambda D, z: ablation_sampler(D, z, alpha=0), "alpha: 0"),
+        (lambda D, z: ablation_sampler(D, z, epsilon_s=0), "epsilon_s: 0"),
+        (lambda D, z: sigma_offset_sampler(D, z, kappa=-1), "kappa: -1"),
+        (lambda D, z: sigma_offset_sampler(D, z, kappa=0.1, window=(0.5, 0.1)), "window"),
+        (lambda D, z: edm_sampler(lambda x, s: x[:, :1], z), "denoiser: returned shape"),
+        (lambda D, z: edm_sampler(bind(D, 3), z), "denoiser: bound to 3 samples"),
+        (lambda D, z: edm_sampler(bind(D, 6), z, torch.eye(6)), "class_labels: .* bound"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(call, said: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=said) as error:
+        call(mixture(), latents())
+    assert "\n" not in str(error.value)
+
+
+def test_public_names() -> None:
+    for name in ("edm_sampler", "euler_sampler", "ablation_sampler", "rods_sampler"):
+        assert getattr(rods, name) is getattr(rods.samplers, name)
+    assert rods.curvature_index is rods.detectors.curvature_index

@@ -1,0 +1,57 @@
+"""Running on several processes under torchrun; with one process nothing is set up and nothing is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dnnlib.errors import UserError
+
+T = TypeVar("T")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `auto|cpu|cuda|mps`; on CUDA the one of this process. UserError if there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda: torch finds no CUDA device here; use --device=cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device=mps: torch finds no MPS device here; use --device=cpu")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+
+
+def init(device: torch.device) -> None:
+    """Join the process group that torchrun announces: nccl on CUDA, gloo elsewhere; nothing when alone."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """The items of this rank: every world_size-th from its own rank on."""
+    return items[rank() :: world_size()]

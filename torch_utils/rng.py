@@ -1,0 +1,41 @@
+"""Random numbers per image: a stream for each seed, so that an image never depends on its batch mates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class SeedStreams:
+    """One generator per seed (seed mod 2^32), each feeding `rows_per_seed` rows of a batch of B rows.
+
+    Draws, in this order, give the numbers of the original: latents (float32), one class for conditional networks, then
+    the float64 noise of each step. With `rows_per_seed` > 1 a seed's generator draws its rows together, which is how
+    the RODS paper seeded whole batches.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device, *, rows_per_seed: int = 1, on_cpu: bool = False):
+        self.device, self.rows = device, rows_per_seed
+        self._source = torch.device("cpu") if on_cpu else device
+        self._generators = [torch.Generator(self._source).manual_seed(seed % (1 << 32)) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self._generators) * self.rows
+
+    def randn(self, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal draws [B, *shape]."""
+        size = [self.rows, *shape] if self.rows > 1 else list(shape)
+        draws = [torch.randn(size, generator=g, dtype=dtype, device=self._source) for g in self._generators]
+        return torch.stack(draws).reshape(len(self), *shape).to(self.device)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Standard normal draws in the shape and dtype of `x` [B, ...]."""
+        return self.randn(x.shape[1:], dtype=x.dtype)
+
+    def randint(self, high: int) -> Tensor:
+        """Integers in [0, high): int64 [B]."""
+        size = [self.rows] if self.rows > 1 else []
+        draws = [torch.randint(high, size, generator=g, device=self._source) for g in self._generators]
+        return torch.stack(draws).reshape(len(self)).to(self.device)
