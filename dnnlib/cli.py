@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -104,8 +104,13 @@ def _fail(message: str) -> NoReturn:
 
 
 def _is_for_users(error: ValueError) -> bool:
-    """Whether this project raised it on purpose; one from inside torch or numpy is a bug and keeps its traceback."""
+    """Whether a `raise` statement of this project made it; from int("x") or inside torch it is a bug."""
     if isinstance(error, UserError):
         return True
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__", "").split(".")[0] in _OUR_PACKAGES
+    last = error.__traceback__
+    assert last is not None
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code.co_code
+    package = str(last.tb_frame.f_globals.get("__name__")).split(".")[0]
+    return package in _OUR_PACKAGES and code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]

@@ -10,7 +10,12 @@ class UserError(ValueError):
     """
 
 
-def shown(text: object, limit: int = 80) -> str:
-    """`text` from an untrusted file, quoted, on one line, without control characters and not longer than `limit`."""
-    quoted = ascii(text if isinstance(text, str) else str(text)[: 4 * limit])
-    return quoted if len(quoted) <= limit else f"{quoted[: limit - 4]}...{quoted[-1]}"
+def shown(value: object, limit: int = 80) -> str:
+    """`value` from an untrusted file for a message: one line, no control characters, no longer than `limit`.
+
+    Text is quoted and numbers are printed; of anything else only the type, for printing it could take for ever.
+    """
+    if isinstance(value, str):
+        quoted = ascii(value[:limit])
+        return quoted if len(quoted) <= limit else f"{quoted[: limit - 4]}...{quoted[-1]}"
+    return repr(value)[:limit] if isinstance(value, (int, float)) or value is None else f"a {type(value).__name__}"

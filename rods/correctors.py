@@ -59,7 +59,7 @@ def in_window(window: Window, *, i: int, num_steps: int, sigma: float) -> bool:
     """Whether step `i` of `num_steps`, at the noise level `sigma`, lies in the window."""
     if isinstance(window, SigmaWindow):
         return window.lo <= sigma <= window.hi
-    # .55 * 40 is a little above 22: the slack keeps a fraction's own step on the right side.
+    # .28 * 25 is a little above 7: the slack keeps a fraction's own step on the right side.
     lo, hi = (fraction * num_steps - 1e-9 for fraction in window)
     return lo <= i < hi
 

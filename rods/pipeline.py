@@ -70,7 +70,9 @@ class SamplerConfig:
 
     @staticmethod
     def parse(description: Mapping[str, Any]) -> SamplerConfig:
-        options: dict[str, Any] = {k: float(v) if v in ("inf", "-inf") else v for k, v in description.items() if k != "sampler"}
+        options: dict[str, Any] = {
+            k: float(v) if v in ("inf", "-inf") else v for k, v in description.items() if k != "sampler"
+        }
         if isinstance(options.get("window"), str):
             options["window"] = parse_window(options["window"])
         return SamplerConfig(description["sampler"], options)
@@ -92,6 +94,22 @@ class SamplerConfig:
             return result
         passes = zip(denoise.forward.tolist(), denoise.backward.tolist(), strict=True)
         return RodsResult(result, tuple(SampleRecord((), (), (), (), (), F, B) for F, B in passes))
+
+    def rehearse(self, denoiser: AnyDenoiser) -> None:
+        """Run on one pixel with a network that costs nothing: raises now whatever the options would raise later."""
+        self.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))
+
+
+class _Blank:
+    """D = 0, with the noise levels of another denoiser."""
+
+    def __init__(self, like: AnyDenoiser) -> None:
+        for name in ("sigma_min", "sigma_max", "round_sigma"):
+            if hasattr(like, name):
+                setattr(self, name, getattr(like, name))
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        return 0 * x
 
 
 def parse_window(text: str) -> Window:

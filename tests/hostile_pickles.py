@@ -60,7 +60,7 @@ def shell(canary: Path) -> bytes:
 
 
 def python(canary: Path) -> bytes:
-    return text(f"open({str(canary)!r}, 'w')")
+    return text(f"open({str(canary)!r}, 'w').close()")
 
 
 def in_nested_storage(canary: Path, *, zipped: bool) -> bytes:
@@ -111,7 +111,7 @@ RUNS_ELSEWHERE: dict[str, Payload] = {
     "reduce subprocess.call": lambda c: program(call(name("subprocess", "call"), lst(text("touch"), text(str(c))))),
     "reduce builtins.exec": lambda c: program(call(name("builtins", "exec"), python(c))),
     "reduce builtins.eval": lambda c: program(call(name("builtins", "eval"), python(c))),
-    "reduce builtins.open": lambda c: program(call(name("builtins", "open"), text(str(c)), text("w"))),
+    "reduce os.mkdir": lambda c: program(call(name("os", "mkdir"), text(str(c)))),
     "reduce shutil.copyfile": lambda c: program(call(name("shutil", "copyfile"), text("/dev/null"), text(str(c)))),
     "reduce runpy._run_code": lambda c: program(call(name("runpy", "_run_code"), python(c), obj(x=num(1)))),
     "reduce timeit.timeit": lambda c: program(
@@ -213,7 +213,9 @@ OTHERS: dict[str, Payload] = {
     "build that replaces a function's defaults": lambda c: program(
         TENSOR + b"N" + obj(__defaults__=tup(num(1))) + b"\x86" + BUILD
     ),
-    "build that changes a class": lambda c: program(name("dnnlib.util", "EasyDict") + obj(__getattr__=LOAD_STORAGE) + BUILD),
+    "build that changes a class": lambda c: program(
+        name("dnnlib.util", "EasyDict") + obj(__getattr__=LOAD_STORAGE) + BUILD
+    ),
     "build of an OrderedDict's class": lambda c: program(
         call(name("collections", "OrderedDict")) + obj(__class__=MODULE_DICT) + BUILD
     ),
@@ -229,7 +231,7 @@ OTHERS: dict[str, Payload] = {
     "memo of absurd index": lambda c: program(b"Nr" + struct.pack("<I", 2**32 - 1)),
     "memo that was not set": lambda c: program(b"h\x05"),
     "a million steps": lambda c: program(b"N" * 1_000_000),
-    "deep lists": lambda c: program(b"]" * 200_000 + b"a" * 199_999),
+    "deep lists": lambda c: program(b"]" * 140_000 + b"a" * 139_999),
     "deep tuples as a key": lambda c: program(b"}" + b")" + b"\x85" * 200_000 + b"Ns"),
     "doubling lists as an argument": lambda c: network(channel_mult=doubling()),
     "doubling lists as a label": lambda c: network(label_dim=doubling()),
@@ -252,7 +254,7 @@ OTHERS: dict[str, Payload] = {
     "resolution of a billion": lambda c: network(img_resolution=num(10**9)),
     "a billion blocks": lambda c: network(num_blocks=num(10**9)),
     "a trillion parameters": lambda c: network(model_channels=num(4096), channel_mult=lst(*[num(64)] * 3)),
-    "a list of a million levels": lambda c: network(channel_mult=lst(*[num(1)] * 150_000)),
+    "a list of 150,000 levels": lambda c: network(channel_mult=lst(*[num(1)] * 150_000)),
     "negative channels": lambda c: network(model_channels=num(-4)),
     "levels that do not divide": lambda c: network(img_resolution=num(9), channel_mult=lst(num(1), num(1))),
     "model_type os.system": lambda c: network(model_type=text("os.system")),

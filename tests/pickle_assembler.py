@@ -70,10 +70,8 @@ def network(class_name: str = "EDMPrecond", *, modules: bytes = b"}", state: byt
 def float_storage(numel: int, *, claimed: int | None = None) -> bytes:
     """A storage in torch's old format; `claimed` lies about its length."""
     head = [num(0x1950A86A20F9469CFC6C), num(1001), obj(little_endian=b"\x88")]
-    pid = (
-        tup(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), num(claimed or numel), b"N") + b"Q"
-    )
-    pickles = b"".join(program(part) for part in [*head, pid, lst(text("0"))])
+    pid = tup(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), num(claimed or numel), b"N")
+    pickles = b"".join(program(part) for part in [*head, pid + b"Q", lst(text("0"))])
     return pickles + struct.pack("<q", claimed or numel) + bytes(4 * numel)
 
 

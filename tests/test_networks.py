@@ -12,7 +12,7 @@ from dnnlib.errors import UserError
 from torch_utils.persistence import module_tensors, read_pickle
 from training.networks import NETWORKS
 from training.precond import MODELS, PRECONDS
-from training.schema import check_init_kwargs, model_arguments
+from training.schema import argument_names, check_init_kwargs, least_size
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -20,6 +20,8 @@ def test_configuration_builds_the_reference_network(name: str) -> None:
     config, v = CONFIGS[name], tensors(f"networks/{name}.npz")
     net = NETWORKS[config["class_name"]](**check_init_kwargs(config["class_name"], config["init_kwargs"])).eval()
     assert sum(p.numel() for p in net.parameters()) == config["parameters"]
+    least = least_size(config["class_name"], config["init_kwargs"])[0]
+    assert config["parameters"] / 5 < least < config["parameters"]
     state = module_tensors(read_pickle(memoryview(vector_file(f"pickles/{name}.pkl").read_bytes()))["ema"])
     for key, buffer in net.named_buffers():
         if not key.endswith("freqs"):  # random; all other buffers follow from the arguments
@@ -36,7 +38,7 @@ def test_the_schema_knows_exactly_the_constructor_arguments(class_name: str) -> 
     own = set(inspect.signature(PRECONDS[class_name]).parameters) - {"model_kwargs"}
     for model_type, model in MODELS.items():
         inner = set(inspect.signature(model).parameters) - {"in_channels", "out_channels"}
-        assert model_arguments(model_type) == inner - own
+        assert argument_names(class_name, model_type) == inner | own
         for name in own | inner:
             with pytest.raises(UserError, match=f"^{name}=.* is not allowed"):
                 check_init_kwargs(

@@ -18,7 +18,7 @@ from torch import Tensor
 from dnnlib.errors import UserError, shown
 from torch_utils.pickle_machine import Budget, Global, Machine, Record
 
-MAX_OPERATIONS = 500_000  # the largest published network needs about 100,000
+MAX_OPERATIONS = 300_000  # the largest published networks need about 90,000
 MAX_DEPTH = 8  # modules inside modules; EDM's reach five
 MAX_MODULES = 20_000  # the largest published network has about 1,500
 WIRE_CLASSES = frozenset(
@@ -192,7 +192,7 @@ class Reader:
         start, nbytes = at + 8, found.numel * dtype.itemsize
         if keys != [found.key] or len(raw) != start + nbytes or raw[at:start] != struct.pack("<q", found.numel):
             raise UserError("damaged or hostile pickle: a storage whose size does not fit its bytes")
-        self.budget.take(nbytes=nbytes)
+        self.budget.take(nbytes)
         return torch.frombuffer(bytearray(raw[start:]), dtype=dtype)
 
 

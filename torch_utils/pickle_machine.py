@@ -39,11 +39,13 @@ class Budget:
     operations: int
     nbytes: int
 
-    def take(self, *, operations: int = 0, nbytes: int = 0) -> None:
-        self.operations -= operations
-        self.nbytes -= nbytes
+    def step(self) -> None:
+        self.operations -= 1
         if self.operations < 0:
             raise UserError("refused: the pickle has far more steps than any network needs")
+
+    def take(self, nbytes: int) -> None:
+        self.nbytes -= nbytes
         if self.nbytes < 0:
             raise UserError("refused: the pickle asks for more memory than its own size")
 
@@ -59,7 +61,9 @@ _COUNTED = {  # opcodes with a length and that many bytes behind them
 _CONSTANTS: dict[bytes, object] = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
 _CONTAINERS: dict[bytes, Callable[[], object]] = {b"]": list, b"}": dict, b"\x8f": set}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+_OPCODES = [bytes([code]) for code in range(256)]
 _OPCODE_NAMES = {op.code: op.name for op in pickletools.opcodes}
+_CUT_SHORT = "the file is cut short (or no network pickle); fetch it again"
 _MAX_NAME = 200  # bytes in one half of a global's name
 
 
@@ -89,8 +93,8 @@ class Machine:
         """The object that the pickle describes; `at` is then the position behind it. Raises UserError."""
         if bytes(self._take(1)) != b"\x80" or not 2 <= self._take(1)[0] <= 5:
             raise UserError("not a pickle of protocol 2 to 5")
-        while (op := bytes(self._take(1))) != b".":
-            self.budget.take(operations=1)
+        while (op := self._opcode()) != b".":
+            self.budget.step()
             if op in _CONSTANTS:
                 self.stack.append(_CONSTANTS[op])
             elif op in _CONTAINERS:
@@ -209,9 +213,15 @@ class Machine:
 
     def _take(self, length: int) -> memoryview:
         if length > len(self.data) - self.at:
-            raise UserError("the file is cut short (or no network pickle); fetch it again")
+            raise UserError(_CUT_SHORT)
         self.at += length
         return self.data[self.at - length : self.at]
+
+    def _opcode(self) -> bytes:
+        if self.at >= len(self.data):
+            raise UserError(_CUT_SHORT)
+        self.at += 1
+        return _OPCODES[self.data[self.at - 1]]
 
     def _line(self) -> str:
         window = bytes(self.data[self.at : self.at + _MAX_NAME])

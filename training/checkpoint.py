@@ -23,8 +23,8 @@ from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write, check_sha256, looks_like_html, open_url
 from torch_utils.persistence import PersistentObject, module_tensors, read_pickle
 from training.header import Header, checked_labels, format_header, parse_header, tool_version
-from training.precond import MODELS, PRECONDS, iDDPMPrecond
-from training.schema import check_init_kwargs, model_arguments
+from training.precond import PRECONDS, iDDPMPrecond
+from training.schema import check_init_kwargs, least_size
 
 STORED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -118,7 +118,7 @@ def save_snapshot(
         name: t.detach().to("cpu", STORED_DTYPES[dtype] if name in parameters else torch.float32).contiguous()
         for name, t in net.state_dict().items()
     }
-    _compare(header, tensors)
+    _build(header, tensors)  # refuses arguments that are not those of this network
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"header": text}))  # save_file would hide the file from others
     return header
@@ -168,49 +168,45 @@ def _read_safetensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
 
 def _construct(header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The network of `header` with the values of `tensors`, in float32."""
-    _compare(header, tensors)
-    with torch.random.fork_rng(devices=[]):  # initial values are drawn and overwritten: leave the caller's stream alone
-        net = PRECONDS[header.class_name](**header.init_kwargs)
+    net = _build(header, tensors)
     net.load_state_dict({name: t.to(torch.float32) for name, t in tensors.items()}, strict=True)
     if isinstance(net, iDDPMPrecond):  # its range is that of the file's u, which may differ from ours by a rounding
         net.sigma_min, net.sigma_max = float(net.u[net.M - 1]), float(net.u[0])
     return net
 
 
-def _compare(header: Header, tensors: Mapping[str, Tensor]) -> None:
-    """Raises UserError unless names and shapes of `tensors` are those of the network that `header` describes.
+def _build(header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A new network as `header` describes it. Raises UserError unless `tensors` have its names and shapes.
 
-    The comparison is with a network on torch's meta device, which has shapes and no memory.
+    A description that needs more than `tensors` hold is refused before anything is allocated, by a lower bound. (The
+    meta device would be exact, but its first product imports torch's compiler: two seconds for every program.)
     """
-    kwargs = dict(header.init_kwargs)
-    blocks = len(kwargs.get("channel_mult", ())) * kwargs.get("num_blocks", 1)
-    if blocks > len(tensors):
-        raise UserError(f"it describes a network of over {blocks} blocks and holds {len(tensors)} tensors")
-    out_factor, model_type = PRECONDS[header.class_name].out_factor, kwargs["model_type"]
-    resolution, channels, label_dim = kwargs["img_resolution"], kwargs["img_channels"], kwargs.get("label_dim", 0)
-    model_kwargs = {name: value for name, value in kwargs.items() if name in model_arguments(model_type)}
-    try:
-        with torch.device("meta"):
-            unet = MODELS[model_type](resolution, channels, channels * out_factor, label_dim, **model_kwargs)
-    except (ValueError, RuntimeError) as e:
-        raise UserError(f"it describes a network that cannot be built: {shown(str(e), 160)}") from None
-    expected = {f"model.{name}": tuple(t.shape) for name, t in unet.state_dict().items()}
-    if header.class_name == "iDDPMPrecond":
-        expected["u"] = (kwargs.get("M", 1000) + 1,)
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if wrong := _differences(expected, found):
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"its tensors do not fit the network that it describes: {'; '.join(wrong[:3])}{more}")
     if odd := [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in _READABLE]:
         raise UserError(f"{odd[0]}; a network's tensors are float32, float16 or bfloat16")
+    held = sum(t.numel() for t in tensors.values())
+    needed, blocks = least_size(header.class_name, header.init_kwargs)
+    if needed > held or blocks > len(tensors):
+        raise UserError(
+            f"it describes a network of more than {needed:,} parameters in {blocks:,} blocks, "
+            f"and holds {held:,} values in {len(tensors):,} tensors"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):  # initial values will be overwritten: leave the caller's stream alone
+            net = PRECONDS[header.class_name](**header.init_kwargs)
+    except ValueError as e:
+        raise UserError(f"it describes a network that cannot be built: {e}") from None
+    if wrong := _differences(net.state_dict(), tensors):
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"its tensors do not fit the network that it describes: {'; '.join(wrong[:3])}{more}")
+    return net
 
 
-def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     missing = [f"{name} is missing" for name in expected if name not in found]
     unknown = [f"{shown(name)} is unknown" for name in found if name not in expected]
     shapes = [
-        f"{name} is {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
+        f"{name} is {list(found[name].shape)} instead of {list(t.shape)}"
+        for name, t in expected.items()
+        if name in found and found[name].shape != t.shape
     ]
     return missing + unknown + shapes

@@ -124,7 +124,7 @@ def _decode(data: bytes, where: str) -> np.ndarray:
         raise ValueError(f"{where} cannot be decoded ({e}); remove it or make the data set again") from None
     if image.mode == "RGBA":
         raise ValueError(f"{where} has an alpha channel; flatten it with dataset_tool.py")
-    array = np.asarray(image)
+    array = np.array(image)  # a copy: the view would keep Pillow's file and decoder alive in the cache
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 

@@ -128,9 +128,25 @@ def check_init_kwargs(class_name: str, init_kwargs: Mapping[str, object]) -> dic
     return {name: _checked(name, value, checks[name]) for name, value in kwargs.items()}
 
 
-def model_arguments(model_type: str) -> frozenset[str]:
-    """The arguments that go to the U-Net and not to the preconditioning around it."""
-    return frozenset(_MODELS[model_type])
+def argument_names(class_name: str, model_type: str) -> set[str]:
+    """Every argument that `check_init_kwargs` knows for this pair."""
+    return set(_SHARED) | set(_PRECONDS[class_name]) | set(_MODELS[model_type])
+
+
+def least_size(class_name: str, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """(parameters, blocks) that a network with these checked arguments has at least.
+
+    The parameters are those of the embedding and of three of the four 3x3 convolutions of each block and its mirror
+    image in the decoder, the fourth having fewer inputs; whole networks have up to 5 times as many. An argument that
+    is left out, and so has its default, counts as a small value.
+    """
+    channels, mults = kwargs.get("model_channels", 4), kwargs.get("channel_mult", [1])
+    emb, noise = channels * kwargs.get("channel_mult_emb", 4), channels * kwargs.get("channel_mult_noise", 1)
+    blocks = kwargs.get("num_blocks", 1)
+    embedding = emb * (emb + noise) + kwargs.get("label_dim", 0) * channels + kwargs.get("augment_dim", 0) * channels
+    convolutions = sum(blocks * channels * m * (27 * channels * m + 2 * emb) for m in mults)
+    levels = kwargs.get("M", 1000) if class_name == "iDDPMPrecond" else 0
+    return embedding + convolutions + levels, blocks * len(mults)
 
 
 def _checked(name: str, value: object, check: Check) -> Any:

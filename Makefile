@@ -1,0 +1,43 @@
+# Everything runs in .venv, made on first use. Another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+PY := .venv/bin/python
+MIN_PYTHON := 3, 10
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check lint types bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: .venv/.installed ## sample hands with and without RODS, count fingers, print a table, write a picture
+	@$(PY) scripts/demo.py
+
+test: .venv/.installed ## run the tests
+	@$(PY) -m pytest
+
+check: lint types test ## lint, types and tests
+
+lint: .venv/.installed ## ruff: style and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: .venv/.installed ## mypy, strict
+	@$(PY) -m mypy
+
+bench: .venv/.installed ## the speed of every sampler as a ratio to Euler
+	@$(PY) scripts/bench_speed.py
+
+# .venv/.unfinished marks an install that was cut off: what it left may be broken, so it is made anew.
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "Error: $(PYTHON) is not on the PATH; install Python 3.10 or newer, or give PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < ($(MIN_PYTHON)))' || \
+	  { echo "Error: $(PYTHON) is too old; this needs Python 3.10 or newer, or give PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Error: $(PYTHON) lacks the venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@if [ -e .venv/.unfinished ] || ! $(PY) -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear .venv; fi
+	@touch .venv/.unfinished
+	@echo "Installing into .venv (the first time this takes some minutes) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm .venv/.unfinished && touch $@

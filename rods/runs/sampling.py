@@ -1,0 +1,113 @@
+"""Sampling runs that go to a folder: the job, its chunks, one record per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from tqdm import tqdm
+
+from rods.pipeline import Chunk, ChunkResult, SamplerConfig, sample_chunk
+from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
+from rods.runs.outputs import OutputFolder
+from rods.types import AnyDenoiser
+from torch_utils import distributed
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+MAX_GRID = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one run needs."""
+
+    denoiser: AnyDenoiser  # with img_channels, img_resolution and label_dim
+    network_sha256: str
+    config: SamplerConfig
+    chunks: Sequence[Chunk]
+    device: torch.device
+    class_index: int | None
+    dtype: str
+    rng: str
+    subdirs: bool
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images' bytes, seeds aside; a folder holds one identity."""
+        return {
+            "network_sha256": self.network_sha256,
+            **self.config.describe(),
+            "class": self.class_index,
+            "device": self.device.type,
+            "dtype": self.dtype,
+            "rng": self.rng,
+            "rows_per_seed": self.chunks[0].rows_per_seed,
+        }
+
+    def names(self, chunk: Chunk) -> list[str]:
+        """File names of a chunk's images, relative to the output folder."""
+        names = []
+        for seed, row in chunk.row_seeds():
+            name = f"{seed:06d}.png" if chunk.rows_per_seed == 1 else f"{seed:06d}_{row:03d}.png"
+            names.append(f"{seed - seed % 1000:06d}/{name}" if self.subdirs else name)
+        return names
+
+
+def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
+    """Sample a chunk and write it; an image that is not finite is recorded and never becomes a picture."""
+    done = sample_chunk(
+        job.denoiser,
+        chunk,
+        job.config,
+        device=job.device,
+        class_index=job.class_index,
+        rng_on_cpu=job.rng == "cpu",
+        dtype=DTYPES[job.dtype],
+    )
+    finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
+    pixels = done.images.cpu().numpy()
+    images = [to_pil(to_uint8(x)) if ok else None for x, ok in zip(pixels, finite, strict=True)]
+    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, record_lines(job, done))
+
+
+def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
+    """One JSON-ready dict per image."""
+    rows = zip(job.names(done.chunk), done.chunk.row_seeds(), done.classes, done.records, strict=True)
+    lines = []
+    for name, (seed, row), class_index, record in rows:
+        line = {"name": name, "seed": seed, "class": class_index, **asdict(record)}
+        if done.chunk.rows_per_seed > 1:
+            line["row"] = row
+        for key in ("H", "H_scaled"):
+            line[key] = [h if isfinite(h) else None for h in line[key]]
+        lines.append(line)
+    return lines
+
+
+def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """A contact sheet of the run's first images: seed, largest H, and a red frame where a step was flagged."""
+    shown = [line for line in lines if line["sha256"]][:MAX_GRID]
+    images, captions = [], []
+    for line in shown:
+        with PIL.Image.open(folder.outdir / line["name"]) as image:
+            array = np.asarray(image)
+        images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+        H = [h for h in line["H"] if h is not None]
+        captions.append(f"{line['seed']}" + (f"  H {max(H):.3g}" if H else ""))
+    sheet = contact_sheet(images, captions, marked=[bool(line["flagged"]) for line in shown])
+    save_png(sheet, path)
+
+
+def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
+    """The chunks of this rank that are not finished yet."""
+    mine = [chunk for chunk in distributed.shard(job.chunks) if not folder.is_done(job.names(chunk))]
+    total = sum(len(job.names(chunk)) for chunk in mine)
+    with tqdm(total=total, unit="img", disable=None if show_progress else True) as progress:
+        for chunk in mine:
+            sample_to_folder(job, chunk, folder)
+            progress.update(len(job.names(chunk)))

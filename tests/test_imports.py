@@ -1,0 +1,138 @@
+"""The one-way import order, read from the source of every file, and what `import rods` brings with it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tree import ROOT, requirements, source_files, zone_of
+
+# commands and scripts -> rods.bench -> {rods.eval, rods.runs, training, rods} -> torch_utils -> dnnlib
+MAY_IMPORT: dict[str, set[str]] = {
+    "command": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
+    "rods.bench": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
+    "rods.eval": {"rods.eval", "torch_utils", "dnnlib"},
+    "rods.runs": {"rods.runs", "rods", "torch_utils", "dnnlib"},
+    "training": {"training", "torch_utils", "dnnlib"},
+    "rods": {"rods", "torch_utils"},
+    "torch_utils": {"torch_utils", "dnnlib"},
+    "dnnlib": {"dnnlib"},
+}
+FOREIGN_TO_THE_CORE_ALLOWED = {"torch"}
+MODULES = {"pillow": "PIL"}  # where the name of the import is not that of the package
+
+
+def imported(source: str) -> list[str]:
+    """The dotted names that a file imports anywhere in it, `from a import b` as a.b; dynamic imports by their call."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names += [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Name | ast.Attribute):
+            called = node.id if isinstance(node, ast.Name) else node.attr
+            names += [called] if called in ("import_module", "__import__") else []
+    return names
+
+
+def target_zone(name: str, siblings: set[str]) -> str | None:
+    """The zone of an imported name, or None for a module that is not ours. `siblings`: the commands' file stems."""
+    top, *rest = name.split(".")
+    if top == "scripts" or top in siblings:
+        return "command"
+    if top == "rods" and rest and rest[0] in ("bench", "eval", "runs"):
+        return f"rods.{rest[0]}"
+    return top if top in MAY_IMPORT else None
+
+
+def violations(zone: str, source: str, *, siblings: set[str], packages: set[str]) -> list[str]:
+    """What a file of `zone` imports against the rules; `packages` are the foreign modules that may be used at all."""
+    found = []
+    for name in imported(source):
+        top = name.split(".")[0]
+        target = target_zone(name, siblings)
+        if name.startswith(".") or name in ("import_module", "__import__"):
+            found.append(f"{name}: imports are absolute and static")
+        elif target is not None:
+            if target not in MAY_IMPORT[zone]:
+                found.append(f"{zone} imports {name}")
+        elif top not in sys.stdlib_module_names:
+            allowed = FOREIGN_TO_THE_CORE_ALLOWED if zone == "rods" else packages
+            if top not in allowed:
+                found.append(f"{zone} imports the package {name}")
+    return found
+
+
+def packages() -> set[str]:
+    return {MODULES.get(r.name, r.name) for r in requirements()}
+
+
+def commands() -> set[str]:
+    return {path.stem for path in source_files() if zone_of(path) == "command"}
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_file_keeps_the_import_order(path: Path) -> None:
+    found = violations(zone_of(path), path.read_text(), siblings=commands(), packages=packages())
+    assert not found, f"{path.relative_to(ROOT)}: " + "; ".join(found)
+
+
+def test_every_zone_has_files() -> None:
+    assert {zone_of(path) for path in source_files()} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("zone", "source"),
+    [
+        ("rods", "import numpy as np"),
+        ("rods", "from PIL import Image"),
+        ("rods", "def f():\n    import click"),
+        ("rods", "from dnnlib.errors import UserError"),
+        ("rods", "from rods import bench"),
+        ("rods", "from rods.runs.images import to_uint8"),
+        ("rods", "import training.loss"),
+        ("rods.eval", "from rods.samplers import euler_sampler"),
+        ("rods.eval", "import training"),
+        ("rods.runs", "from training.checkpoint import load_denoiser"),
+        ("rods.runs", "from rods.eval import labels"),
+        ("training", "import rods"),
+        ("training", "from rods.eval.labels import Label"),
+        ("torch_utils", "from training import unet"),
+        ("dnnlib", "from torch_utils.rng import SeedStreams"),
+        ("rods.bench", "import generate"),
+        ("command", "from generate import main"),
+        ("command", "from scripts.convert import main"),
+        ("command", "import convert"),
+        ("command", "import torchvision"),
+        ("training", "from . import unet"),
+        ("training", "import importlib\nimportlib.import_module('rods')"),
+    ],
+)
+def test_the_check_sees(zone: str, source: str) -> None:
+    assert violations(zone, source, siblings={"generate", "convert"}, packages=packages())
+
+
+@pytest.mark.parametrize(
+    ("zone", "source"),
+    [
+        ("rods", "import math\nfrom torch import Tensor\nfrom rods.types import Step\nimport torch_utils.rng"),
+        ("rods.runs", "import PIL.Image, numpy, tqdm\nfrom rods.presets import Preset\nfrom dnnlib.util import x"),
+        ("rods.bench", "from rods.eval.labels import Label\nfrom training.checkpoint import load_denoiser"),
+        ("command", "import click\nfrom rods.bench.hands import draw_hands\nimport torch_utils.distributed"),
+    ],
+)
+def test_the_check_allows(zone: str, source: str) -> None:
+    assert violations(zone, source, siblings={"generate", "convert"}, packages=packages()) == []
+
+
+def test_importing_rods_loads_nothing_beside_torch_and_its_own_modules() -> None:
+    listing = "import sys, torch; had = set(sys.modules); import rods; print(*set(sys.modules) - had)"
+    run = subprocess.run([sys.executable, "-c", listing], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {module.split(".")[0] for module in run.stdout.split()}
+    assert "rods" in loaded
+    assert loaded - sys.stdlib_module_names <= {"rods", "torch", "torch_utils"}

@@ -1,0 +1,109 @@
+"""The Makefile's environment: made once, made again after a change or an interruption, and clear when it cannot be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tree import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+
+# A python3 that notes what it is asked to do; `-m venv` makes an environment whose python is this script again.
+FAKE = """#!/bin/sh
+echo "$*" >> "$LOG"
+case "$*" in
+  *"version_info"*) exit ${TOO_OLD:-0} ;;
+  *"ensurepip"*) exit ${NO_VENV:-0} ;;
+  "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m pip install"*) exit ${PIP:-0} ;;
+esac
+"""
+
+
+class Checkout:
+    """A folder with the Makefile, the files it depends on, and the fake python3."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "log"
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder / name)
+        self.python = folder / "python3"
+        self.python.write_text(FAKE)
+        self.python.chmod(0o755)
+
+    def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs make; `self.calls` are then what python was asked to do, version checks aside."""
+        self.log.write_text("")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+        run = subprocess.run(
+            ["make", f"PYTHON={self.python}", *arguments],
+            cwd=self.folder,
+            env={**clean, "LOG": str(self.log), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.calls = [line for line in self.log.read_text().splitlines() if line.startswith("-m")]
+        return run
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+MAKE_VENV, TEST = "-m venv --clear .venv", "-m pytest"
+INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]"
+
+
+def test_it_installs_once_and_then_only_runs(checkout: Checkout) -> None:
+    assert checkout.make("test").returncode == 0
+    assert [c for c in checkout.calls if "--version" not in c] == [MAKE_VENV, INSTALL, TEST]
+    assert checkout.make("test").returncode == 0
+    assert checkout.calls == [TEST]
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_changed_requirement_installs_into_the_same_environment(checkout: Checkout, name: str) -> None:
+    checkout.make("test")
+    stamp = (checkout.folder / ".venv" / ".installed").stat().st_mtime
+    os.utime(checkout.folder / name, (stamp + 5, stamp + 5))
+    checkout.make("test")
+    assert INSTALL in checkout.calls
+    assert MAKE_VENV not in checkout.calls
+
+
+def test_an_interrupted_install_is_made_anew(checkout: Checkout) -> None:
+    assert checkout.make("test", PIP="1").returncode != 0
+    assert TEST not in checkout.calls
+    assert checkout.make("test").returncode == 0
+    assert [c for c in checkout.calls if "--version" not in c] == [MAKE_VENV, INSTALL, TEST]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["PYTHON=no-such-python"], {}, "Error: no-such-python is not on the PATH; install Python 3.10 or newer"),
+        ([], {"TOO_OLD": "1"}, "is too old; this needs Python 3.10 or newer"),
+        ([], {"NO_VENV": "1"}, "lacks the venv module; on Debian or Ubuntu: apt install python3-venv"),
+    ],
+)
+def test_a_python_that_cannot_do_it_gets_one_line(
+    checkout: Checkout, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    run = checkout.make("test", *arguments, **environment)
+    said = [line for line in run.stderr.splitlines() if not line.startswith("make: ***")]
+    assert run.returncode != 0
+    assert len(said) == 1
+    assert message in said[0]
+    assert not (checkout.folder / ".venv").exists()
+
+
+def test_help_names_every_target_of_the_readme(checkout: Checkout) -> None:
+    listed = [line.split()[1] for line in checkout.make().stdout.splitlines()]
+    assert set(listed) == {"help", "demo", "test", "check", "lint", "types", "bench"}
+    assert checkout.calls == []
