@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores must not spin; read once, by torch's import
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import click
 import torch
@@ -77,6 +81,11 @@ EMBEDDED = MODELS / "hands-32.safetensors"
     help="Precision inside the network; the state is float64.",
 )
 @click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="CPU threads per rank [default: all cores]. Equal --threads give equal bytes for any number of ranks.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
@@ -96,6 +105,7 @@ def main(**opts: Any) -> int:
       torchrun --standalone --nproc_per_node=2 generate.py --sampler=edm --steps=18 --outdir=out
     """
     device = distributed.pick_device(opts["device"])
+    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
     lead = distributed.rank() == 0
     say = click.echo if lead else lambda text: None
     job, network = prepare(opts, device, say=say)
@@ -130,16 +140,23 @@ def prepare(opts: dict[str, Any], device: torch.device, *, say: Any) -> tuple[Jo
     if preset and preset.samplers.get(sampler):
         say(f"Preset {preset.name} ({preset.source})")
     applied = " ".join(f"{spelling(k)}={v}" for k, v in config.describe().items())
-    say(f"{applied} --dtype={opts['dtype']} --device={device}")
+    say(
+        f"{applied} --dtype={opts['dtype']} --device={device}"
+        + (f" --threads={torch.get_num_threads()}" if device.type == "cpu" else "")
+    )
+    if device.type == "cpu" and (busy := distributed.oversubscription(torch.get_num_threads())):
+        say(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
     job = Job(
         snapshot.net,
         snapshot.sha256,
         config,
         chunks,
+        opts["batch"],
         device,
         opts["class_index"],
         opts["dtype"],
         opts["rng"],
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
         subdirs=opts["subdirs"],
     )
     return job, snapshot.describe()
@@ -149,9 +166,7 @@ def describe_run(opts: dict[str, Any]) -> dict[str, Any]:
     """What is written beside the images for the reader, and does not decide their bytes."""
     return {
         "seeds": f"{len(opts['seeds'])} seeds, {opts['seeds'][0]} to {opts['seeds'][-1]}",
-        "batch": opts["batch"],
         "preset": opts["preset"],
-        "world_size": distributed.world_size(),
         "torch": torch.__version__,
         "version": tool_version(),
     }

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -55,3 +56,17 @@ def barrier() -> None:
 def shard(items: Sequence[T]) -> Sequence[T]:
     """The items of this rank: every world_size-th from its own rank on."""
     return items[rank() :: world_size()]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use. The same for every rank, unlike torch's default under torchrun."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def oversubscription(threads: int) -> str | None:
+    """What to say if the ranks of this machine run more threads than there are cores."""
+    ranks, cores = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), usable_cores()
+    return (
+        f"{ranks} ranks with {threads} threads share {cores} cores" if ranks > 1 and ranks * threads > cores else None
+    )

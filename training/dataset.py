@@ -118,7 +118,7 @@ def _is_image(name: str) -> bool:
 
 def _decode(data: bytes, where: str) -> np.ndarray:
     try:
-        image = PIL.Image.open(io.BytesIO(data))
+        image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data))
         image = image.convert("L" if image.mode in ("1", "L") else "RGB") if image.mode != "RGBA" else image
     except (PIL.UnidentifiedImageError, OSError) as e:
         raise ValueError(f"{where} cannot be decoded ({e}); remove it or make the data set again") from None

@@ -26,7 +26,7 @@ SPELLING |= {"ascent_steps": "--ascent-steps", "sigma_min": "--sigma_min", "sigm
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
 
 
-class WindowText(click.ParamType):
+class WindowText(click.ParamType):  # type: ignore[type-arg]
     """`.1,.5` (fractions of the steps) or `sigma:1,5` (noise levels)."""
 
     name = "lo,hi|sigma:lo,hi"

@@ -31,10 +31,12 @@ class Job:
     network_sha256: str
     config: SamplerConfig
     chunks: Sequence[Chunk]
+    batch: int
     device: torch.device
     class_index: int | None
     dtype: str
     rng: str
+    threads: int | None  # None off the CPU, where they do not matter
     subdirs: bool
 
     def identity(self) -> dict[str, Any]:
@@ -46,6 +48,8 @@ class Job:
             "device": self.device.type,
             "dtype": self.dtype,
             "rng": self.rng,
+            "threads": self.threads,
+            "batch": self.batch,
             "rows_per_seed": self.chunks[0].rows_per_seed,
         }
 
