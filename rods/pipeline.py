@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from math import inf
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -34,6 +36,7 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     "sigma-offset": sigma_offset_sampler,
 }
 REQUIRED = inspect.Parameter.empty
+MAX_STEPS = 100_000
 _NOT_OPTIONS = {"randn_like", "method"}
 _OF_THE_OTHER_METHOD = {"rods-cas": {"sas_sign"}, "rods-sas": {"ascent_steps"}}
 
@@ -45,9 +48,32 @@ def sampler_options(sampler: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in left_out}
 
 
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an option's type; an int is a float too, a bool is no number."""
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, k) for k in get_args(kind))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _described(kind: Any) -> str:
+    """What `_fits` accepts, in words."""
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    if kind == Window:
+        return "lo,hi such as .1,.5 or sigma:1,5"
+    return {int: "a whole number", bool: "true or false"}.get(kind, "a number")
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
-    """A sampler and all of its options. Raises ValueError: unknown sampler, unknown or missing option."""
+    """A sampler and all of its options. Raises ValueError: unknown sampler; unknown, missing or mistyped option."""
 
     sampler: str
     options: Mapping[str, Any]
@@ -62,6 +88,13 @@ class SamplerConfig:
         merged = {**known, **self.options}
         if missing := [name for name, value in merged.items() if value is REQUIRED]:
             raise ValueError(f"{missing[0]}: {self.sampler} needs a value for it; calibrate one or use a preset")
+        sample = SAMPLERS[self.sampler]
+        kinds = get_type_hints(sample.func if isinstance(sample, partial) else sample)
+        for name, value in merged.items():
+            if not _fits(value, kinds[name]):
+                raise ValueError(f"{name}: {value!r} will not do; give {_described(kinds[name])}")
+        if merged["num_steps"] > MAX_STEPS:
+            raise ValueError(f"num_steps: {merged['num_steps']} is too many; give {MAX_STEPS} or fewer")
         object.__setattr__(self, "options", merged)
 
     def describe(self) -> dict[str, Any]:
@@ -96,8 +129,15 @@ class SamplerConfig:
         return RodsResult(result, tuple(SampleRecord((), (), (), (), (), F, B) for F, B in passes))
 
     def rehearse(self, denoiser: AnyDenoiser) -> None:
-        """Run on one pixel with a network that costs nothing: raises now whatever the options would raise later."""
-        self.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))
+        """Run on one pixel with a network that costs nothing: raises now whatever the options would raise later.
+
+        A few steps are enough, for what an option may be does not depend on their number.
+        """
+        few = SamplerConfig(self.sampler, {**self.options, "num_steps": min(self.options["num_steps"], 8)})
+        try:
+            few.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))
+        except ArithmeticError:
+            raise ValueError(f"time_rho: {self.options['time_rho']} gives no noise levels; use 7 or so") from None
 
 
 class _Blank:
@@ -125,14 +165,19 @@ def parse_window(text: str) -> Window:
 def format_window(window: Window) -> str:
     """The inverse of `parse_window`."""
     if isinstance(window, SigmaWindow):
-        return f"sigma:{window.lo:g},{window.hi:g}"
-    return f"{window[0]:g},{window[1]:g}"
+        return f"sigma:{_digits(window.lo)},{_digits(window.hi)}"
+    return f"{_digits(window[0])},{_digits(window[1])}"
+
+
+def _digits(value: float) -> str:
+    """All the digits that a number has, and no more."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, SigmaWindow | tuple):
         return format_window(value)
-    return str(value) if value in (float("inf"), float("-inf")) else value
+    return str(value) if value in (inf, -inf) else value
 
 
 # -- seeds ------------------------------------------------------------------------------------------------------------

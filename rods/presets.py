@@ -32,11 +32,19 @@ def parse_preset(data: Any, *, where: str) -> Preset:
     expected = {"name", "network", "source", "samplers"}
     if not isinstance(data, dict) or set(data) != expected or not isinstance(data["samplers"], dict):
         raise ValueError(f"{where} is no preset; it needs exactly the keys {', '.join(sorted(expected))}")
+    for key, kinds in {"name": str, "source": str, "network": str | None}.items():
+        if not isinstance(data[key], kinds):
+            raise ValueError(f"{where}: {key} is no text; name what the numbers are for and where they come from")
     preset = Preset(**data)
     for sampler, options in preset.samplers.items():
-        if sampler not in SAMPLERS or not isinstance(options, dict):
+        if sampler not in SAMPLERS:
             raise ValueError(f"{where}: {sampler!r} is no sampler; use {', '.join(SAMPLERS)}")
-        preset.config(sampler, {})  # refuses unknown options
+        if not isinstance(options, dict):
+            raise ValueError(f"{where}: {sampler} needs its options as name and value, such as {{'rho': 1}}")
+        try:
+            preset.config(sampler, {})
+        except ValueError as e:
+            raise ValueError(f"{where}, {sampler}: {e}") from None
     return preset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,12 +41,13 @@ class Sampled:
 def sample_all(
     denoiser: AnyDenoiser, configs: Mapping[str, SamplerConfig], seeds: Sequence[int], *, batch: int
 ) -> dict[str, Sampled]:
-    """Sample all seeds with every config on the CPU, with progress on a terminal.
+    """Sample all seeds with every config on the CPU, with progress on standard error.
 
     The configs take turns chunk by chunk, so that a drift of the machine's speed hits all alike.
     """
     runs = {name: Sampled(config) for name, config in configs.items()}
-    with tqdm(total=len(seeds) * len(configs), unit="img", disable=None) as progress:
+    seldom = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
+    with tqdm(total=len(seeds) * len(configs), unit="img", mininterval=seldom) as progress:
         for chunk in cut_chunks(seeds, batch=batch):
             for run in runs.values():
                 start = time.perf_counter()

@@ -9,7 +9,7 @@ import click
 
 from dnnlib.errors import UserError
 from rods.correctors import check_window
-from rods.pipeline import SAMPLERS, SamplerConfig, parse_window, sampler_options
+from rods.pipeline import MAX_STEPS, SAMPLERS, SamplerConfig, parse_window, sampler_options
 from rods.presets import Preset
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,7 +22,7 @@ SPELLING = {
     "time_rho": "--time-rho",
     "sas_sign": "--sas-sign",
 }
-SPELLING |= {"ascent_steps": "--ascent-steps", "sigma_min": "--sigma_min", "sigma_max": "--sigma_max"}
+SPELLING |= {"ascent_steps": "--ascent-steps", "network_sha256": "--network sha256", "rows_per_seed": "--seeding rows"}
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
 
 
@@ -96,7 +96,7 @@ SAMPLER_OPTIONS = (
     click.option(
         "--steps",
         "num_steps",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, MAX_STEPS),
         default=None,
         help="Sampling steps [default: 18; euler, rods-*, overshoot, sigma-offset: 40].",
     ),

@@ -6,8 +6,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,95 +19,182 @@ from PIL.Image import Image
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
+from rods.runs.options import spelling
+
+if sys.platform != "win32":
+    import fcntl
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
+_OURS = re.compile(r"\d{6,}(_\d{3,})?\.png|\d{6,}")  # an image, or a folder of --subdirs
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}(\.\w+)?")  # what atomic_write leaves behind where it is killed
 
 
 class OutputFolder:
-    """Images and their records in `outdir`; several processes may write different chunks at once.
+    """Images and their records in `outdir`; several ranks of one run may write different chunks at once.
 
     `identity` is what decides the images' bytes: a folder holds images of one identity. A finished chunk leaves its
     lines in a part file; `finish` merges the parts into `samples.jsonl`. Run again, finished images are left alone.
 
-    Raises UserError: `outdir` cannot be written, or holds images of another identity.
+    Raises UserError: `outdir` holds images of another identity, or of another program.
     """
 
     def __init__(self, outdir: str | os.PathLike[str], *, identity: Mapping[str, Any]) -> None:
+        if not os.fspath(outdir):
+            raise UserError("--outdir is empty; name a folder")
         self.outdir, self.identity = Path(outdir), dict(identity)
-        found = _read_json(self.outdir / OPTIONS_NAME)
-        if found is not None and found.get("identity") != self.identity:
-            old = found.get("identity", {})
-            changed = [k for k in {**old, **self.identity} if old.get(k) != self.identity.get(k)]
+        old = _read_identity(self.outdir / OPTIONS_NAME)
+        if old is None and (strange := _strangers(self.outdir)):
+            raise UserError(
+                f"--outdir={outdir} holds {strange[0]} and no {OPTIONS_NAME} that says how it was made; "
+                "name another --outdir"
+            )
+        if old is not None and (changed := [k for k in {**old, **identity} if old.get(k) != self.identity.get(k)]):
             k = changed[0]
             raise UserError(
-                f"--outdir={outdir} holds images made with {k}={old.get(k)}, not {self.identity.get(k)}; "
-                f"name another --outdir or remove that one"
+                f"--outdir={outdir} holds images made with {spelling(k)}={old.get(k)}, not {self.identity.get(k)}; "
+                "repeat what made them, or name another --outdir"
             )
-        self._known = {line["name"]: line for line in _read_lines(self.outdir / SAMPLES_NAME)}
-        for part in sorted((self.outdir / PARTS_NAME).glob("*.jsonl")):
-            self._known.update({line["name"]: line for line in _read_lines(part)})
 
-    def begin(self, about: Mapping[str, Any]) -> None:
-        """Makes the folder and writes `options.json`; to be called by one process, before any `write`."""
-        try:
-            (self.outdir / PARTS_NAME).mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.outdir / OPTIONS_NAME) as temporary:
-                temporary.write_text(json.dumps({"identity": self.identity, **about}, indent=2) + "\n")
-        except OSError as e:
-            raise UserError(f"--outdir={self.outdir} cannot be written: {e.strerror}; name another folder") from None
+    @contextmanager
+    def open(self, about: Mapping[str, Any]) -> Iterator[None]:
+        """Makes the folder, writes `options.json` and keeps other runs out of it; for one process, before any `write`.
+
+        Raises UserError: the folder cannot be written, or another run is writing to it.
+        """
+        with self._remedy("name another folder"):
+            self.outdir.mkdir(parents=True, exist_ok=True)
+        with _alone(self.outdir):
+            with self._remedy("name another folder"):
+                self._tidy()
+                content = json.dumps({"identity": self.identity, **about}, indent=2) + "\n"
+                _replace(self.outdir / OPTIONS_NAME, content.encode())
+            yield
 
     def is_done(self, names: Iterable[str]) -> bool:
-        """Whether all of these images are there, with their records."""
-        return all(name in self._known and self._present(self._known[name]) for name in names)
+        """Whether all of these images are there, with their records. Not to be asked before one process did `open`."""
+        return all(self._is_present(name) for name in names)
 
     def write(self, chunk: str, images: Sequence[Image | None], lines: Sequence[dict[str, Any]]) -> None:
         """Writes the images that are missing, then the chunk's lines; `None` is an image that could not be made.
 
-        Each line holds `name`, the image's path in the folder; its `sha256` is added here.
+        Each line holds `name`, the image's path in the folder; its `sha256` is added here. An image that has a record
+        keeps both; one without, left by a run that was interrupted, is replaced unless it is the same.
         """
-        for image, line in zip(images, lines, strict=True):
-            path = self.outdir / line["name"]
-            line["sha256"] = None
-            if image is None:
-                continue
-            data = io.BytesIO()
-            image.save(data, format="PNG")
-            line["sha256"] = hashlib.sha256(data.getvalue()).hexdigest()
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(path) as temporary:
-                    temporary.write_bytes(data.getvalue())
-        with atomic_write(self.outdir / PARTS_NAME / f"{chunk}.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        kept = []
+        with self._remedy("when that is mended, run the same command again"):
+            for image, line in zip(images, lines, strict=True):
+                if self._is_present(line["name"]):
+                    kept.append(self._known[line["name"]])
+                    continue
+                kept.append({**line, "sha256": None})
+                if image is not None:
+                    data = io.BytesIO()
+                    image.save(data, format="PNG")
+                    kept[-1]["sha256"] = hashlib.sha256(data.getvalue()).hexdigest()
+                    (self.outdir / line["name"]).parent.mkdir(exist_ok=True)
+                    _replace(self.outdir / line["name"], data.getvalue())
+            _replace(self.outdir / PARTS_NAME / f"{chunk}.jsonl", _json_lines(kept))
 
     def finish(self) -> list[dict[str, Any]]:
-        """Merges all parts into `samples.jsonl`, ordered by name; returns the lines. To be called by one process."""
-        for part in sorted((self.outdir / PARTS_NAME).glob("*.jsonl")):
-            self._known.update({line["name"]: line for line in _read_lines(part)})
-        lines = [self._known[name] for name in sorted(self._known)]
-        with atomic_write(self.outdir / SAMPLES_NAME) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        shutil.rmtree(self.outdir / PARTS_NAME)
+        """Merges all parts into `samples.jsonl`, ordered by name; returns the lines. For the process that did `open`."""
+        with self._remedy("when that is mended, run the same command again"):
+            lines = self._merge()
+            shutil.rmtree(self.outdir / PARTS_NAME)
         return lines
 
-    def _present(self, line: Mapping[str, Any]) -> bool:
-        return line["sha256"] is not None and (self.outdir / line["name"]).is_file()
+    @cached_property
+    def _known(self) -> dict[str, dict[str, Any]]:
+        """The records of earlier runs, by image name."""
+        return {line["name"]: line for line in _read_lines(self.outdir / SAMPLES_NAME)}
+
+    def _is_present(self, name: str) -> bool:
+        line = self._known.get(name)
+        return line is not None and line["sha256"] is not None and (self.outdir / name).is_file()
+
+    def _tidy(self) -> None:
+        """Brings what an interrupted run left into the form of a finished one, and makes room for new parts."""
+        folders = [self.outdir, *(path for path in self.outdir.iterdir() if _OURS.fullmatch(path.name))]
+        for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        if (self.outdir / PARTS_NAME).is_dir():
+            self._merge()
+            shutil.rmtree(self.outdir / PARTS_NAME)
+        (self.outdir / PARTS_NAME).mkdir()
+
+    def _merge(self) -> list[dict[str, Any]]:
+        merged = dict(self._known)
+        for part in sorted((self.outdir / PARTS_NAME).glob("[0-9]*.jsonl")):
+            merged.update({line["name"]: line for line in _read_lines(part)})
+        lines = [merged[name] for name in sorted(merged)]
+        _replace(self.outdir / SAMPLES_NAME, _json_lines(lines))
+        self._known = merged
+        return lines
+
+    @contextmanager
+    def _remedy(self, remedy: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise UserError(f"--outdir={self.outdir} cannot be written: {e.strerror or e}; {remedy}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder, where the system can; the lock ends with the process at the latest."""
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--outdir={folder}: another run is writing to it; wait, or name another --outdir") from None
+        except OSError:  # a network file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """The file with this content; one that has it already is not touched."""
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What looks like a run's output in a folder, without the options that made it."""
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if _OURS.fullmatch(p.name) or p.name == SAMPLES_NAME)
+
+
+def _json_lines(lines: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def _read_identity(path: Path) -> dict[str, Any] | None:
+    """What made the images beside an `options.json`; None where there is no such file."""
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-    except ValueError:
-        raise UserError(f"{path} is not JSON; it is not this program's folder: name another --outdir") from None
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        found = None
+    match found:
+        case {"identity": dict(identity)}:
+            return identity
+    raise UserError(f"{path} was not written by generate.py; name another --outdir")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError:
-        raise UserError(f"{path} is not JSON lines; remove it to make its images again") from None
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{**line, "name": line["name"], "sha256": line["sha256"]} for line in lines]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} does not hold generate.py's records; remove it to make its images again") from None

@@ -35,6 +35,6 @@ def read_preset(path: Path) -> Preset:
     """Raises UserError: not JSON, or not a preset."""
     try:
         data = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError):
-        raise UserError(f"--preset={path} is not JSON; make it again with a calibration") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"--preset={path} is not JSON; docs/calibration.md shows a preset") from None
     return parse_preset(data, where=f"--preset={path}")

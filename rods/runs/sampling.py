@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 from tqdm import tqdm
 
+from dnnlib.errors import UserError
 from rods.pipeline import Chunk, ChunkResult, SamplerConfig, sample_chunk
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
 from rods.runs.outputs import OutputFolder
@@ -20,6 +21,7 @@ from rods.types import AnyDenoiser
 from torch_utils import distributed
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+CHANNELS = (1, 3)  # what a PNG of ours can hold
 MAX_GRID = 256
 
 
@@ -40,7 +42,7 @@ class Job:
     subdirs: bool
 
     def identity(self) -> dict[str, Any]:
-        """What decides the images' bytes, seeds aside; a folder holds one identity."""
+        """What decides the images' names and bytes, seeds aside; a folder holds one identity."""
         return {
             "network_sha256": self.network_sha256,
             **self.config.describe(),
@@ -51,6 +53,7 @@ class Job:
             "threads": self.threads,
             "batch": self.batch,
             "rows_per_seed": self.chunks[0].rows_per_seed,
+            "subdirs": self.subdirs,
         }
 
     def names(self, chunk: Chunk) -> list[str]:
@@ -108,10 +111,30 @@ def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path
 
 
 def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
-    """The chunks of this rank that are not finished yet."""
+    """The chunks of this rank that are not finished yet. UserError where a chunk does not fit in memory."""
     mine = [chunk for chunk in distributed.shard(job.chunks) if not folder.is_done(job.names(chunk))]
     total = sum(len(job.names(chunk)) for chunk in mine)
     with tqdm(total=total, unit="img", disable=None if show_progress else True) as progress:
         for chunk in mine:
-            sample_to_folder(job, chunk, folder)
+            try:
+                sample_to_folder(job, chunk, folder)
+            except (RuntimeError, MemoryError) as e:
+                if not _is_out_of_memory(e):
+                    raise
+                raise UserError(f"--batch={job.batch} does not fit in the memory of {job.device}; use less") from None
             progress.update(len(job.names(chunk)))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a type of its own for the GPU's memory, and none for the CPU's."""
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def risk_summary(lines: Sequence[dict[str, Any]], eps: float) -> str:
+    """One line on the curvature indices of some images: how many reached `eps`; their quantiles where none can."""
+    if eps < inf:
+        flagged = sum(bool(line["flagged"]) for line in lines)
+        return f"{flagged} of {len(lines)} at risk (H >= {eps:g} at some step); H is in samples.jsonl"
+    largest = sorted(inf if None in line["H"] else max(line["H"]) for line in lines)
+    quantiles = ", ".join(f"{q:.0%} {largest[int(q * (len(largest) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
+    return f"Nothing corrected. The largest H of an image, at its quantiles: {quantiles}; H is in samples.jsonl"
