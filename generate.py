@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib import metadata
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
-from rods.pipeline import SAMPLERS, check_class, cut_chunks
+from rods.pipeline import SAMPLERS, SamplerConfig, check_class, cut_chunks
 from rods.runs.options import add_sampler_options, given_options, respell, sampler_choice, sampler_config, spelling
 from rods.runs.outputs import OutputFolder
 from rods.runs.presets import find_preset
-from rods.runs.sampling import DTYPES, MAX_GRID, Job, run_chunks, write_grid
+from rods.runs.sampling import CHANNELS, DTYPES, MAX_GRID, Job, risk_summary, run_chunks, write_grid
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
+from training.header import tool_version
 
 MODELS = Path(__file__).resolve().parent / "models"
 EMBEDDED = MODELS / "hands-32.safetensors"
@@ -40,7 +41,7 @@ EMBEDDED = MODELS / "hands-32.safetensors"
 @click.option("--class", "class_index", metavar="INT", type=int, help="Class label [default: random per seed].")
 @click.option(
     "--batch",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 100_000),
     default=64,
     show_default=True,
     help="Images per chunk; chunks are shared out to the ranks.",
@@ -107,50 +108,40 @@ def main(**opts: Any) -> int:
     device = distributed.pick_device(opts["device"])
     torch.set_num_threads(opts["threads"] or distributed.usable_cores())
     lead = distributed.rank() == 0
-    say = click.echo if lead else lambda text: None
-    job, network = prepare(opts, device, say=say)
-    folder = OutputFolder(opts["outdir"], identity=job.identity())
     distributed.init(device)
-    if lead:
-        folder.begin({**describe_run(opts), "network": network})
-    distributed.barrier()
-    run_chunks(job, folder, show_progress=lead)
-    distributed.barrier()
-    code = report(job, folder, grid=opts["grid"], say=say) if lead else 0
+    with distributed.rank0_first():
+        job, about, notes = prepare(opts, device)
+        folder = OutputFolder(opts["outdir"], identity=job.identity())
+    with folder.open(about) if lead else nullcontext():
+        for note in notes if lead else ():
+            click.echo(note)
+        distributed.barrier()
+        run_chunks(job, folder, show_progress=lead)
+        distributed.barrier()
+        code = report(job, folder, grid=opts["grid"]) if lead else 0
     distributed.close()
     return code
 
 
-def prepare(opts: dict[str, Any], device: torch.device, *, say: Any) -> tuple[Job, str]:
-    """Load and check everything before anything is written; prints what applies."""
+def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, Any], list[str]]:
+    """Load and check everything before anything is written: the job, what options.json says of it, what to print."""
+    notes: list[str] = []
     given = given_options(opts)
-    sampler = sampler_choice(opts["sampler"], given, say=say)
+    sampler = sampler_choice(opts["sampler"], given, say=notes.append)
     if opts["network"] is None and not EMBEDDED.is_file():
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
     snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
+    if preset and opts["preset"] and sampler not in preset.samplers:
+        has = ", ".join(preset.samplers) or "none"
+        raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
     config = sampler_config(sampler, given, preset, snapshot.name)
-    try:
-        check_class(opts["class_index"], snapshot.net.label_dim)
-        config.rehearse(snapshot.net)
-    except ValueError as e:
-        raise UserError(respell(str(e))) from None
-    chunks = cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch")
-    say(f"Network {snapshot.describe()}")
-    if preset and preset.samplers.get(sampler):
-        say(f"Preset {preset.name} ({preset.source})")
-    applied = " ".join(f"{spelling(k)}={v}" for k, v in config.describe().items())
-    say(
-        f"{applied} --dtype={opts['dtype']} --device={device}"
-        + (f" --threads={torch.get_num_threads()}" if device.type == "cpu" else "")
-    )
-    if device.type == "cpu" and (busy := distributed.oversubscription(torch.get_num_threads())):
-        say(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
+    check_network(snapshot.net, config, opts["class_index"])
     job = Job(
         snapshot.net,
         snapshot.sha256,
         config,
-        chunks,
+        cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch"),
         opts["batch"],
         device,
         opts["class_index"],
@@ -159,45 +150,60 @@ def prepare(opts: dict[str, Any], device: torch.device, *, say: Any) -> tuple[Jo
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         subdirs=opts["subdirs"],
     )
-    return job, snapshot.describe()
-
-
-def describe_run(opts: dict[str, Any]) -> dict[str, Any]:
-    """What is written beside the images for the reader, and does not decide their bytes."""
-    return {
+    applied = f"{preset.name} ({preset.source})" if preset and sampler in preset.samplers else None
+    about = {
+        "network": snapshot.describe(),
+        "preset": applied,
         "seeds": f"{len(opts['seeds'])} seeds, {opts['seeds'][0]} to {opts['seeds'][-1]}",
-        "preset": opts["preset"],
         "torch": torch.__version__,
         "version": tool_version(),
     }
+    return job, about, [*notes, f"Network {snapshot.describe()}", *describe(job, applied)]
 
 
-def tool_version() -> str:
+def check_network(net: Any, config: SamplerConfig, class_index: int | None) -> None:
+    """UserError where these options do not suit the network."""
+    if net.img_channels not in CHANNELS:
+        raise UserError(f"--network makes images of {net.img_channels} channels; a PNG has 1 or 3")
     try:
-        return metadata.version("rods-toolkit")
-    except metadata.PackageNotFoundError:
-        return "not installed"
+        check_class(class_index, net.label_dim)
+        config.rehearse(net)
+    except ValueError as e:
+        raise UserError(respell(str(e))) from None
 
 
-def report(job: Job, folder: OutputFolder, *, grid: bool, say: Any) -> int:
+def describe(job: Job, preset: str | None) -> list[str]:
+    """Lines that say what applies."""
+    lines = [f"Preset {preset}"] if preset else []
+    options = {**job.config.describe(), "dtype": job.dtype, "device": job.device}
+    if job.threads:
+        options["threads"] = job.threads
+        if busy := distributed.oversubscription(job.threads):
+            lines.append(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
+    return [*lines, " ".join(f"{spelling(k)}={v}" for k, v in options.items())]
+
+
+def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     """Closes the folder and says what is in it; the exit code is 1 if an image could not be made."""
     lines = folder.finish()
     wanted = {name for chunk in job.chunks for name in job.names(chunk)}
     mine = [line for line in lines if line["name"] in wanted]
-    if grid and any(line["sha256"] for line in mine):
+    broken = [str(line["seed"]) for line in mine if line["sha256"] is None]
+    if grid and len(broken) < len(mine):
         write_grid(folder, mine, folder.outdir / "grid.png")
     passes = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
-    say(f"{len(mine)} images in {folder.outdir}, {passes[0]:.1f} forward and {passes[1]:.1f} backward passes an image")
+    click.echo(
+        f"{len(mine) - len(broken)} images in {folder.outdir}, "
+        f"{passes[0]:.1f} forward and {passes[1]:.1f} backward passes an image"
+    )
     if any(line["H"] for line in mine):
-        flagged = sum(bool(line["flagged"]) for line in mine)
-        say(
-            f"{flagged} of {len(mine)} at risk (H >= {job.config.options['eps']:g} at some step); H is in samples.jsonl"
-        )
-    broken = [str(line["seed"]) for line in mine if line["sha256"] is None]
+        click.echo(risk_summary(mine, job.config.options["eps"]))
     if broken:
-        say(
-            f"Error: {len(broken)} of {len(mine)} images are not finite and were not written (seeds "
-            f"{', '.join(broken[:8])}{', ...' if len(broken) > 8 else ''}); try --dtype=float32 or another network"
+        shown = ", ".join(broken[:8]) + (", ..." if len(broken) > 8 else "")
+        remedy = "use --dtype=float32" if job.dtype != "float32" else "choose other noise levels or another network"
+        click.echo(
+            f"Error: {len(broken)} of {len(mine)} images are not finite and were not written (seeds {shown}); {remedy}",
+            err=True,
         )
     return 1 if broken else 0
 

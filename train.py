@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,18 @@ import torch
 
 from dnnlib.cli import Command, NumberList
 from dnnlib.errors import UserError
-from dnnlib.util import atomic_write
+from torch_utils import distributed
 from training.dataset import ImageDataset
-from training.loop import RunSettings, TrainConfig, train
+from training.folder import find_run_dir
+from training.loop import Run, RunSettings, TrainConfig, train
+
+MAX_SEED = 2**32 - 1
+NETWORK_OPTIONS = {  # constructor argument: option
+    "model_channels": "cbase",
+    "channel_mult": "cres",
+    "num_blocks": "blocks",
+    "attn_resolutions": "attn",
+}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {
@@ -63,11 +72,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class Number(click.FloatRange):
+    """A finite number in a range: click lets nan and inf through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
 def _apply_preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """A preset replaces the defaults; options given on the command line replace the preset."""
     if value is not None:
         ctx.default_map = {**(ctx.default_map or {}), **PRESETS[value]}
-        click.echo(f"Preset {value}: " + " ".join(f"--{k.replace('_', '-')}={v}" for k, v in PRESETS[value].items()))
+        settings = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in PRESETS[value].items()}
+        click.echo(f"Preset {value}: " + " ".join(f"--{k.replace('_', '-')}={v}" for k, v in settings.items()))
     return value
 
 
@@ -87,7 +107,7 @@ def _apply_preset(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option(
     "--duration",
     metavar="MIMG",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=200.0,
     help="Millions of images to train on.",
 )
@@ -104,22 +124,18 @@ def _apply_preset(ctx: click.Context, param: click.Parameter, value: str | None)
 @click.option(
     "--attn", type=NumberList(int), default=None, help="Resolutions with self-attention [default: by architecture]."
 )
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-3, help="Learning rate after the ramp.")
+@click.option("--lr", type=Number(min=0, min_open=True), default=1e-3, help="Learning rate after the ramp.")
 @click.option(
     "--lr-rampup",
     metavar="MIMG",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=10.0,
     help="Length of the linear learning-rate ramp.",
 )
-@click.option(
-    "--ema", metavar="MIMG", type=click.FloatRange(min=0), default=0.5, help="Half-life of the weight average."
-)
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.13, help="Dropout probability.")
-@click.option("--p-mean", type=float, default=-1.2, help="Mean of ln(sigma) in training.")
-@click.option(
-    "--p-std", type=click.FloatRange(min=0, min_open=True), default=1.2, help="Standard deviation of ln(sigma)."
-)
+@click.option("--ema", metavar="MIMG", type=Number(min=0), default=0.5, help="Half-life of the weight average.")
+@click.option("--dropout", type=Number(0, 1, max_open=True), default=0.13, help="Dropout probability.")
+@click.option("--p-mean", type=Number(), default=-1.2, help="Mean of ln(sigma) in training.")
+@click.option("--p-std", type=Number(min=0, min_open=True), default=1.2, help="Standard deviation of ln(sigma).")
 @click.option("--xflip", type=bool, default=False, help="Mirror half of the images.")
 @click.option(
     "--precision",
@@ -129,14 +145,15 @@ def _apply_preset(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to train.")
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads [default: torch's choice].")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of weights, data order and noise.")
+@click.option("--cache", type=bool, default=True, help="Keep decoded images in memory.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, help="Seed of weights, data order and noise.")
 @click.option("--transfer", metavar="FILE|URL", default=None, help="Start from the weights of this snapshot.")
 @click.option("--desc", default=None, help="Text for the name of the run folder.")
 @click.option("--nosubdir", is_flag=True, help="Use --outdir itself as the run folder.")
 @click.option(
     "--tick",
     metavar="KIMG",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=50.0,
     help="Save the state and log this often.",
 )
@@ -158,27 +175,75 @@ def main(**opts: Any) -> None:
       python scripts/draw_hands.py --dest=data/hands-32.zip
       python train.py --preset=hands-32 --data=data/hands-32.zip --outdir=training-runs
     """
+    if (ranks := distributed.world_size()) > 1:
+        raise UserError(f"train.py runs as one process, and torchrun started {ranks}: use python train.py instead")
+    device = distributed.pick_device(opts["device"])
     if opts["threads"]:
         torch.set_num_threads(opts["threads"])
     torch.set_flush_denormal(True)
-    dataset = ImageDataset(opts["data"], cond=opts["cond"])
-    config = TrainConfig(
+    dataset = ImageDataset(opts["data"], cond=opts["cond"], cache=opts["cache"])
+    config = train_config(opts, dataset)
+    run = build_run(config, device)
+    click.echo(json.dumps(config.options(), indent=2))
+    size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
+    classes = f", labels of {dataset.label_dim} numbers" if opts["cond"] else ""
+    click.echo(f"Data: {len(dataset):,} images, {size}{classes}")
+    attention = ", ".join(map(str, resolutions(run.net, of="qkv")))
+    millions = sum(p.numel() for p in run.net.parameters()) / 1e6
+    click.echo(f"Network: {millions:.2f} M parameters, attention at {attention} pixels, on {device}")
+    desc, nosubdir = opts["desc"] or dataset.name, opts["nosubdir"]
+    if not re.fullmatch(r"[\w.,=+-]+", desc):
+        raise UserError(f"--desc={desc} does not fit in a folder's name; use letters, digits and . , = + - _")
+    run_dir = find_run_dir(Path(opts["outdir"]), config.options(), desc=desc, nosubdir=nosubdir)
+    if opts["dry_run"]:
+        click.echo(f"Would train in {run_dir}")
+        return
+    total, tick = max(round(opts["duration"] * 1e6), 1), max(round(opts["tick"] * 1e3), 1)
+    train(run, RunSettings(run_dir, total, tick, opts["snap"]), dataset)
+
+
+def train_config(opts: dict[str, Any], dataset: ImageDataset) -> TrainConfig:
+    """What decides the weights, of the options."""
+    return TrainConfig(
         data=opts["data"],
+        num_images=len(dataset),
         network={"class_name": "EDMPrecond", "init_kwargs": network_kwargs(opts, dataset)},
-        total_images=round(opts["duration"] * 1e6),
+        cond=opts["cond"],
+        batch=opts["batch"],
+        lr=opts["lr"],
         lr_rampup=round(opts["lr_rampup"] * 1e6),
         ema_halflife=round(opts["ema"] * 1e6),
         P_mean=opts["p_mean"],
         P_std=opts["p_std"],
-        **{k: opts[k] for k in ("cond", "batch", "lr", "xflip", "seed", "precision", "transfer")},
+        xflip=opts["xflip"],
+        seed=opts["seed"],
+        precision=opts["precision"],
+        transfer=opts["transfer"],
     )
-    click.echo(json.dumps(asdict(config), indent=2))
-    click.echo(f"Data: {len(dataset):,} images, {dataset.resolution}x{dataset.resolution}x{dataset.num_channels}")
-    if opts["dry_run"]:
-        return
-    run_dir = choose_run_dir(Path(opts["outdir"]), config, desc=opts["desc"] or dataset.name, nosubdir=opts["nosubdir"])
-    device = torch.device(_pick_device(opts["device"]))
-    train(config, RunSettings(run_dir, device, round(opts["tick"] * 1000), opts["snap"]))
+
+
+def build_run(config: TrainConfig, device: torch.device) -> Run:
+    """The run, its errors in the words of the command line."""
+    try:
+        run = Run(config, device)
+    except ValueError as e:
+        text = str(e)
+        for argument, option in NETWORK_OPTIONS.items():
+            text = text.replace(argument, f"--{option}")
+        raise UserError(f"this network cannot be built: {text}") from None
+    levels, wanted = resolutions(run.net), config.network["init_kwargs"].get("attn_resolutions", ())
+    if unused := [r for r in wanted if r not in levels]:
+        raise UserError(
+            f"--attn={','.join(map(str, wanted))}: the network has no layers at {unused[0]} pixels, "
+            f"only at {', '.join(map(str, levels))}; give some of these"
+        )
+    return run
+
+
+def resolutions(net: torch.nn.Module, *, of: str = "") -> list[int]:
+    """The resolutions at which the U-Net has layers, or blocks with a layer `of` this name; finest first."""
+    found = [re.search(rf"\.(\d+)x\d+_.*{of}", name) for name, _ in net.named_modules()]
+    return sorted({int(m[1]) for m in found if m}, reverse=True)
 
 
 def network_kwargs(opts: dict[str, Any], dataset: ImageDataset) -> dict[str, Any]:
@@ -190,45 +255,10 @@ def network_kwargs(opts: dict[str, Any], dataset: ImageDataset) -> dict[str, Any
         **ARCHITECTURES[opts["arch"]],
         "dropout": opts["dropout"],
     }
-    options = {"model_channels": "cbase", "channel_mult": "cres", "num_blocks": "blocks", "attn_resolutions": "attn"}
-    for name, option in options.items():
+    for name, option in NETWORK_OPTIONS.items():
         if opts[option] is not None:
             kwargs[name] = list(opts[option]) if isinstance(opts[option], tuple) else opts[option]
     return kwargs
-
-
-def choose_run_dir(outdir: Path, config: TrainConfig, *, desc: str, nosubdir: bool) -> Path:
-    """`outdir` itself, else its newest run folder with an equal config, else the next number."""
-    content = json.dumps(asdict(config), indent=2)
-    numbered = {}
-    for path in outdir.glob("[0-9]*-*") if outdir.is_dir() else ():
-        if found := re.match(r"(\d+)-", path.name):
-            numbered[int(found[1])] = path
-    equal = [n for n, path in numbered.items() if _text(path / "training-options.json") == content]
-    if nosubdir:
-        run_dir = outdir
-        if _text(run_dir / "training-options.json") not in (None, content):
-            raise UserError(f"--outdir={outdir} holds a run with other options; choose another folder")
-    elif equal:
-        return numbered[max(equal)]
-    else:
-        run_dir = outdir / f"{max(numbered, default=-1) + 1:05d}-{desc}"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(run_dir / "training-options.json") as temporary:
-        temporary.write_text(content)
-    return run_dir
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
-
-
-def _pick_device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda: torch sees no CUDA device here; use --device=cpu")
-    return name
 
 
 if __name__ == "__main__":

@@ -57,8 +57,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if kind is float and isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1000  # as much as a float can hold
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
@@ -92,7 +94,7 @@ class SamplerConfig:
         kinds = get_type_hints(sample.func if isinstance(sample, partial) else sample)
         for name, value in merged.items():
             if not _fits(value, kinds[name]):
-                raise ValueError(f"{name}: {value!r} will not do; give {_described(kinds[name])}")
+                raise ValueError(f"{name}: {value!r:.80} will not do; give {_described(kinds[name])}")
         if merged["num_steps"] > MAX_STEPS:
             raise ValueError(f"num_steps: {merged['num_steps']} is too many; give {MAX_STEPS} or fewer")
         object.__setattr__(self, "options", merged)
@@ -131,9 +133,10 @@ class SamplerConfig:
     def rehearse(self, denoiser: AnyDenoiser) -> None:
         """Run on one pixel with a network that costs nothing: raises now whatever the options would raise later.
 
-        A few steps are enough, for what an option may be does not depend on their number.
+        A few steps are enough, for which values will do does not depend on the number of steps.
         """
-        few = SamplerConfig(self.sampler, {**self.options, "num_steps": min(self.options["num_steps"], 8)})
+        enough = {"num_steps": 8, "ascent_steps": 2}
+        few = SamplerConfig(self.sampler, {k: min(v, enough[k]) if k in enough else v for k, v in self.options.items()})
         try:
             few.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))
         except ArithmeticError:

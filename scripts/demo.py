@@ -110,7 +110,12 @@ def control_line(outcomes: PairedOutcomes) -> str:
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
-@click.option("--network", default=str(MODELS / "hands-32.safetensors"), help="A network of drawn hands with a preset.")
+@click.option(
+    "--network",
+    default=str(MODELS / "hands-32.safetensors"),
+    show_default="the embedded one",
+    help="A network of drawn hands with a preset.",
+)
 @click.option("--seeds", type=SeedList(), default="0-127", help="Seeds; calibration used others.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=40, help="Steps of every sampler.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, help="Images per chunk.")

@@ -65,7 +65,7 @@ def test_converted_snapshot_is_the_same_network(name: str, tmp_path) -> None:
 
 def test_convert_stores_bfloat16_but_keeps_buffers(tmp_path) -> None:
     source, dest = vector_file(f"pickles/{SMALL}.pkl"), tmp_path / "half.safetensors"
-    assert CliRunner().invoke(convert, [f"--source={source}", f"--dest={dest}", "--dtype=bfloat16"]).exit_code == 0
+    assert CliRunner().invoke(convert, [f"--source={source}", f"--dest={dest}", "--dtype=bf16"]).exit_code == 0
     assert dest.stat().st_size < 0.7 * source.stat().st_size
     with safe_open(dest, framework="pt") as f:
         assert f.get_tensor("model.enc.16x16_conv.weight").dtype == torch.bfloat16
@@ -153,7 +153,7 @@ def test_saving_refuses_what_does_not_describe_the_network(tmp_path) -> None:
         save_snapshot(tmp_path / "a", s.net, init_kwargs=kwargs, label_names=["one"])
     with pytest.raises(UserError, match="JSON"):
         save_snapshot(tmp_path / "a", s.net, init_kwargs=kwargs, extra={"x": object()})
-    with pytest.raises(UserError, match="float32, bfloat16"):
+    with pytest.raises(UserError, match="float32, bf16"):
         save_snapshot(tmp_path / "a", s.net, init_kwargs=kwargs, dtype="float16")
     assert not list(tmp_path.iterdir())
 

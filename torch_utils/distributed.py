@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import psutil
@@ -14,6 +16,9 @@ from dnnlib.errors import UserError
 
 T = TypeVar("T")
 
+# How long ranks wait for each other: as long as one chunk of images may take, which is far more than torch's default.
+PATIENCE = timedelta(days=1)
+
 
 def pick_device(name: str) -> torch.device:
     """The device for `auto|cpu|cuda|mps`; on CUDA the one of this process. UserError if there is none."""
@@ -23,7 +28,14 @@ def pick_device(name: str) -> torch.device:
         raise UserError("--device=cuda: torch finds no CUDA device here; use --device=cpu")
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device=mps: torch finds no MPS device here; use --device=cpu")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= count:
+        raise UserError(
+            f"--device=cuda: local rank {index} has no GPU, for there are {count}; use --nproc_per_node={count}"
+        )
+    return torch.device(name, index)
 
 
 def init(device: torch.device) -> None:
@@ -31,7 +43,7 @@ def init(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
 
 def close() -> None:
@@ -48,9 +60,22 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
+    """Wait for all ranks. UserError if one of them is gone."""
     if dist.is_initialized():
-        dist.barrier()
+        try:
+            dist.barrier()
+        except RuntimeError:
+            raise UserError(f"rank {rank()} stops because another rank has failed; its message says why") from None
+
+
+@contextmanager
+def rank0_first() -> Iterator[None]:
+    """Rank 0 runs the block before the others: it downloads, they find the file; its error is the only one."""
+    if rank() != 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:

@@ -26,7 +26,7 @@ from training.header import Header, checked_labels, format_header, parse_header,
 from training.precond import PRECONDS, iDDPMPrecond
 from training.schema import check_init_kwargs, least_size
 
-STORED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STORED_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -102,7 +102,7 @@ def save_snapshot(
         init_kwargs: the constructor arguments of `net`; they are checked and must describe its tensors.
         label_names: one name per class, or none.
         extra: more JSON for the header.
-        dtype: how parameters are stored, "float32" or "bfloat16" (half the size, 3 significant digits); buffers,
+        dtype: how parameters are stored, "float32" or "bf16" (half the size, 3 significant digits); buffers,
             such as the frequencies of an embedding, always keep float32.
     Raises:
         UserError: arguments that do not describe the network, or a value that JSON does not have.

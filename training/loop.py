@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import signal
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,27 @@ import psutil
 import torch
 from tqdm import tqdm
 
+from dnnlib.errors import UserError
 from training.checkpoint import load_snapshot, save_snapshot
 from training.dataset import ImageDataset, data_order
-from training.loss import EDMLoss, image_draws
+from training.folder import open_run_dir, refuse_other_options
+from training.logging import STATS_NAME, append_stats, say, trim_stats
+from training.loss import EDMLoss, image_draws, stream_seed
 from training.networks import NETWORKS
+from training.schema import check_init_kwargs
 from training.state import STATE_NAME, TrainingState, load_state, save_state
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What decides a run's weights; two runs with equal configs on one machine end with equal weights."""
+    """What decides a run's weights after any number of images, and so what tells runs apart.
+
+    Runs with equal configs have equal weights, bit for bit on one machine with one number of CPU threads.
+    """
 
     data: str
+    num_images: int  # in the data set
     network: dict[str, Any]  # {"class_name": ..., "init_kwargs": {...}}
-    total_images: int
     cond: bool = False
     batch: int = 512
     lr: float = 1e-3
@@ -43,19 +51,25 @@ class TrainConfig:
     precision: str = "fp32"
     transfer: str | None = None
 
+    def options(self) -> dict[str, Any]:
+        """As JSON gives it back, so that files and configs compare."""
+        options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return options
+
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What does not change the weights: where, how often, on what."""
+    """What does not change the weights along the way: where, how far, how often to save."""
 
     run_dir: Path
-    device: torch.device
-    tick_images: int
-    snapshot_ticks: int
+    total_images: int
+    tick_images: int  # the state is saved whenever a multiple of this is passed
+    snapshot_ticks: int  # and a snapshot at every so many ticks; 0: at the end only
 
 
 def learning_rate(config: TrainConfig, images_seen: int) -> float:
-    return config.lr * min(images_seen / max(config.lr_rampup, 1e-8), 1)
+    """Linear from 0 at the first image to `lr` at `lr_rampup`."""
+    return config.lr * min(images_seen / config.lr_rampup, 1) if config.lr_rampup else config.lr
 
 
 def ema_beta(config: TrainConfig, images_seen: int) -> float:
@@ -68,15 +82,29 @@ class Run:
     """Network, EMA and optimiser of one run, with their state."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        class_name = config.network["class_name"]
+        kwargs = check_init_kwargs(class_name, config.network["init_kwargs"])  # what no snapshot could hold
         torch.manual_seed(config.seed)
         self.config, self.device, self.images_seen = config, device, 0
-        net = NETWORKS[config.network["class_name"]](**config.network["init_kwargs"])
-        if config.transfer:
-            net.load_state_dict(load_snapshot(config.transfer).net.state_dict())
-        self.net = net.train().requires_grad_(True).to(device)
+        self.net = NETWORKS[class_name](**kwargs).train().requires_grad_(True).to(device)
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
-        self.loss = EDMLoss(config.P_mean, config.P_std, config.network["init_kwargs"].get("sigma_data", 0.5))
+        self.loss = EDMLoss(config.P_mean, config.P_std, kwargs.get("sigma_data", 0.5))
+
+    def transfer(self, source: str) -> None:
+        """Start from the weights of a snapshot. Raises UserError: they are those of another network."""
+        snapshot = load_snapshot(source)
+        found = {name: list(t.shape) for name, t in snapshot.net.state_dict().items()}
+        wanted = {name: list(t.shape) for name, t in self.net.state_dict().items()}
+        odd = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
+        classes = snapshot.header.class_name, self.config.network["class_name"]
+        if odd or classes[0] != classes[1]:
+            shapes = [f"{k} is {found.get(k, 'missing')} there and {wanted.get(k, 'missing')} here" for k in odd[:1]]
+            why = f"{len(odd)} of its tensors do not fit ({shapes[0]})" if odd else f"it is no {classes[1]}"
+            raise UserError(f"--transfer={source}: {why}; give this run the options of that network")
+        self.net.load_state_dict(snapshot.net.state_dict())
+        self.ema.load_state_dict(snapshot.net.state_dict())
+        say(f"Weights of {snapshot.describe()}")
 
     def state(self) -> TrainingState:
         return TrainingState(
@@ -84,7 +112,7 @@ class Run:
             self.ema.state_dict(),
             self.optimizer.state_dict(),
             self.images_seen,
-            asdict(self.config),
+            self.config.options(),
         )
 
     def restore(self, state: TrainingState) -> None:
@@ -94,30 +122,37 @@ class Run:
         self.images_seen = state.images_seen
 
     def step(self, dataset: ImageDataset, indices: list[int]) -> float:
-        """One optimiser step on the images `indices`; returns the mean loss per pixel."""
+        """One optimiser step on the images `indices`, 1 F + 1 B to the weights; returns the mean loss per pixel.
+
+        Raises UserError: gradients that are not finite; the weights stay as they were.
+        """
         config, start = self.config, self.images_seen
         images, labels = dataset.batch(indices)
-        y = images.to(self.device, torch.float32) / 127.5 - 1
+        y = images.to(self.device, torch.float32) / 127.5 - 1  # [B, C, H, W]
         n, noise, flips = image_draws(config.seed, range(start, start + len(y)), y.shape[1:], flip=config.xflip)
         y = torch.where(flips.to(self.device)[:, None, None, None], y.flip(3), y)
-        torch.manual_seed((config.seed << 40) + start)  # dropout masks
+        torch.manual_seed(stream_seed(config.seed, start, use=1))  # dropout masks
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, start)
         self.optimizer.zero_grad(set_to_none=True)
         draws = {"n": n.to(self.device), "noise": noise.to(self.device)}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = self.loss(self.net, y, labels.to(self.device) if dataset.label_dim else None, **draws)
-        mean = loss.mean(dim=(1, 2, 3)).mean()
-        mean.backward()  # type: ignore[no-untyped-call]
-        for p in self.net.parameters():
-            if p.grad is not None and not p.grad.isfinite().all():
-                raise FloatingPointError(
-                    f"gradients are not finite at image {start}; lower --lr or use --precision=fp32"
-                )
+        objective = loss.sum(dim=(1, 2, 3)).mean()  # the squared norm of eq. 8, so that Adam's eps stays negligible
+        objective.backward()  # type: ignore[no-untyped-call]
+        self.check_gradients()
         self.optimizer.step()
         self.images_seen += len(y)
         self.update_ema()
-        return float(mean.detach())
+        return float(objective.detach()) / y[0].numel()
+
+    def check_gradients(self) -> None:
+        finite = [p.grad.isfinite().all() for p in self.net.parameters() if p.grad is not None]
+        if not torch.stack(finite).all():
+            raise UserError(
+                f"gradients are not finite at image {self.images_seen:,}; the state of the last tick is kept. "
+                "Lower --lr, lengthen --lr-rampup or use --precision=fp32, and --transfer from the last snapshot"
+            )
 
     @torch.no_grad()
     def update_ema(self) -> None:
@@ -129,72 +164,112 @@ class Run:
 
 
 class StopRequest:
-    """SIGTERM and SIGINT ask for a save after the current step."""
+    """Within the block, SIGTERM and SIGINT ask for a save after the current step; a second Ctrl-C interrupts."""
 
     def __init__(self) -> None:
         self.received = False
-        for s in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(s, self._receive)
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            for s in (signal.SIGTERM, signal.SIGINT):
+                self._previous[s] = signal.signal(s, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for s, handler in self._previous.items():
+            signal.signal(s, signal.SIG_DFL if handler is None else handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.received and signum == signal.SIGINT:
+            raise KeyboardInterrupt
         self.received = True
 
 
-def train(config: TrainConfig, settings: RunSettings) -> Run:
-    """Train to `total_images`, resuming from the state in `run_dir` if there is one.
+def train(run: Run, settings: RunSettings, dataset: ImageDataset) -> None:
+    """Train to `total_images` or until told to stop, going on from the state in `run_dir` if there is one.
 
-    Writes `stats.jsonl` (a line a tick), `training-state.pt` (each tick and on SIGTERM/SIGINT) and
-    `network-snapshot-{kimg:06d}.safetensors` (the EMA) in `run_dir`.
+    Writes there `stats.jsonl` (a line a tick), `training-state.pt` (at each tick and on SIGTERM/SIGINT) and
+    `network-snapshot-{kimg:06d}.safetensors` (the EMA). A kill at any moment loses what followed the last state.
+
+    Raises:
+        UserError: a folder in use or of other options, a damaged state or image, gradients that are not finite.
     """
-    dataset = ImageDataset(config.data, cond=config.cond)
-    run = Run(config, settings.device)
-    state_path = settings.run_dir / STATE_NAME
-    if state_path.exists():
-        run.restore(load_state(state_path))
-        print(f"Resuming {settings.run_dir} at {run.images_seen / 1000:.1f} kimg")
-    stop = StopRequest()
-    order = data_order(len(dataset), seed=config.seed, start=run.images_seen)
-    tick_start, tick_time, losses, tick = run.images_seen, time.time(), list[float](), 0
-    with tqdm(total=config.total_images, initial=run.images_seen, unit="img", disable=None) as progress:
-        while run.images_seen < config.total_images and not stop.received:
-            losses.append(run.step(dataset, [next(order) for _ in range(config.batch)]))
-            progress.update(config.batch)
-            done = run.images_seen >= config.total_images
-            if not (done or stop.received or run.images_seen - tick_start >= settings.tick_images):
+    state_path, config = settings.run_dir / STATE_NAME, run.config
+    if config.transfer and not state_path.exists():
+        run.transfer(config.transfer)
+    with open_run_dir(settings.run_dir, config.options()), StopRequest() as stop:
+        if state_path.exists():
+            state = load_state(state_path)
+            refuse_other_options(settings.run_dir, state.options, config.options())
+            run.restore(state)
+            say(f"Going on in {settings.run_dir} at {run.images_seen / 1000:.1f} kimg")
+        else:
+            say(f"Starting in {settings.run_dir}")
+            _decode_all(dataset, stop)
+        trim_stats(settings.run_dir / STATS_NAME, run.images_seen)
+        _train_on(run, settings, dataset, stop)
+        if run.images_seen >= settings.total_images:
+            say(f"Finished: {write_snapshot(run, dataset, settings.run_dir)}")
+        else:
+            say(f"Stopped at {run.images_seen / 1000:.1f} kimg; the same command goes on from here")
+
+
+def _train_on(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> None:
+    batch, tick, total = run.config.batch, settings.tick_images, settings.total_images
+    order = data_order(len(dataset), seed=run.config.seed, start=run.images_seen)
+    losses, tick_time = list[float](), time.time()
+    # disable=None: a bar on terminals only
+    with tqdm(total=total, initial=run.images_seen, unit="img", disable=None) as progress:
+        while run.images_seen < total and not stop.received:
+            start = run.images_seen
+            losses.append(run.step(dataset, [next(order) for _ in range(batch)]))
+            progress.update(batch)
+            done = run.images_seen >= total
+            if not (done or stop.received or start // tick < run.images_seen // tick):
                 continue
-            save_state(state_path, run.state())
-            _log_tick(settings.run_dir, run, losses, run.images_seen - tick_start, time.time() - tick_time)
-            tick += 1
-            if done or (settings.snapshot_ticks and tick % settings.snapshot_ticks == 0):
-                write_snapshot(run, dataset, settings)
-            tick_start, tick_time, losses = run.images_seen, time.time(), []
-    return run
+            _log(run, settings, losses, time.time() - tick_time)
+            every = tick * settings.snapshot_ticks
+            if every and start // every < run.images_seen // every:
+                write_snapshot(run, dataset, settings.run_dir)
+            save_state(settings.run_dir / STATE_NAME, run.state())  # last: what is not in the state is done again
+            losses, tick_time = [], time.time()
 
 
-def write_snapshot(run: Run, dataset: ImageDataset, settings: RunSettings) -> Path:
-    path = settings.run_dir / f"network-snapshot-{run.images_seen // 1000:06d}.safetensors"
+def _decode_all(dataset: ImageDataset, stop: StopRequest) -> None:
+    """Finds a damaged or odd image before the training does, hours later."""
+    for i in tqdm(range(len(dataset)), desc="Reading images", unit="img", disable=None, leave=False):
+        if stop.received:
+            return
+        dataset.image(i)
+
+
+def write_snapshot(run: Run, dataset: ImageDataset, run_dir: Path) -> Path:
+    """The EMA as `network-snapshot-{kimg:06d}.safetensors`, for `load_denoiser` and generate.py."""
+    path = run_dir / f"network-snapshot-{run.images_seen // 1000:06d}.safetensors"
     save_snapshot(
         path,
         run.ema,
         init_kwargs=run.config.network["init_kwargs"],
         kimg=run.images_seen / 1000,
         dataset=dataset.name,
-        extra={"training": asdict(run.config)},
+        extra={"training": run.config.options()},
     )
     return path
 
 
-def _log_tick(run_dir: Path, run: Run, losses: list[float], images: int, seconds: float) -> None:
-    rate = images / max(seconds, 1e-9)
+def _log(run: Run, settings: RunSettings, losses: list[float], seconds: float) -> None:
+    rate = len(losses) * run.config.batch / max(seconds, 1e-9)
     line = {
         "kimg": round(run.images_seen / 1000, 3),
+        "images_seen": run.images_seen,
         "loss": float(np.mean(losses)),
         "lr": learning_rate(run.config, run.images_seen),
         "images_per_s": round(rate, 2),
-        "eta_s": round((run.config.total_images - run.images_seen) / max(rate, 1e-9)),
+        "eta_s": round(max(settings.total_images - run.images_seen, 0) / max(rate, 1e-9)),
         "rss_gib": round(psutil.Process().memory_info().rss / 2**30, 3),
         "time": round(time.time(), 1),
     }
-    with open(run_dir / "stats.jsonl", "a") as f:
-        f.write(json.dumps(line) + "\n")
-    tqdm.write(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in line.items()))
+    append_stats(settings.run_dir / STATS_NAME, line)
+    shown = {k: v for k, v in line.items() if k not in ("images_seen", "time")}
+    say(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()))

@@ -23,6 +23,8 @@ class EDMLoss:
     def __call__(self, net: nn.Module, y: Tensor, labels: Tensor | None, *, n: Tensor, noise: Tensor) -> Tensor:
         """Weighted squared error [B, C, H, W]; one forward pass (1 F).
 
+        Its expectation is 1 everywhere, at every noise level, for the exact denoiser of N(0, sigma_data^2).
+
         Args:
             y: images in [-1, 1], [B, C, H, W].
             n, noise: standard normal draws [B] and [B, C, H, W] (the caller owns the randomness).
@@ -32,15 +34,24 @@ class EDMLoss:
         return weight * (net(y + s * noise, s, labels) - y) ** 2
 
 
+def stream_seed(seed: int, counter: int, *, use: int = 0) -> int:
+    """The generator seed of the image number `counter` of a run, in 32 bits: all that torch keeps of it on the CPU.
+
+    An odd factor is invertible modulo 2^32, so no two of a run's first 2^32 images share a stream. `use` tells apart
+    what is drawn for one image: 0 noise, 1 dropout.
+    """
+    return (seed * 0x7F4A7C15 + counter * 0xD192ED03 + use * 0x85EBCA6B) % (1 << 32)
+
+
 def image_draws(seed: int, counters: range, shape: tuple[int, ...], *, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
     """All randomness of the images numbered `counters`: (n [B], noise [B, *shape], flipped bool [B]).
 
     A function of (seed, image counter) alone: the same image gets the same noise on any rank and after any resume.
     """
-    n, noise, flips = torch.empty(len(counters)), torch.empty(len(counters), *shape), torch.zeros(len(counters))
+    n, noise, flips = torch.empty(len(counters)), torch.empty(len(counters), *shape), torch.empty(len(counters))
     g = torch.Generator()
     for row, counter in enumerate(counters):
-        g.manual_seed((seed * 0x9E3779B97F4A7C15 + counter * 0xD1B54A32D192ED03) & (2**63 - 1))
+        g.manual_seed(stream_seed(seed, counter))
         n[row] = torch.randn([], generator=g)
         torch.randn(shape, generator=g, out=noise[row])
         flips[row] = torch.rand([], generator=g)

@@ -134,7 +134,7 @@ SAMPLER_OPTIONS = (
         help="RODS and controls: where to act, as fractions of the steps or in noise levels [default: .1,.5].",
     ),
     click.option(
-        "--ascent-steps", type=click.IntRange(min=1), default=None, help="rods-cas: inner ascent steps [default: 1]."
+        "--ascent-steps", type=click.IntRange(1, 1000), default=None, help="rods-cas: inner ascent steps [default: 1]."
     ),
     click.option(
         "--sas-sign",

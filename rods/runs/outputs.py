@@ -42,6 +42,8 @@ class OutputFolder:
         if not os.fspath(outdir):
             raise UserError("--outdir is empty; name a folder")
         self.outdir, self.identity = Path(outdir), dict(identity)
+        if self.outdir.is_file():
+            raise UserError(f"--outdir={outdir} is a file; name a folder")
         old = _read_identity(self.outdir / OPTIONS_NAME)
         if old is None and (strange := _strangers(self.outdir)):
             raise UserError(
@@ -96,7 +98,7 @@ class OutputFolder:
             _replace(self.outdir / PARTS_NAME / f"{chunk}.jsonl", _json_lines(kept))
 
     def finish(self) -> list[dict[str, Any]]:
-        """Merges all parts into `samples.jsonl`, ordered by name; returns the lines. For the process that did `open`."""
+        """Merges the parts into `samples.jsonl`, by name; returns its lines. For the process that did `open`."""
         with self._remedy("when that is mended, run the same command again"):
             lines = self._merge()
             shutil.rmtree(self.outdir / PARTS_NAME)
@@ -117,10 +119,12 @@ class OutputFolder:
         for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink()
-        if (self.outdir / PARTS_NAME).is_dir():
+        parts = self.outdir / PARTS_NAME
+        if self._known or parts.is_dir():
             self._merge()
-            shutil.rmtree(self.outdir / PARTS_NAME)
-        (self.outdir / PARTS_NAME).mkdir()
+        if parts.is_dir():
+            shutil.rmtree(parts)
+        parts.mkdir()
 
     def _merge(self) -> list[dict[str, Any]]:
         merged = dict(self._known)
@@ -150,7 +154,9 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--outdir={folder}: another run is writing to it; wait, or name another --outdir") from None
+            raise UserError(
+                f"--outdir={folder}: another run is writing to it; wait, or name another --outdir"
+            ) from None
         except OSError:  # a network file system without locks
             pass
         yield

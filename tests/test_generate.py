@@ -1,0 +1,398 @@
+"""generate.py from the outside: EDM's options and images, RODS's records, presets, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from commands import LABELLED, PLAIN, RODS, SMALL, files, generate, generated, options_json, records, tiny
+
+import generate as command
+import rods.runs.sampling as sampling
+from rods import edm_sampler
+from rods.pipeline import SamplerConfig
+from training.checkpoint import load_denoiser
+
+# -- the option set ---------------------------------------------------------------------------------------------------
+
+EDM_DEFAULTS = {
+    "--network": None, "--outdir": "out", "--seeds": list(range(64)), "--subdirs": False, "--class": None,
+    "--batch": 64, "--steps": 18, "--sigma_min": 0.002, "--sigma_max": 80, "--time-rho": 7, "--S_churn": 0,
+    "--S_min": 0, "--S_max": math.inf, "--S_noise": 1,
+}  # fmt: skip
+EDM_ABLATION = {"--solver": "heun", "--disc": "edm", "--schedule": "linear", "--scaling": "none"}
+OURS = {
+    "--sampler", "--eps", "--rho", "--window", "--ascent-steps", "--sas-sign", "--detect", "--kappa", "--preset",
+    "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--sigma-min", "--sigma-max",
+}  # fmt: skip
+ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
+
+
+def defaults() -> dict[str, Any]:
+    """What the command gets for each option where only the needed one is given."""
+    context = command.main.make_context("generate.py", ["--outdir=out"])
+    return {name: context.params[option.name or ""] for option in command.main.params for name in option.opts}
+
+
+def test_the_options_are_those_of_edm_and_ours() -> None:
+    names = {name for option in command.main.params for name in option.opts}
+    assert names == {*EDM_DEFAULTS, *EDM_ABLATION, *OURS}
+
+
+@pytest.mark.parametrize(("sampler", "expected"), [("edm", EDM_DEFAULTS), ("ablation", EDM_ABLATION)])
+def test_the_defaults_are_those_of_edm(sampler: str, expected: dict[str, Any]) -> None:
+    params = defaults()
+    config = SamplerConfig(sampler, {}).options
+    for name, value in expected.items():
+        argument = ARGUMENTS.get(name, name.removeprefix("--"))
+        # The command leaves a sampler's option at None, so that "not given" is known; the sampler has the default.
+        if argument in config:
+            assert params[name] is None
+            assert config[argument] == value, name
+        else:
+            assert params[name] == value, name
+
+
+def test_our_defaults() -> None:
+    expected = {"--device": "auto", "--dtype": "float32", "--rng": "device", "--seeding": "per-image", "--grid": False}
+    assert {name: value for name, value in defaults().items() if name in expected} == expected
+    for sampler in ("euler", "rods-cas", "rods-sas", "overshoot", "sigma-offset"):
+        needed = {"overshoot": {"rho": 1}, "sigma-offset": {"kappa": 0.1}, "euler": {}}
+        options = SamplerConfig(sampler, needed.get(sampler, {"eps": 0, "rho": 1})).options
+        assert options["num_steps"] == 40
+        assert options.get("window", (0.1, 0.5)) == (0.1, 0.5)
+
+
+def test_every_option_has_help() -> None:
+    assert all(isinstance(option, click.Option) and option.help for option in command.main.params)
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def picture(path: Path) -> np.ndarray:
+    with PIL.Image.open(path) as image:
+        return np.asarray(image)
+
+
+def edm_by_hand(network: Path, seeds: list[int], class_index: int | None, **options: Any) -> np.ndarray:
+    """EDM's recipe, written down plainly: a generator per seed, latents, a class, noise; truncated to uint8."""
+    net: Any = load_denoiser(network)
+    generators = [torch.Generator().manual_seed(seed % (1 << 32)) for seed in seeds]
+    shape = [net.img_channels, net.img_resolution, net.img_resolution]
+    latents = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    labels = None
+    if net.label_dim:
+        drawn = torch.stack([torch.randint(net.label_dim, [], generator=g) for g in generators])
+        labels = torch.eye(net.label_dim)[drawn]
+        if class_index is not None:
+            labels = torch.zeros_like(labels)
+            labels[:, class_index] = 1
+
+    def randn_like(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in generators])
+
+    x = edm_sampler(net, latents, labels, randn_like=randn_like, **options)
+    return (x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1).squeeze(-1).numpy()
+
+
+@pytest.mark.parametrize(("network", "class_index"), [(PLAIN, None), (LABELLED, None), (LABELLED, 2)])
+def test_images_are_those_of_edm(network: Path, class_index: int | None, tmp_path: Path) -> None:
+    """With churn, so that the class must be drawn even where it is given, or the noise would shift."""
+    seeds = [3, 0, 4294967303]
+    chosen = [] if class_index is None else [f"--class={class_index}"]
+    generated(tmp_path, "--seeds=3,0,4294967303", "--S_churn=5", "--S_noise=1.01", *chosen, network=network, steps=3)
+    expected = edm_by_hand(network, seeds, class_index, num_steps=3, S_churn=5, S_noise=1.01)
+    for seed, image in zip(seeds, expected, strict=True):
+        assert np.array_equal(picture(tmp_path / f"{seed:06d}.png"), image)
+    classes = {line["class"] for line in records(tmp_path)}
+    assert classes == {class_index} if class_index is not None or network == PLAIN else classes <= {0, 1, 2, 3}
+
+
+def test_records(tmp_path: Path) -> None:
+    output = generated(tmp_path, "--seeds=0-2", *RODS, "--solver=heun", "--grid", steps=3)
+    lines = records(tmp_path)
+    assert [line["seed"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        assert line["name"] == f"{line['seed']:06d}.png"
+        assert line["sha256"] == files(tmp_path)[line["name"]]
+        assert line["class"] is None
+        assert line["probed"] == [0, 1, 2]
+        assert len(line["H"]) == len(line["H_scaled"]) == len(line["sigma"]) == 3
+        assert line["flagged"] == [i for i, h in zip(line["probed"], line["H"], strict=True) if h >= 0.1]
+        assert (line["forward"], line["backward"]) == (2 * 3 + 2, 2 * 3)
+    at_risk = sum(bool(line["flagged"]) for line in lines)
+    assert f"{at_risk} of 3 at risk (H >= 0.1 at some step)" in output
+    assert "8.0 forward and 6.0 backward passes an image" in output
+    with PIL.Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 2 * 96
+
+
+def test_detection_alone_gives_the_images_of_euler(tmp_path: Path) -> None:
+    generated(tmp_path / "euler", "--seeds=0-2", "--sampler=euler")
+    detect = [*RODS, "--eps=inf"]
+    output = generated(tmp_path / "detected", "--seeds=0-2", *detect)
+    plain, detected = files(tmp_path / "euler"), files(tmp_path / "detected")
+    assert all(detected[name] == plain[name] for name in plain if name.endswith(".png"))
+    largest = sorted(max(line["H"]) for line in records(tmp_path / "detected"))
+    assert f"50% {largest[1]:.3g}" in output
+    assert not any(line["flagged"] for line in records(tmp_path / "detected"))
+    generated(tmp_path / "repaired", "--seeds=0-2", *RODS)
+    assert files(tmp_path / "repaired")["000000.png"] != plain["000000.png"]
+
+
+def test_a_chunk_decides_the_bytes_and_other_chunks_agree_to_rounding(tmp_path: Path) -> None:
+    generated(tmp_path / "two", "--seeds=0-3", "--batch=2", "--sampler=euler")
+    generated(tmp_path / "more", "--seeds=2,3,9", "--batch=2", "--sampler=euler")
+    generated(tmp_path / "one", "--seeds=2", "--batch=1", "--sampler=euler")
+    assert files(tmp_path / "two")["000002.png"] == files(tmp_path / "more")["000002.png"]
+    alone, together = (picture(tmp_path / name / "000002.png").astype(int) for name in ("one", "two"))
+    assert np.abs(alone - together).max() <= 1
+
+
+def test_subdirs(tmp_path: Path) -> None:
+    generated(tmp_path, "--seeds=999,1000", "--subdirs")
+    assert {"000000/000999.png", "001000/001000.png"} <= set(files(tmp_path))
+
+
+def test_per_batch_seeding_draws_a_whole_batch(tmp_path: Path) -> None:
+    generated(tmp_path, "--seeds=5", "--batch=3", "--seeding=per-batch", "--sampler=euler", network=PLAIN)
+    latents = torch.randn([3, 3, 16, 16], generator=torch.Generator().manual_seed(5))
+    net = load_denoiser(PLAIN)
+    images = SamplerConfig("euler", {"num_steps": 2}).run(net, latents).images
+    for row, image in enumerate((images * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1)):
+        assert np.array_equal(picture(tmp_path / f"000005_{row:03d}.png"), image.numpy())
+    assert [(line["seed"], line["row"]) for line in records(tmp_path)] == [(5, 0), (5, 1), (5, 2)]
+
+
+def test_bf16_is_printed_and_recorded(tmp_path: Path) -> None:
+    output = generated(tmp_path / "bf16", "--seeds=0", "--dtype=bf16", "--sampler=euler", steps=6)
+    assert "--dtype=bf16" in output
+    assert options_json(tmp_path / "bf16")["identity"]["dtype"] == "bf16"
+    generated(tmp_path / "float32", "--seeds=0", "--sampler=euler", steps=6)
+    halved, full = (picture(tmp_path / name / "000000.png").astype(int) for name in ("bf16", "float32"))
+    assert 0 < np.abs(halved - full).max() < 64
+
+
+def test_random_numbers_of_the_cpu_are_those_of_a_cpu_device(tmp_path: Path) -> None:
+    generated(tmp_path / "cpu", "--seeds=0", "--rng=cpu")
+    generated(tmp_path / "device", "--seeds=0")
+    assert files(tmp_path / "cpu")["000000.png"] == files(tmp_path / "device")["000000.png"]
+
+
+def test_one_step_is_a_picture(tmp_path: Path) -> None:
+    generated(tmp_path, "--seeds=0", steps=1)
+    assert picture(tmp_path / "000000.png").std() > 0
+
+
+# -- what is not finite -----------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_is_not_finite_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sampling.sample_chunk
+
+    def with_a_hole(*args: Any, **options: Any) -> Any:
+        done = real(*args, **options)
+        done.images[1, 0, 3, 3] = math.nan
+        return done
+
+    monkeypatch.setattr(sampling, "sample_chunk", with_a_hole)
+    code, output = generate(tmp_path, "--seeds=4-6", "--grid")
+    assert code == 1
+    assert "Error: 1 of 3 images are not finite and were not written (seeds 5)" in output
+    assert set(files(tmp_path)) == {"000004.png", "000006.png", "grid.png", "options.json", "samples.jsonl"}
+    assert [line["sha256"] is None for line in records(tmp_path)] == [False, True, False]
+
+    monkeypatch.undo()
+    before = files(tmp_path)
+    generated(tmp_path, "--seeds=4-6", "--grid")
+    after = files(tmp_path)
+    assert set(after) - set(before) == {"000005.png"}
+    assert all(after[name] == before[name] for name in ("000004.png", "000006.png"))
+    assert all(line["sha256"] == after[line["name"]] for line in records(tmp_path))
+
+
+def test_a_network_that_returns_nan(tmp_path: Path) -> None:
+    network = tiny(tmp_path / "nan.safetensors", first_weight=math.nan)
+    code, output = generate(tmp_path / "out", "--seeds=0-1", *RODS, "--grid", network=network)
+    assert code == 1
+    assert "2 of 2 images are not finite" in output
+    assert set(files(tmp_path / "out")) == {"options.json", "samples.jsonl"}
+    assert "NaN" not in (tmp_path / "out" / "samples.jsonl").read_text()
+
+
+# -- presets and the choice of a sampler ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "rho"), [("edm-afhqv2-64x64-uncond-ve", 0.1, 1), ("edm-ffhq-64x64-uncond-ve", 0.09, 8)]
+)
+@pytest.mark.parametrize("sampler", ["rods-cas", "rods-sas"])
+def test_published_settings_are_found_by_the_networks_name(
+    name: str, eps: float, rho: float, sampler: str, tmp_path: Path
+) -> None:
+    network = tiny(tmp_path / f"{name}.safetensors")
+    output = generated(tmp_path / "out", "--seeds=0", f"--sampler={sampler}", network=network, steps=None)
+    identity = options_json(tmp_path / "out")["identity"]
+    assert [identity[k] for k in ("eps", "rho", "window", "num_steps")] == [eps, rho, "0,1", 40]
+    assert options_json(tmp_path / "out")["preset"].startswith(name)
+    assert f"Preset {name}" in output
+    assert f"--eps={eps} --rho={rho} --window=0,1 --steps=40" in output
+
+
+def test_options_replace_a_presets(tmp_path: Path) -> None:
+    network = tiny(tmp_path / "edm-ffhq-64x64-uncond-ve.safetensors")
+    generated(tmp_path / "out", "--seeds=0", "--sampler=rods-cas", "--rho=3", network=network)
+    identity = options_json(tmp_path / "out")["identity"]
+    assert [identity[k] for k in ("eps", "rho", "num_steps")] == [0.09, 3, 2]
+
+
+def test_a_preset_by_name_or_file(tmp_path: Path) -> None:
+    generated(tmp_path / "hands", "--seeds=0", "--sampler=rods-cas", "--preset=hands-128-ve")
+    identity = options_json(tmp_path / "hands")["identity"]
+    assert [identity[k] for k in ("eps", "rho", "window")] == [0, 30, "0.1,0.5"]
+
+    preset = {"name": "mine", "network": None, "source": "my seeds", "samplers": {"rods-sas": {
+        "eps": 0.2, "rho": 2, "window": "sigma:1,5", "sas_sign": "downhill"}}}  # fmt: skip
+    (tmp_path / "mine.json").write_text(json.dumps(preset))
+    output = generated(tmp_path / "file", "--seeds=0", "--sampler=rods-sas", f"--preset={tmp_path / 'mine.json'}")
+    assert "Preset mine (my seeds)" in output
+    assert "--eps=0.2 --rho=2 --window=sigma:1,5" in output
+    assert "--sas-sign=downhill" in output
+
+
+def test_without_a_preset_eps_and_rho_are_needed(tmp_path: Path) -> None:
+    network = tiny(tmp_path / "edm-ffhq-64x64-uncond-ve.safetensors")
+    for options in (("--preset=none",), ("--preset=none", "--rho=1")):
+        code, output = generate(tmp_path / "out", "--seeds=0", "--sampler=rods-cas", *options, network=network)
+        assert code == 2
+        assert output.startswith("Error: --eps needed" if "--rho=1" in options else "Error: --eps and --rho needed")
+        assert "docs/calibration.md" in output
+
+
+def test_the_embedded_network_and_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    shutil.copy(SMALL, models / "small.safetensors")
+    options = {"rods-cas": {"eps": 0.3, "rho": 1.5}}
+    preset = {"name": "small", "network": "small", "source": "a test", "samplers": options}
+    (models / "small.preset.json").write_text(json.dumps(preset))
+    monkeypatch.setattr(command, "MODELS", models)
+    monkeypatch.setattr(command, "EMBEDDED", models / "small.safetensors")
+    output = generated(tmp_path / "out", "--seeds=0", "--sampler=rods-cas", network=None)
+    assert "Network small: " in output
+    assert "--eps=0.3 --rho=1.5" in output
+
+
+def test_an_option_of_the_ablation_selects_it_and_says_so(tmp_path: Path) -> None:
+    output = generated(tmp_path / "a", "--seeds=0", "--disc=vp", "--schedule=vp")
+    assert output.startswith("--disc, --schedule given without --sampler: using --sampler=ablation\n")
+    identity = options_json(tmp_path / "a")["identity"]
+    names = ("sampler", "solver", "discretization", "schedule", "scaling")
+    assert [identity[k] for k in names] == ["ablation", "heun", "vp", "vp", "none"]
+    generated(tmp_path / "edm", "--seeds=0")
+    generated(tmp_path / "b", "--seeds=0", "--solver=heun")
+    ablation, edm = (picture(tmp_path / name / "000000.png").astype(int) for name in ("b", "edm"))
+    assert np.abs(ablation - edm).max() <= 1
+    generated(tmp_path / "rods", "--seeds=0", *RODS, "--solver=heun")
+    assert options_json(tmp_path / "rods")["identity"]["solver"] == "heun"
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "rho with edm": ((SMALL, "--rho=7"), "The exponent of the noise grid (EDM's --rho) is --time-rho"),
+    "eps with edm": ((SMALL, "--sampler=edm", "--eps=.1"), "--eps is an option of rods-cas, rods-sas"),
+    "rho with ablation": ((SMALL, "--solver=euler", "--rho=7"), "--sampler=ablation has none"),
+    "churn with euler": ((SMALL, "--sampler=euler", "--S_churn=1"), "--S_churn is an option of edm, ablation"),
+    "disc with rods": ((SMALL, *RODS, "--disc=vp"), "--disc is an option of ablation"),
+    "ascent with sas": ((SMALL, *RODS, "--sampler=rods-sas", "--ascent-steps=2"), "--ascent-steps is an option of"),
+    "sign with cas": ((SMALL, *RODS, "--sas-sign=uphill"), "--sas-sign is an option of rods-sas"),
+    "no radius": ((SMALL, "--sampler=overshoot"), "--rho: overshoot needs a value"),
+    "no offset": ((SMALL, "--sampler=sigma-offset"), "--kappa: sigma-offset needs a value"),
+    "class on an unconditional network": ((SMALL, "--class=0"), "--class: 0 given, but the network is unconditional"),
+    "class too high": ((LABELLED, "--class=4"), "--class: 4 is out of range; this network has classes 0 to 3"),
+    "class too low": ((LABELLED, "--class=-1"), "--class: -1 is out of range"),
+    "backward seeds": ((SMALL, "--seeds=3-1"), "'3-1' runs backwards; write 1-3"),
+    "no steps": ((SMALL, "--steps=0"), "'--steps': 0 is not in the range"),
+    "a billion steps": ((SMALL, "--steps=1000000000"), "1000000000 is not in the range 1<=x<=100000"),
+    "no batch": ((SMALL, "--batch=0"), "'--batch': 0 is not in the range"),
+    "empty range": ((SMALL, "--sigma_min=90"), "--sigma_min, --sigma_max: 90.0, 80 is no range"),
+    "no lowest level": ((SMALL, "--sigma_min=0"), "give 0 < sigma_min < sigma_max < inf"),
+    "exponent 0": ((SMALL, "--time-rho=0"), "--time-rho: 0.0 is not an exponent"),
+    "exponent 0 of the ablation": ((SMALL, "--disc=edm", "--time-rho=0"), "--time-rho: 0.0 gives no noise levels"),
+    "exponent of an overflow": ((SMALL, "--time-rho=.001"), "--time-rho: 0.001 gives no noise levels"),
+    "nan threshold": ((SMALL, *RODS, "--eps=nan"), "--eps: nan is not a threshold"),
+    "infinite radius": ((SMALL, *RODS, "--rho=inf"), "--rho: inf is not a radius"),
+    "backward window": ((SMALL, *RODS, "--window=.5,.1"), "'--window': (0.5, 0.1) is not a range of steps"),
+    "window of words": ((SMALL, *RODS, "--window=all"), "'all' is no window; give lo,hi such as .1,.5 or sigma:1,5"),
+    "threshold undetected": ((SMALL, *RODS, "--detect=false"), "--detect: off with eps 0.1"),
+    "unknown preset": ((SMALL, *RODS, "--preset=best"), "--preset=best is unknown; use a JSON file or one of edm-afhq"),
+    "preset of another sampler": ((SMALL, "--preset=hands-128-ve"), "has no settings for --sampler=edm"),
+    "misspelt": ((SMALL, "--seed=3"), "No such option '--seed'. (Did you mean"),
+    "no cuda": ((SMALL, "--device=cuda"), "--device=cuda: torch finds no CUDA device here; use --device=cpu"),
+    "wrong checksum": ((SMALL, "--sha256=" + "0" * 64), "expected 0000"),
+    "missing network": ((Path("nowhere.pkl"),), "nowhere.pkl: there is no such file; check the path"),
+    "no network": ((None,), "--network is needed: the embedded network"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (network, *options), says = REFUSED[case]
+    if case == "no cuda":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command, "EMBEDDED", tmp_path / "absent.safetensors")
+    code, output = generate(tmp_path / "out", *options, network=network, steps=None)
+    errors = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert (code, len(errors)) == (2, 1), output
+    assert says in errors[0]
+    assert output == errors[0] + "\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_two_channels_makes_no_png(tmp_path: Path) -> None:
+    code, output = generate(tmp_path / "out", network=tiny(tmp_path / "two.safetensors", channels=2))
+    assert (code, output) == (2, "Error: --network makes images of 2 channels; a PNG has 1 or 3\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_large_a_batch(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*args: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(sampling, "sample_chunk", explode)
+    code, output = generate(tmp_path, "--seeds=0", "--batch=7")
+    assert code == 2
+    assert output.endswith("Error: --batch=7 does not fit in the memory of cpu; use less\n")
+    monkeypatch.setattr(sampling, "sample_chunk", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        generate(tmp_path, "--seeds=0", "--batch=7")
+
+
+def test_the_folder_is_refused_before_anything_is_printed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for outdir, says in (("file", "is a file; name a folder"), ("file/out", "cannot be written: Not a directory")):
+        code, output = generate(tmp_path / outdir, "--seeds=0")
+        assert code == 2
+        assert output.startswith(f"Error: --outdir={tmp_path / outdir} {says}")
+        assert output.count("\n") == 1
+    assert generate(Path(), "--outdir=", "--seeds=0") == (2, "Error: --outdir is empty; name a folder\n")

@@ -1,0 +1,549 @@
+"""train.py on a tiny network: what it writes, and that no stop, kill or mistake costs a run its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from vectors import ROOT
+
+import generate
+import train as command
+from dnnlib.errors import UserError
+from training import loop, state
+from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
+from training.dataset import ImageDataset
+from training.folder import find_run_dir, open_run_dir
+from training.logging import append_stats, trim_stats
+from training.loop import Run, StopRequest, TrainConfig, ema_beta, learning_rate
+from training.networks import NETWORKS
+
+NETWORK = {
+    "img_resolution": 16,
+    "img_channels": 1,
+    "model_type": "SongUNet",
+    "model_channels": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "dropout": 0.1,
+}
+TINY = ["--cbase=8", "--cres=1", "--blocks=1", "--batch=4", "--lr=1e-3", "--lr-rampup=0", "--ema=1e-5", "--threads=1"]
+STEPS_8 = "--duration=32e-6"
+TICK_2 = "--tick=0.008"  # two steps
+
+
+@pytest.fixture(autouse=True)
+def _restore_torch() -> Iterator[None]:
+    """The command sets these for its process, which here is that of all tests."""
+    torch.set_num_threads(1)
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    torch.set_flush_denormal(False)
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10 images, half of them dark, half light, with their class and noise."""
+    path = tmp_path_factory.mktemp("data") / "shades"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        image = 40 + 150 * (i % 2) + rng.integers(0, 40, (16, 16))
+        PIL.Image.fromarray(image.astype(np.uint8)).save(path / f"{i}.png")
+    (path / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i % 2] for i in range(10)]}))
+    return path
+
+
+def run(*args: object) -> tuple[int, str]:
+    result = CliRunner().invoke(command.main, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def trained(data: Path, outdir: Path, *args: str) -> Path:
+    """Runs the command to its end; its only run folder."""
+    code, output = run(f"--data={data}", f"--outdir={outdir}", *TINY, TICK_2, *args)
+    assert (code, "Finished: " in output, "%|" in output) == (0, True, False), output  # a bar is for terminals
+    folders = [p for p in outdir.iterdir() if p.is_dir()]
+    return folders[0] if folders else outdir
+
+
+def content(run_dir: Path) -> dict[str, Any]:
+    """Everything that has to be equal: all tensors of the state, the snapshots' bytes, what was logged."""
+    saved = state.load_state(run_dir / state.STATE_NAME)
+    lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    moments = {f"{i}.{k}": v for i, s in saved.optimizer["state"].items() for k, v in s.items()}
+    return {
+        "tensors": {f"{kind}.{k}": v for kind in ("net", "ema") for k, v in getattr(saved, kind).items()} | moments,
+        "images_seen": saved.images_seen,
+        "groups": saved.optimizer["param_groups"],
+        "snapshots": {p.name: p.read_bytes() for p in run_dir.glob("*.safetensors")},
+        "stats": [(line["images_seen"], line["loss"], line["lr"]) for line in lines],
+    }
+
+
+def assert_same(a: Path, b: Path, *, but: tuple[str, ...] = ()) -> None:
+    first, second = content(a), content(b)
+    x, y = first.pop("tensors"), second.pop("tensors")
+    assert x.keys() == y.keys()
+    assert [k for k in x if not torch.equal(x[k], y[k])] == []
+    assert {k: v for k, v in first.items() if k not in but} == {k: v for k, v in second.items() if k not in but}
+
+
+def config_for(data: Path, **changes: Any) -> TrainConfig:
+    network = {"class_name": "EDMPrecond", "init_kwargs": NETWORK}
+    options: dict[str, Any] = {"batch": 4, "lr_rampup": 0, "ema_halflife": 10, **changes}
+    return TrainConfig(str(data), 10, network, **options)
+
+
+# --- what it writes -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_its_snapshot_samples(data: Path, tmp_path: Path) -> None:
+    run_dir = trained(data, tmp_path, "--duration=320e-6", "--tick=.04", "--snap=4", "--lr=5e-3")
+    assert run_dir.name == "00000-shades"
+    assert sorted(p.name for p in run_dir.iterdir()) == [
+        ".lock",
+        "network-snapshot-000000.safetensors",
+        "stats.jsonl",
+        "training-options.json",
+        "training-state.pt",
+    ]
+    stats = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+    assert [line["images_seen"] for line in stats] == list(range(40, 321, 40))
+    assert stats[-1]["loss"] < 0.8 * stats[0]["loss"]
+    snapshot = load_snapshot(run_dir / "network-snapshot-000000.safetensors")
+    assert (snapshot.header.kimg, snapshot.header.dataset) == (0.32, "shades")
+    assert snapshot.header.extra["training"] == json.loads((run_dir / "training-options.json").read_text())
+    ema = state.load_state(run_dir / state.STATE_NAME).ema
+    assert all(torch.equal(t, ema[k]) for k, t in snapshot.net.state_dict().items())
+
+    args = [f"--network={run_dir / 'network-snapshot-000000.safetensors'}", f"--outdir={tmp_path / 'out'}"]
+    result = CliRunner().invoke(generate.main, [*args, "--seeds=0-1", "--sampler=edm", "--steps=2", "--threads=1"])
+    assert result.exit_code == 0, result.output
+    with PIL.Image.open(tmp_path / "out" / "000001.png") as image:
+        assert image.size == (16, 16)
+
+
+def test_snapshots_come_at_multiples_of_ticks(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(loop, "write_snapshot", lambda run, dataset, run_dir: written.append(run.images_seen))
+    trained(data, tmp_path, "--duration=44e-6", "--snap=2")
+    assert written == [16, 32, 44]
+    written.clear()
+    trained(data, tmp_path / "end", "--duration=44e-6", "--snap=0")
+    assert written == [44]
+
+
+def test_classes_and_bf16(data: Path, tmp_path: Path) -> None:
+    run_dir = trained(data, tmp_path, STEPS_8, "--cond=1", "--precision=bf16", "--xflip=1")
+    net = load_denoiser(run_dir / "network-snapshot-000000.safetensors")
+    assert net.label_dim == 2
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+    fp32 = trained(data, tmp_path / "fp32", STEPS_8, "--cond=1", "--xflip=1")
+    a, b = (load_file(d / "network-snapshot-000000.safetensors") for d in (run_dir, fp32))
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+def test_dry_run_prints_the_preset_and_creates_nothing(data: Path, tmp_path: Path) -> None:
+    code, output = run(
+        f"--data={data}", f"--outdir={tmp_path / 'new'}", "--preset=hands-32", "--cres=1,2", "-n", "--lr=.1"
+    )
+    assert code == 0
+    assert "Preset hands-32: --arch=ddpmpp --cbase=16 --cres=1,2,4,4 " in output
+    config = json.loads(output[output.index("{") : output.index("\n}") + 2])
+    assert (config["lr"], config["batch"], config["lr_rampup"], config["P_mean"]) == (0.1, 64, 10_000, -0.6)
+    assert config["network"]["init_kwargs"]["channel_mult"] == [1, 2]
+    assert "attention at 8 pixels" in output
+    assert f"Would train in {tmp_path / 'new' / '00000-shades'}" in output
+    assert not (tmp_path / "new").exists()
+
+
+# --- stopping and going on ------------------------------------------------------------------------------------------
+
+HARD = ["--cond=1", "--xflip=1", "--dropout=.2", "--lr-rampup=2e-5", "--snap=1", STEPS_8]  # whatever draws or counts
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps in one piece."""
+    return trained(data, tmp_path_factory.mktemp("whole"), *HARD)
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, *, by: signal.Signals = signal.SIGTERM) -> None:
+    original, count = Run.step, iter(range(1, 1000))
+
+    def step(self: Run, dataset: ImageDataset, indices: list[int]) -> float:
+        loss = original(self, dataset, indices)
+        if next(count) == steps:
+            os.kill(os.getpid(), by)
+        return loss
+
+    monkeypatch.setattr(Run, "step", step)
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_run_again_is_the_same_bit_for_bit(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: signal.Signals
+) -> None:
+    args = [f"--data={data}", f"--outdir={tmp_path / 'parts'}", *TINY, TICK_2, *HARD]
+    with monkeypatch.context() as patch:
+        stop_after(3, patch, by=by)
+        code, output = run(*args)
+    assert (code, "Stopped at 0.0 kimg; the same command goes on from here" in output) == (0, True)
+    parts = tmp_path / "parts" / "00000-shades"
+    assert state.load_state(parts / state.STATE_NAME).images_seen == 12
+    torch.manual_seed(99)  # the caller's random numbers are no part of it
+    code, output = run(*args)
+    assert (code, f"Going on in {parts} at 0.0 kimg" in output) == (0, True)
+    assert_same(whole, parts, but=("stats",))  # the tick that was cut has two lines
+    seen = [json.loads(line)["images_seen"] for line in (parts / "stats.jsonl").read_text().splitlines()]
+    assert seen == [8, 12, 16, 24, 32]
+
+
+def test_a_longer_duration_goes_on_with_the_run(data: Path, whole: Path, tmp_path: Path) -> None:
+    trained(data, tmp_path / "parts", *HARD[:-1], "--duration=16e-6")
+    parts = trained(data, tmp_path / "parts", *HARD)
+    assert_same(whole, parts)
+    before = content(parts)["snapshots"]
+    trained(data, tmp_path / "parts", *HARD)  # finished: nothing to do
+    trained(data, tmp_path / "parts", *HARD[:-1], "--duration=8e-6")  # shorter than it is
+    assert content(parts)["snapshots"] == before
+    assert_same(whole, parts)
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == ["00000-shades"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside of a write."""
+
+
+SNAPSHOT = "network-snapshot-000000.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("victim", "nth"), [(state.STATE_NAME, 0), (state.STATE_NAME, 2), (SNAPSHOT, 0), (SNAPSHOT, 4), ("stats.jsonl", 1)]
+)
+def test_killed_while_writing(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str, nth: int
+) -> None:
+    args = [f"--data={data}", f"--outdir={tmp_path / 'parts'}", *TINY, TICK_2, *HARD]
+    parts, replace, count = tmp_path / "parts" / "00000-shades", os.replace, iter(range(100))
+
+    def cut_rename(source: Path, target: Path) -> None:
+        if Path(target).name == victim and next(count) == nth:
+            (parts / ".tmp-cut.pt").write_bytes(Path(source).read_bytes()[:1000])
+            raise Killed
+        replace(source, target)
+
+    def cut_line(path: Path, line: dict[str, Any]) -> None:
+        append_stats(path, line)
+        if next(count) == nth:
+            path.write_text(path.read_text()[:-10])
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        if victim == "stats.jsonl":
+            patch.setattr(loop, "append_stats", cut_line)
+        else:
+            patch.setattr("dnnlib.util.os.replace", cut_rename)
+        with pytest.raises(Killed):
+            run(*args)
+    assert run(*args)[0] == 0
+    assert_same(whole, parts)
+    assert not list(parts.glob(".tmp-*"))
+
+
+def test_killed_between_ticks(data: Path, tmp_path: Path) -> None:
+    """A real process and a real SIGKILL: at most the tick under way is lost, and the run ends with the same bits."""
+    args = [f"--data={data}", f"--outdir={tmp_path / 'killed'}", *TINY, "--tick=.02", *HARD[:-1], "--snap=4"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *args, "--duration=1"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    killed = tmp_path / "killed" / "00000-shades"
+    stats, deadline = killed / "stats.jsonl", time.time() + 120
+    try:
+        while not (stats.is_file() and stats.read_text().count("\n") >= 3):
+            assert process.poll() is None
+            assert time.time() < deadline
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="another process is training in"), open_run_dir(killed, {}):
+            pass
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    last = int(json.loads(stats.read_text().splitlines()[-1])["images_seen"])
+    saved = state.load_state(killed / state.STATE_NAME).images_seen
+    assert last - 20 <= saved <= last
+    duration = f"--duration={(last + 40) * 1e-6}"
+    assert run(*args, duration)[0] == 0
+    args[1] = f"--outdir={tmp_path / 'whole'}"
+    assert run(*args, duration)[0] == 0
+    assert_same(tmp_path / "whole" / "00000-shades", killed)
+
+
+def test_stats_follow_the_state(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    trim_stats(path, 0)
+    assert not path.exists()
+    for images in (8, 16, 24):
+        append_stats(path, {"images_seen": images})
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + '{"images_se')
+    trim_stats(path, 24)
+    assert path.read_text() == "".join(lines)
+    path.write_text(lines[0] + "\x00\x00\n[]\n{}\n" + lines[1] + lines[2])
+    trim_stats(path, 16)
+    assert path.read_text() == lines[0] + lines[1]
+
+
+# --- which folder ---------------------------------------------------------------------------------------------------
+
+
+def test_other_options_are_another_run(data: Path, tmp_path: Path) -> None:
+    for args in ([], ["--seed=1"], ["--seed=1", "--desc=again"], ["--lr=2e-3", "--desc=fast"], []):
+        trained(data, tmp_path, "--duration=4e-6", *args)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000-shades", "00001-shades", "00002-fast"]
+
+
+def test_nosubdir_refuses_other_options(data: Path, tmp_path: Path) -> None:
+    trained(data, tmp_path, "--duration=4e-6", "--nosubdir")
+    trained(data, tmp_path, "--duration=8e-6", "--nosubdir")
+    before = content(tmp_path)
+    code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, "--nosubdir", "--seed=1")
+    assert (code, output.splitlines()[-1]) == (
+        2,
+        f"Error: {tmp_path} holds a run with other options (seed=0 instead of 1); "
+        "give its options to go on with it, or choose another --outdir",
+    )
+    code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, "--nosubdir", "--dropout=0")
+    assert (code, "(dropout=0.13 instead of 0.0)" in output) == (2, True)
+    (tmp_path / "training-options.json").unlink()  # the state knows them too
+    code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, "--nosubdir", "--seed=1")
+    assert (code, "(seed=0 instead of 1)" in output) == (2, True)
+    np.testing.assert_equal(content(tmp_path)["images_seen"], before["images_seen"])
+
+
+def test_foreign_folders_are_passed_over(tmp_path: Path) -> None:
+    for name, text in [("00003-x", "{"), ("00004-y", "[]"), ("7-z", '{"a": 1}'), ("notes", '{"a": 1}')]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training-options.json").write_text(text)
+    (tmp_path / "00009-file").touch()
+    assert find_run_dir(tmp_path, {"a": 1}, desc="d") == tmp_path / "7-z"
+    assert find_run_dir(tmp_path, {"a": 2}, desc="d") == tmp_path / "00010-d"
+    assert find_run_dir(tmp_path, {"a": 2}, desc="d", nosubdir=True) == tmp_path
+    assert find_run_dir(tmp_path / "new", {"a": 2}, desc="d") == tmp_path / "new" / "00000-d"
+
+
+# --- the arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_and_ema(data: Path) -> None:
+    config = config_for(data, lr=0.1, lr_rampup=100, ema_halflife=50, batch=10)
+    assert [learning_rate(config, n) for n in (0, 50, 100, 1000)] == [0, 0.05, 0.1, 0.1]
+    assert learning_rate(config_for(data, lr=0.1), 0) == 0.1
+    assert ema_beta(config, 10**6) == pytest.approx(0.5 ** (10 / 50))
+    assert ema_beta(config, 200) == pytest.approx(0.5 ** (10 / (0.05 * 200)))  # half-life: 5 % of what was seen
+    assert ema_beta(config, 10) < 1e-6
+    assert ema_beta(config_for(data, ema_halflife=0), 10**6) == 0
+
+
+def test_the_ema_is_the_weighted_sum_of_the_weights(data: Path) -> None:
+    dataset, config = ImageDataset(data), config_for(data, ema_halflife=6, ema_rampup_ratio=0.5)
+    run = Run(config, torch.device("cpu"))
+    expected = {k: p.detach().clone() for k, p in run.net.named_parameters()}
+    for i in range(4):
+        run.step(dataset, list(range(4)))
+        beta = 0.5 ** (4 / min(6, 0.5 * 4 * (i + 1)))
+        expected = {k: beta * expected[k] + (1 - beta) * p.detach() for k, p in run.net.named_parameters()}
+    for k, p in run.ema.named_parameters():
+        torch.testing.assert_close(p, expected[k])
+    name = "model.map_layer0.weight"
+    assert not torch.equal(run.ema.get_parameter(name), run.net.get_parameter(name))
+
+
+def test_a_step_depends_on_seed_and_images_seen_alone(data: Path) -> None:
+    dataset, config = ImageDataset(data), config_for(data)
+    losses = []
+    for noise in (1, 2):
+        run = Run(config, torch.device("cpu"))
+        torch.manual_seed(noise)
+        losses.append([run.step(dataset, [0, 1, 2, 3]) for _ in range(2)])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
+    other = Run(config_for(data, seed=1), torch.device("cpu"))
+    assert other.step(dataset, [0, 1, 2, 3]) != losses[0][0]
+
+
+# --- transfer -------------------------------------------------------------------------------------------------------
+
+
+def test_transfer_starts_from_a_snapshot(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    config = config_for(data)
+    run_dir = trained(data, tmp_path / "source", STEPS_8)
+    source = tmp_path / "source.safetensors"
+    (run_dir / "network-snapshot-000000.safetensors").rename(source)
+    one_step = ["--duration=4e-6", "--lr-rampup=1", f"--transfer={source}"]  # at learning rate 0
+    there = trained(data, tmp_path / "there", *one_step)
+    weights = load_file(source)
+    saved = state.load_state(there / state.STATE_NAME)
+    assert all(torch.equal(saved.net[k], t) and torch.allclose(saved.ema[k], t) for k, t in weights.items())
+    assert not all(torch.equal(t, weights[k]) for k, t in Run(config, torch.device("cpu")).net.state_dict().items())
+    source.unlink()  # going on needs the state alone
+    assert trained(data, tmp_path / "there", *one_step, "--duration=8e-6") == there
+
+
+def test_transfer_refuses_another_network(data: Path, tmp_path: Path) -> None:
+    kwargs = {**NETWORK, "img_channels": 3}
+    wide, foreign = tmp_path / "wide.safetensors", tmp_path / "ve.safetensors"
+    save_snapshot(wide, NETWORKS["EDMPrecond"](**kwargs), init_kwargs=kwargs)
+    save_snapshot(foreign, NETWORKS["VEPrecond"](**NETWORK), init_kwargs=NETWORK)
+    for source, says in [
+        (wide, "3 of its tensors do not fit (model.enc.16x16_conv.weight is [8, 3, 3, 3] there and [8, 1, 3, 3] here)"),
+        (foreign, "it is no EDMPrecond"),
+    ]:
+        code, output = run(f"--data={data}", f"--outdir={tmp_path / 'new'}", *TINY, f"--transfer={source}")
+        last = output.splitlines()[-1]
+        assert (code, last) == (2, f"Error: --transfer={source}: {says}; give this run the options of that network")
+        assert not (tmp_path / "new").exists()
+
+
+# --- mistakes and accidents -----------------------------------------------------------------------------------------
+
+
+def test_gradients_that_are_not_finite_stop_the_run(data: Path, tmp_path: Path) -> None:
+    code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, "--tick=.004", STEPS_8, "--lr=1e18")
+    assert code == 2
+    last = output.splitlines()[-1]
+    assert last.startswith("Error: gradients are not finite at image ")
+    assert "the state of the last tick is kept. Lower --lr" in last
+    saved = state.load_state(tmp_path / "00000-shades" / state.STATE_NAME)
+    assert f"at image {saved.images_seen};" in last
+    assert all(t.isfinite().all() for t in saved.net.values())
+
+
+def test_damaged_images_are_found_before_training(data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for path in data.glob("*.png"):
+        (bad / path.name).write_bytes(path.read_bytes())
+    (bad / "9.png").write_bytes(b"")
+    code, output = run(f"--data={bad}", f"--outdir={tmp_path / 'runs'}", *TINY, STEPS_8)
+    assert (code, output.splitlines()[-1]) == (
+        2,
+        f"Error: --data={bad}: the image '9.png' cannot be decoded ('unknown format'); remove or replace it",
+    )
+    assert not (tmp_path / "runs" / "00000-bad" / "stats.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--lr=nan"], "Invalid value for '--lr': nan is not a finite number"),
+        (["--duration=inf"], "Invalid value for '--duration': inf is not a finite number"),
+        (["--p-mean=x"], "Invalid value for '--p-mean'"),
+        (["--dropout=1"], "Invalid value for '--dropout'"),
+        (["--batch=0"], "Invalid value for '--batch'"),
+        (["--preset=hands-64"], "Invalid value for '--preset': 'hands-64' is not"),
+        (["--lrate=1"], "No such option"),
+        (["--cres=1,2,2,2,2,2"], "img_resolution=16 cannot be halved 5 times; shorten --cres"),
+        (["--blocks=17"], "--blocks=17 is not allowed in a network file: it must be a whole number from 1 to 16"),
+        (["--attn=16,32"], "--attn=16,32: the network has no layers at 32 pixels, only at 16; give some of these"),
+        (["--desc=a/b"], "--desc=a/b does not fit in a folder's name"),
+        (["--data=nowhere"], "--data=nowhere does not exist; name a folder or a zip of images"),
+        (["--transfer=nowhere.pkl"], "nowhere.pkl: there is no such file"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(data: Path, tmp_path: Path, args: list[str], says: str) -> None:
+    code, output = run(f"--data={data}", f"--outdir={tmp_path / 'new'}", *TINY, STEPS_8, *args)
+    last = output.splitlines()[-1]
+    assert (code, last.startswith("Error: "), says in last) == (2, True, True), last
+    assert not (tmp_path / "new").exists()
+
+
+def test_several_processes_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    expected = "Error: train.py runs as one process, and torchrun started 2: use python train.py instead\n"
+    assert run(f"--data={data}", f"--outdir={tmp_path / 'new'}", *TINY, STEPS_8) == (2, expected)
+
+
+def test_damaged_states_are_refused(data: Path, whole: Path, tmp_path: Path) -> None:
+    path, intact = tmp_path / "state.pt", (whole / state.STATE_NAME).read_bytes()
+    for damaged in (b"", b"text", intact[:5000], intact[: len(intact) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"state.pt is no training state \(.*\); remove it to start over"):
+            state.load_state(path)
+    torch.save({"schema": 99, "net": {}, "ema": {}, "optimizer": {}, "images_seen": 0, "options": {}}, path)
+    with pytest.raises(UserError, match="has schema 99, not 2; remove it to start over"):
+        state.load_state(path)
+
+
+def test_states_never_run_code(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"schema": state.SCHEMA, "net": Payload()}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match="is no training state"):
+        state.load_state(tmp_path / "state.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_keeps_the_last_state(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = trained(data, tmp_path, "--duration=8e-6")
+    before = (run_dir / state.STATE_NAME).read_bytes()
+
+    def full(content: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, TICK_2, "--duration=16e-6")
+    assert (code, "cannot be saved ('PytorchStreamWriter failed" in output.splitlines()[-1]) == (2, True)
+    assert (run_dir / state.STATE_NAME).read_bytes() == before
+    assert not list(run_dir.glob(".tmp-*"))
+
+
+def test_a_second_interrupt_is_immediate_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_options_are_these() -> None:
+    """Scripts and run folders rely on them: a change belongs in the CHANGELOG."""
+    given = " ".join(sorted(option for p in command.main.params for option in p.opts))
+    assert given == (
+        "--arch --attn --batch --blocks --cache --cbase --cond --cres --data --desc --device --dropout --dry-run "
+        "--duration --ema --lr --lr-rampup --nosubdir --outdir --p-mean --p-std --precision --preset --seed --snap "
+        "--threads --tick --transfer --xflip -n"
+    )
+    defaults = {p.name: p.default for p in command.main.params}
+    expected = {"cond": False, "arch": "ddpmpp", "duration": 200, "batch": 512, "lr": 1e-3, "ema": 0.5, "dropout": 0.13}
+    expected |= {"xflip": False, "tick": 50, "snap": 50, "lr_rampup": 10, "p_mean": -1.2, "p_std": 1.2}
+    assert {k: defaults[k] for k in expected} == expected
+    assert asdict(TrainConfig("", 1, {}))["batch"] == 512
