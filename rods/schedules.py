@@ -28,7 +28,9 @@ def _ramp(num_steps: int) -> Tensor:
 
 
 def edm_grid(num_steps: int, *, sigma_min: float, sigma_max: float, time_rho: float = 7) -> Tensor:
-    """t_i = (smax^(1/r) + i/(N-1) (smin^(1/r) - smax^(1/r)))^r  [N]."""
+    """t_i = (smax^(1/r) + i/(N-1) (smin^(1/r) - smax^(1/r)))^r  [N]. ValueError unless 0 < r < inf."""
+    if not 0 < time_rho < inf:
+        raise ValueError(f"time_rho: {time_rho} is not an exponent; give a finite number > 0")
     lo, hi = sigma_min ** (1 / time_rho), sigma_max ** (1 / time_rho)
     levels: Tensor = (hi + _ramp(num_steps) * (lo - hi)) ** time_rho
     return levels

@@ -169,8 +169,6 @@ def start(
 ) -> tuple[BoundDenoiser, Tensor, Tensor]:
     """What a sampler on EDM's grid begins with: D with its labels, x = sigma_0 latents, and the grid [N + 1]."""
     check_latents(latents)
-    if not 0 < time_rho < inf:
-        raise ValueError(f"time_rho: {time_rho} is not an exponent; give a finite number > 0")
     denoise = bind(denoiser, len(latents), class_labels)
     allowed = (denoise.sigma_min, denoise.sigma_max)
     lo, hi = clip_range(sigma_min, sigma_max, allowed=allowed, num_steps=num_steps)
