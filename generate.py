@@ -149,6 +149,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         opts["rng"],
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         subdirs=opts["subdirs"],
+        detect_eps=preset.risk_threshold(config) if preset else None,
     )
     applied = f"{preset.name} ({preset.source})" if preset and sampler in preset.samplers else None
     about = {
@@ -190,14 +191,14 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     mine = [line for line in lines if line["name"] in wanted]
     broken = [str(line["seed"]) for line in mine if line["sha256"] is None]
     if grid and len(broken) < len(mine):
-        write_grid(folder, mine, folder.outdir / "grid.png")
+        write_grid(folder, mine, folder.outdir / "grid.png", threshold=job.risk_threshold())
     passes = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
         f"{len(mine) - len(broken)} images in {folder.outdir}, "
         f"{passes[0]:.1f} forward and {passes[1]:.1f} backward passes an image"
     )
     if any(line["H"] for line in mine):
-        click.echo(risk_summary(mine, job.config.options["eps"]))
+        click.echo(risk_summary(mine, job.config.options["eps"], job.risk_threshold()))
     if broken:
         shown = ", ".join(broken[:8]) + (", ..." if len(broken) > 8 else "")
         remedy = "use --dtype=float32" if job.dtype != "float32" else "choose other noise levels or another network"

@@ -1,13 +1,14 @@
 """Settings that belong to a network: those that the paper published, and the form of a calibrated preset.
 
 A preset is JSON: {"name", "network", "source", "samplers": {sampler: {option: value}}}; windows are written as on the
-command line (`.1,.5`, `sigma:1,5`). `source` says where the numbers come from.
+command line (`.1,.5`, `sigma:1,5`). `source` says where the numbers come from. Where every sample is corrected (eps 0),
+an optional "detect_eps": {sampler: threshold} says from which H on a sample is held at risk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rods.pipeline import SAMPLERS, SamplerConfig
@@ -21,6 +22,12 @@ class Preset:
     network: str | None
     source: str
     samplers: Mapping[str, Mapping[str, Any]]
+    detect_eps: Mapping[str, float] = field(default_factory=dict)  # for reports; no image depends on it
+
+    def risk_threshold(self, config: SamplerConfig) -> float | None:
+        """The H from which a sample is held at risk, if these are the preset's own settings (H depends on them)."""
+        own = config.sampler in self.detect_eps and config == self.config(config.sampler, {})
+        return self.detect_eps[config.sampler] if own else None
 
     def config(self, sampler: str, replaced: Mapping[str, Any]) -> SamplerConfig:
         """The sampler's config: this preset's options for it, if any, with `replaced` over them."""
@@ -30,11 +37,14 @@ class Preset:
 def parse_preset(data: Any, *, where: str) -> Preset:
     """A preset from JSON. Raises ValueError: not a preset, an unknown key, sampler, option or value."""
     expected = {"name", "network", "source", "samplers"}
-    if not isinstance(data, dict) or set(data) != expected or not isinstance(data["samplers"], dict):
+    if not isinstance(data, dict) or set(data) - {"detect_eps"} != expected or not isinstance(data["samplers"], dict):
         raise ValueError(f"{where} is no preset; it needs exactly the keys {', '.join(sorted(expected))}")
     for key, kinds in {"name": str, "source": str, "network": str | None}.items():
         if not isinstance(data[key], kinds):
             raise ValueError(f"{where}: {key} is no text; name what the numbers are for and where they come from")
+    levels = data.get("detect_eps", {})
+    if not isinstance(levels, dict) or not all(type(v) in (int, float) and v >= 0 for v in levels.values()):
+        raise ValueError(f"{where}: detect_eps needs a threshold >= 0 for each sampler, such as {{'rods-cas': 0.01}}")
     preset = Preset(**data)
     for sampler, options in preset.samplers.items():
         if sampler not in SAMPLERS:
@@ -48,10 +58,20 @@ def parse_preset(data: Any, *, where: str) -> Preset:
     return preset
 
 
-def _published(name: str, network: str | None, source: str, *, eps: float, rho: float, window: str) -> Preset:
+def _published(
+    name: str,
+    network: str | None,
+    source: str,
+    *,
+    eps: float,
+    rho: float,
+    window: str,
+    detect_eps: float | None = None,
+) -> Preset:
     base = {"num_steps": 40, "sigma_min": 0.002, "sigma_max": 80, "time_rho": 7, "solver": "euler", "window": window}
     settings = {**base, "eps": eps, "rho": rho}
-    return Preset(name, network, source, {"rods-cas": {**settings, "ascent_steps": 1}, "rods-sas": settings})
+    samplers = {"rods-cas": {**settings, "ascent_steps": 1}, "rods-sas": settings}
+    return Preset(name, network, source, samplers, {} if detect_eps is None else dict.fromkeys(samplers, detect_eps))
 
 
 # The paper gives no window for AFHQv2 and FFHQ; ours is then the whole trajectory. On 11k-hands it corrects every
@@ -70,6 +90,14 @@ PAPER_PRESETS: dict[str, Preset] = {
         _published(
             "edm-ffhq-64x64-uncond-ve", "edm-ffhq-64x64-uncond-ve", "RODS paper, FFHQ", eps=0.09, rho=8, window="0,1"
         ),
-        _published("hands-128-ve", None, "RODS paper, 11k-hands: corrects every sample", eps=0, rho=30, window=".1,.5"),
+        _published(
+            "hands-128-ve",
+            None,
+            "RODS paper, 11k-hands: corrects every sample",
+            eps=0,
+            rho=30,
+            window=".1,.5",
+            detect_eps=0.014,
+        ),
     )
 }

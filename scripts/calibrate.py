@@ -31,7 +31,8 @@ from training.checkpoint import load_snapshot
 MODELS = Path(__file__).resolve().parents[1] / "models"
 MAX_BROKEN = 0.02  # a setting that breaks more of the healthy samples than this is not chosen
 FALSE_ALARMS = (0.5,)  # shares of the healthy samples that a threshold may flag
-GRID = ("0.1,0.5:4,16", "0.3,0.7:1,4")
+RISK_FALSE_ALARMS = 0.5  # where all samples are corrected, this share of the healthy ones counts as at risk
+GRID = ("0.1,0.5:8,16", "0.2,0.6:4,8,16", "0.3,0.7:4,8")
 
 
 class WindowAndRadii(click.ParamType):  # type: ignore[type-arg]
@@ -75,12 +76,16 @@ def choose(rows: list[Row], runs: dict[str, Sampled], sampler: str) -> str:
 
 def gated(chosen: SamplerConfig, detected: Sampled, bad: np.ndarray) -> dict[str, SamplerConfig]:
     """The chosen correction behind thresholds: eps at quantiles of the healthy samples' max H, and eps 0 (all)."""
-    sampler, H = chosen.sampler, detected.max_scores()
-    configs = {}
+    sampler, configs = chosen.sampler, {}
     for share in FALSE_ALARMS:
-        eps = float(f"{np.quantile(H[~bad], 1 - share):.3g}")
+        eps = threshold(detected, bad, share)
         configs[f"{sampler} eps {eps:g}"] = with_eps(chosen, eps)
     return {**configs, f"{sampler} eps 0": with_eps(chosen, 0.0)}
+
+
+def threshold(detected: Sampled, bad: np.ndarray, false_alarms: float) -> float:
+    """The H that `false_alarms` of the healthy samples reach, to three digits."""
+    return float(f"{np.quantile(detected.max_scores()[~bad], 1 - false_alarms):.3g}")
 
 
 def with_eps(config: SamplerConfig, eps: float) -> SamplerConfig:
@@ -123,6 +128,7 @@ def main(**opts: Any) -> None:
     euler, bad = runs["euler"], label_hands(runs["euler"].images) == Label.BAD
 
     samplers: dict[str, dict[str, Any]] = {}
+    detect_eps: dict[str, float] = {}
     for sampler in ("rods-cas", "rods-sas", "overshoot"):
         chosen = configs[choose(rows, runs, sampler)]
         if sampler != "overshoot":
@@ -131,6 +137,7 @@ def main(**opts: Any) -> None:
             )
             click.echo(f"{sampler}: AUROC of max H {auroc(detect[sampler].max_scores(), bad):.3f}")
             behind = gated(chosen, detect[sampler], bad)
+            detect_eps[sampler] = threshold(detect[sampler], bad, RISK_FALSE_ALARMS)
             again = {"euler": euler, **sample_all(snapshot.net, behind, opts["seeds"], batch=opts["batch"])}
             gated_rows = compare(again, label_hands, baseline="euler")
             click.echo(format_table(gated_rows, baseline="euler"))
@@ -138,7 +145,13 @@ def main(**opts: Any) -> None:
         samplers[sampler] = preset_options(chosen)
         click.echo(f"chosen for {sampler}: {json.dumps(samplers[sampler])}")
     source = f"scripts/calibrate.py, {len(opts['seeds'])} seeds from {opts['seeds'][0]}, network {snapshot.sha256[:12]}"
-    preset = {"name": snapshot.name, "network": snapshot.name, "source": source, "samplers": samplers}
+    preset = {
+        "name": snapshot.name,
+        "network": snapshot.name,
+        "source": source,
+        "samplers": samplers,
+        "detect_eps": detect_eps,
+    }
     with atomic_write(opts["dest"]) as temporary:
         temporary.write_text(json.dumps(preset, indent=2) + "\n")
 

@@ -15,8 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, SeedList
+from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.compare import Sampled, compare, format_table, sample_all
+from rods.bench.compare import Row, Sampled, compare, format_table, sample_all
 from rods.bench.fingers import NO_HAND, count_fingers, label_hands
 from rods.bench.pairs import Pair, pair_sheet
 from rods.bench.tone import tone_control
@@ -24,6 +25,7 @@ from rods.eval.correction import PairedOutcomes
 from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from rods.pipeline import SamplerConfig, sampler_options
+from rods.presets import Preset
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset
 from torch_utils.distributed import usable_cores
@@ -33,15 +35,25 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 SHOWN = 24  # pairs in the picture
 
 
-def demo_configs(network: str, steps: int) -> dict[str, SamplerConfig]:
-    """Euler, Heun and the calibrated corrections, all with the same number of steps."""
+def demo_preset(network: str) -> Preset:
+    """The preset of the network. UserError if it has none."""
     preset = find_preset(None, network=network, folder=MODELS)
+    if preset is None:
+        raise UserError(f"--network={network} has no preset in models/; make one with scripts/calibrate.py")
+    return preset
+
+
+def demo_configs(preset: Preset, steps: int) -> dict[str, SamplerConfig]:
+    """Euler, Heun and the calibrated corrections, all with the same number of steps.
+
+    H is measured once, with CAS: SAS goes without detection where the preset corrects every sample anyway.
+    """
     given = {"num_steps": steps}
     configs = {"euler": SamplerConfig("euler", given), "heun": SamplerConfig("edm", given)}
     for sampler in ("rods-cas", "rods-sas", "overshoot"):
-        if preset is None:
-            raise ValueError(f"network {network!r} has no preset in models/; make one with scripts/calibrate.py")
         configs[sampler] = preset.config(sampler, given)
+    if configs["rods-sas"].options["eps"] == 0:
+        configs["rods-sas"] = preset.config("rods-sas", {**given, "detect": False})
     return configs
 
 
@@ -51,12 +63,21 @@ def settings_line(name: str, config: SamplerConfig) -> str:
     return f"  {name}: " + ", ".join(f"{k} {described[k]}" for k in shown)
 
 
-def choose_pairs(runs: Mapping[str, Sampled], seeds: list[int]) -> tuple[list[Pair], dict[str, int]]:
+def held_at_risk(run: Sampled, preset: Preset) -> tuple[float | None, np.ndarray]:
+    """The H from which a sample is at risk (the gate's eps, else the preset's), and who reaches it [N]."""
+    threshold = run.config.options["eps"] or preset.risk_threshold(run.config)
+    reached = run.max_scores() >= threshold if threshold is not None else np.zeros(len(run.records), bool)
+    return threshold, reached
+
+
+def choose_pairs(
+    runs: Mapping[str, Sampled], seeds: list[int], at_risk: np.ndarray
+) -> tuple[list[Pair], dict[str, int]]:
     """The pairs worth seeing, Euler against RODS-CAS: broken, repaired, still bad, then the largest changes."""
     before, after = runs["euler"].images, runs["rods-cas"].images
     labels = label_hands(before), label_hands(after)
     fingers = [count_fingers(images)[:, 1] for images in (before, after)]
-    flagged, H = runs["rods-cas"].flagged(), runs["rods-cas"].max_scores()
+    H = runs["rods-cas"].max_scores()
     change = np.abs(after.astype(np.int16) - before).mean(axis=(1, 2, 3))
 
     def kind(i: int) -> str:
@@ -77,8 +98,8 @@ def choose_pairs(runs: Mapping[str, Sampled], seeds: list[int]) -> tuple[list[Pa
             before[i],
             after[i],
             f"seed {seeds[i]}: {_count(fingers[0][i])} -> {_count(fingers[1][i])}, {kinds[i]}",
-            f"max H {H[i]:.3g}" + (", at risk" if flagged[i] else ""),
-            bool(flagged[i]),
+            f"max H {H[i]:.3g}" + (", at risk" if at_risk[i] else ""),
+            bool(at_risk[i]),
         )
         for i in ranked[:SHOWN]
     ]
@@ -89,17 +110,17 @@ def _count(fingers: int) -> str:
     return "no hand" if fingers == NO_HAND else f"{fingers} fingers"
 
 
-def detection_lines(run: Sampled, bad: np.ndarray) -> list[str]:
+def detection_lines(run: Sampled, bad: np.ndarray, threshold: float | None, at_risk: np.ndarray) -> list[str]:
     """What the curvature index said about the baseline's hallucinations, as it stands."""
-    flagged, eps = run.flagged(), run.config.options["eps"]
-    if eps == 0:
-        head = "eps 0: every sample is corrected, no sample is singled out as at risk."
-    else:
-        head = (
-            f"At risk (H >= {eps:g} at some step): {flagged.sum()} of {len(bad)}; among them "
-            f"{(flagged & bad).sum()} of {bad.sum()} surely bad, {(flagged & ~bad).sum()} of {(~bad).sum()} others."
+    lines = [f"AUROC of max H against 'surely bad': {auroc(run.max_scores(), bad):.2f} (.5 is chance)."]
+    if run.config.options["eps"] == 0:
+        lines.append("eps 0: RODS-CAS corrects every sample; the threshold below only tells who is at risk.")
+    if threshold is not None:
+        lines.append(
+            f"At risk (H >= {threshold:g} at some step): {at_risk.sum()} of {len(bad)}; among them "
+            f"{(at_risk & bad).sum()} of {bad.sum()} surely bad, {(at_risk & ~bad).sum()} of {(~bad).sum()} others."
         )
-    return [head, f"AUROC of max H against 'surely bad': {auroc(run.max_scores(), bad):.2f} (.5 is chance)."]
+    return lines
 
 
 def control_line(outcomes: PairedOutcomes) -> str:
@@ -126,7 +147,8 @@ def main(**opts: Any) -> None:
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
     snapshot, seeds = load_snapshot(opts["network"]), opts["seeds"]
-    configs = demo_configs(snapshot.name, opts["steps"])
+    preset = demo_preset(snapshot.name)
+    configs = demo_configs(preset, opts["steps"])
     click.echo(f"Network {snapshot.describe()}\n{len(seeds)} seeds, {opts['steps']} steps; settings:")
     for name in ("rods-cas", "rods-sas", "overshoot"):
         click.echo(settings_line(name, configs[name]))
@@ -136,38 +158,41 @@ def main(**opts: Any) -> None:
     rows = compare(runs, label_hands, baseline="euler")
     table = format_table(rows, baseline="euler")
     bad = label_hands(runs["euler"].images) == Label.BAD
-    pairs, kinds = choose_pairs(runs, seeds)
+    threshold, at_risk = held_at_risk(runs["rods-cas"], preset)
+    pairs, kinds = choose_pairs(runs, seeds, at_risk)
     control = tone_control(runs["euler"].images, like=runs["rods-cas"].images, label=label_hands)
-    kept = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     lines = [
         table,
         "",
-        f"RODS-CAS against Euler: {kept}.",
-        *detection_lines(runs["rods-cas"], bad),
+        f"RODS-CAS against Euler: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}.",
+        *detection_lines(runs["rods-cas"], bad, threshold, at_risk),
         control_line(control),
     ]
     click.echo("\n" + "\n".join(lines))
-
     heading = "Euler | RODS-CAS | what changed (green: added, red: removed). Red frame: held at risk by H."
     save_png(pair_sheet(pairs, heading=heading), opts["outdir"] / "pairs.png")
-    with atomic_write(opts["outdir"] / "demo.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
-    with atomic_write(opts["outdir"] / "demo.json") as temporary:
-        record = {
-            "network_sha256": snapshot.sha256,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "seeds": [seeds[0], seeds[-1], len(seeds)],
-            "rows": [
-                {"config": runs[row.name].config.describe(), **dict(zip(_KEYS, row.cells()[1:], strict=True))}
-                for row in rows
-            ],
-        }
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    recipe = {
+        "network_sha256": snapshot.sha256,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "seeds": [seeds[0], seeds[-1], len(seeds)],
+    }
+    write_results(opts["outdir"], lines, {**recipe, "rows": [row_record(row, runs[row.name]) for row in rows]})
     click.echo(f"\nPicture: {opts['outdir'] / 'pairs.png'}   table: {opts['outdir'] / 'demo.md'}")
 
 
-_KEYS = ("surely_bad", "unsure", "repaired", "newly_broken", "variance_kept", "passes", "time_ratio")
+def row_record(row: Row, run: Sampled) -> dict[str, Any]:
+    """A row of the table with the recipe of its numbers."""
+    names = ("surely_bad", "unsure", "repaired", "newly_broken", "variance_kept", "passes", "time_ratio")
+    return {"config": run.config.describe(), **dict(zip(names, row.cells()[1:], strict=True))}
+
+
+def write_results(outdir: Path, lines: list[str], record: dict[str, Any]) -> None:
+    with atomic_write(outdir / "demo.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    with atomic_write(outdir / "demo.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+
 
 if __name__ == "__main__":
     main()

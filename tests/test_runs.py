@@ -80,16 +80,29 @@ def test_the_grid_leaves_out_what_was_not_written(tmp_path: Path) -> None:
     line = {"seed": 1, "sha256": "x", "H": [], "flagged": []}
     lines = [{**line, "name": "a.png", "H": [None, 2.0]}, {**line, "name": "b.png"}, {**line, "sha256": None}]
     folder: Any = Folder()
-    write_grid(folder, lines, tmp_path / "grid.png")
+    write_grid(folder, lines, tmp_path / "grid.png", threshold=1.0)
     with PIL.Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (4 + 2 * 100, 4 + 114)
+        pixels = np.asarray(grid)
+    assert tuple(pixels[3, 50]) == RISK, "an H beyond all numbers is at risk"
+    assert tuple(pixels[3, 150]) != RISK, "no H was measured there"
 
 
 def test_the_summary_of_the_risk() -> None:
     lines = [{"H": [0.0, float(i)], "flagged": [1] if i >= 8 else []} for i in range(11)]
-    assert risk_summary(lines, 8.0) == "3 of 11 at risk (H >= 8 at some step); H is in samples.jsonl"
-    assert "50% 5, 90% 9, 95% 9" in risk_summary(lines, math.inf)
-    assert "50% inf" in risk_summary([{"H": [1.0, None], "flagged": []}], math.inf)  # H beyond all numbers
+    assert risk_summary(lines, 8.0, 8.0) == "3 of 11 at risk (H >= 8 at some step); H is in samples.jsonl"
+    assert risk_summary(lines, 0.0, 9.0).startswith("Every image corrected. 2 of 11 at risk (H >= 9")
+    for eps, head in ((0.0, "Every image corrected. "), (math.inf, "Nothing corrected. ")):
+        assert risk_summary(lines, eps, math.inf).startswith(f"{head}The largest H of an image")
+    assert "50% 5, 90% 9, 95% 9" in risk_summary(lines, math.inf, math.inf)
+    assert "50% inf" in risk_summary([{"H": [1.0, None], "flagged": []}], math.inf, math.inf)  # H beyond all numbers
+
+
+def test_a_preset_that_corrects_all_still_says_who_is_at_risk_for_its_own_settings_alone() -> None:
+    preset = PAPER_PRESETS["hands-128-ve"]
+    assert preset.risk_threshold(preset.config("rods-cas", {})) == 0.014
+    assert preset.risk_threshold(preset.config("rods-cas", {"rho": 3})) is None, "H depends on rho"
+    assert PAPER_PRESETS["edm-ffhq-64x64-uncond-ve"].risk_threshold(preset.config("rods-cas", {})) is None
 
 
 # -- presets ----------------------------------------------------------------------------------------------------------
@@ -143,6 +156,8 @@ def test_a_preset_that_is_not_json(content: str, tmp_path: Path) -> None:
     [
         ({"extra": 1}, "F is no preset; it needs exactly the keys name, network, samplers, source"),
         ({"samplers": [1]}, "F is no preset"),
+        ({"detect_eps": {"rods-cas": -1}}, "F: detect_eps needs a threshold >= 0"),
+        ({"detect_eps": 0.1}, "F: detect_eps needs a threshold >= 0"),
         ({"name": 3}, "F: name is no text"),
         ({"network": ["x"]}, "F: network is no text"),
         ({"source": None}, "F: source is no text"),

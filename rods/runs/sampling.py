@@ -40,6 +40,12 @@ class Job:
     rng: str
     threads: int | None  # None off the CPU, where they do not matter
     subdirs: bool
+    detect_eps: float | None = None  # the H from which a sample is held at risk, where eps 0 corrects all
+
+    def risk_threshold(self) -> float:
+        """The H from which a sample counts as at risk; inf where there is no such number."""
+        eps = float(self.config.options.get("eps", inf))
+        return eps if eps > 0 else inf if self.detect_eps is None else self.detect_eps
 
     def identity(self) -> dict[str, Any]:
         """What decides the images' names and bytes, seeds aside; a folder holds one identity."""
@@ -96,17 +102,22 @@ def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
     return lines
 
 
-def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """A contact sheet of the run's first images: seed, largest H, and a red frame where a step was flagged."""
+def largest_score(line: dict[str, Any]) -> float:
+    """The largest curvature index of an image; -inf where none was measured, inf for one beyond all numbers."""
+    return max((inf if h is None else float(h) for h in line["H"]), default=-inf)
+
+
+def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> None:
+    """A contact sheet of the run's first images: seed, largest H, and a red frame where it reaches `threshold`."""
     shown = [line for line in lines if line["sha256"]][:MAX_GRID]
     images, captions = [], []
     for line in shown:
         with PIL.Image.open(folder.outdir / line["name"]) as image:
             array = np.asarray(image)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        H = [h for h in line["H"] if h is not None]
-        captions.append(f"{line['seed']}" + (f"  H {max(H):.3g}" if H else ""))
-    sheet = contact_sheet(images, captions, marked=[bool(line["flagged"]) for line in shown])
+        captions.append(f"{line['seed']}" + (f"  H {largest_score(line):.3g}" if line["H"] else ""))
+    marked = [threshold < inf and largest_score(line) >= threshold for line in shown]
+    sheet = contact_sheet(images, captions, marked=marked)
     save_png(sheet, path)
 
 
@@ -130,11 +141,12 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def risk_summary(lines: Sequence[dict[str, Any]], eps: float) -> str:
-    """One line on the curvature indices of some images: how many reached `eps`; their quantiles where none can."""
-    if eps < inf:
-        flagged = sum(bool(line["flagged"]) for line in lines)
-        return f"{flagged} of {len(lines)} at risk (H >= {eps:g} at some step); H is in samples.jsonl"
-    largest = sorted(inf if None in line["H"] else max(line["H"]) for line in lines)
+def risk_summary(lines: Sequence[dict[str, Any]], eps: float, threshold: float) -> str:
+    """One line on the curvature indices of some images: how many reached `threshold`; quantiles where there is none."""
+    largest = sorted(largest_score(line) for line in lines)
+    done = {0.0: "Every image corrected. ", inf: "Nothing corrected. "}.get(eps, "")
+    if threshold < inf:
+        risky = sum(h >= threshold for h in largest)
+        return f"{done}{risky} of {len(lines)} at risk (H >= {threshold:g} at some step); H is in samples.jsonl"
     quantiles = ", ".join(f"{q:.0%} {largest[int(q * (len(largest) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
-    return f"Nothing corrected. The largest H of an image, at its quantiles: {quantiles}; H is in samples.jsonl"
+    return f"{done}The largest H of an image, at its quantiles: {quantiles}; H is in samples.jsonl"
