@@ -137,11 +137,12 @@ def main(**opts: Any) -> None:
             )
             click.echo(f"{sampler}: AUROC of max H {auroc(detect[sampler].max_scores(), bad):.3f}")
             behind = gated(chosen, detect[sampler], bad)
-            detect_eps[sampler] = threshold(detect[sampler], bad, RISK_FALSE_ALARMS)
             again = {"euler": euler, **sample_all(snapshot.net, behind, opts["seeds"], batch=opts["batch"])}
             gated_rows = compare(again, label_hands, baseline="euler")
             click.echo(format_table(gated_rows, baseline="euler"))
-            chosen = behind[choose(gated_rows, again, sampler)]
+            name = choose(gated_rows, again, sampler)
+            chosen = behind[name]
+            detect_eps[sampler] = threshold(again[name], bad, RISK_FALSE_ALARMS)
         samplers[sampler] = preset_options(chosen)
         click.echo(f"chosen for {sampler}: {json.dumps(samplers[sampler])}")
     source = f"scripts/calibrate.py, {len(opts['seeds'])} seeds from {opts['seeds'][0]}, network {snapshot.sha256[:12]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ class Sampled:
     config: SamplerConfig
     images: NDArray[np.uint8] = field(default_factory=lambda: np.zeros([0, 1, 1, 1], np.uint8))  # [N, C, H, W]
     records: list[SampleRecord] = field(default_factory=list)  # [N]
-    seconds: float = 0.0
+    seconds: list[float] = field(default_factory=list)  # per chunk
 
     def max_scores(self) -> NDArray[np.float64]:
         """The largest curvature index of each sample over its probed steps [N]."""
@@ -55,7 +56,7 @@ def sample_all(
             for run in runs.values():
                 start = time.perf_counter()
                 result = sample_chunk(denoiser, chunk, run.config, device=torch.device("cpu"))
-                run.seconds += time.perf_counter() - start
+                run.seconds.append(time.perf_counter() - start)
                 images = to_uint8(result.images.numpy())
                 run.images = np.concatenate([run.images, images]) if len(run.images) else images
                 run.records.extend(result.records)
@@ -78,7 +79,7 @@ class Row:
     variance_kept: float  # total variance over the set, summed over pixels
     forward: float  # passes per image
     backward: float
-    time_ratio: float
+    time_ratio: float  # median over the chunks
 
     def cells(self) -> list[str]:
         o = self.outcomes
@@ -112,7 +113,7 @@ def compare(runs: Mapping[str, Sampled], label: Labeller, *, baseline: str) -> l
                 variance_kept=_total_variance(run.images) / _total_variance(base.images),
                 forward=float(forward),
                 backward=float(backward),
-                time_ratio=run.seconds / base.seconds,
+                time_ratio=statistics.median(a / b for a, b in zip(run.seconds, base.seconds, strict=True)),
             )
         )
     return rows
