@@ -14,7 +14,7 @@ from rods.correctors import (
     within,
 )
 from rods.densities import Mixture, finite_dataset, gaussian
-from rods.detectors import Detector, curvature_index, h_index
+from rods.detectors import Detector, curvature_index, h_index, lambda_max
 from rods.evaluation import BoundDenoiser, Point, bind
 from rods.samplers import (
     ablation_sampler,
@@ -24,6 +24,7 @@ from rods.samplers import (
     rods_sampler,
     sigma_offset_sampler,
 )
+from rods.scores import TrajectoryVariance, lid, tvf
 from rods.trajectory import Churn, trajectory
 from rods.types import Denoiser, RodsResult, SampleRecord, Step
 
@@ -40,6 +41,7 @@ __all__ = [
     "SampleRecord",
     "SigmaWindow",
     "Step",
+    "TrajectoryVariance",
     "Window",
     "ablation_sampler",
     "bind",
@@ -53,11 +55,14 @@ __all__ = [
     "gaussian",
     "h_index",
     "in_window",
+    "lambda_max",
+    "lid",
     "overshoot",
     "overshoot_sampler",
     "rods_sampler",
     "sas",
     "sigma_offset_sampler",
     "trajectory",
+    "tvf",
     "within",
 ]
