@@ -16,6 +16,7 @@ from rods.correctors import (
 from rods.densities import Mixture, finite_dataset, gaussian
 from rods.detectors import Detector, curvature_index, h_index, lambda_max
 from rods.evaluation import BoundDenoiser, Point, bind
+from rods.restart import ImageScore, gated_restart, restart_sampler
 from rods.samplers import (
     ablation_sampler,
     edm_sampler,
@@ -26,7 +27,7 @@ from rods.samplers import (
 )
 from rods.scores import TrajectoryVariance, lid, tvf
 from rods.trajectory import Churn, trajectory
-from rods.types import Denoiser, RodsResult, SampleRecord, Step
+from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step
 
 __all__ = [
     "BoundDenoiser",
@@ -35,8 +36,10 @@ __all__ = [
     "Corrector",
     "Denoiser",
     "Detector",
+    "ImageScore",
     "Mixture",
     "Point",
+    "RestartRecord",
     "RodsResult",
     "SampleRecord",
     "SigmaWindow",
@@ -52,6 +55,7 @@ __all__ = [
     "euler_sampler",
     "finite_dataset",
     "gate",
+    "gated_restart",
     "gaussian",
     "h_index",
     "in_window",
@@ -59,6 +63,7 @@ __all__ = [
     "lid",
     "overshoot",
     "overshoot_sampler",
+    "restart_sampler",
     "rods_sampler",
     "sas",
     "sigma_offset_sampler",

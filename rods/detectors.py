@@ -29,11 +29,11 @@ def check_radius(rho: float) -> float:
     return float(rho)
 
 
-def noise_level(sigma: Tensor | float, like: Tensor) -> Tensor:
+def noise_level(sigma: Tensor | float, like: Tensor, *, name: str = "sigma") -> Tensor:
     """`sigma` [] in the precision of the state; ValueError unless it is one finite number > 0."""
     level = torch.as_tensor(sigma, device=like.device, dtype=state_dtype(like.device))
     if level.ndim != 0 or not 0 < level < inf:
-        raise ValueError(f"sigma: {sigma} is not a noise level; give one number > 0")
+        raise ValueError(f"{name}: {sigma} is not a noise level; give one number > 0")
     return level
 
 

@@ -46,9 +46,9 @@ class TrajectoryVariance:
         self._mean: Tensor | float = 0.0  # [B, C, H, W]
         self._squares: Tensor | float = 0.0  # sum of squared distances from the mean (Welford)
 
-    def add(self, step: Step, num_steps: int) -> None:
-        """Take a finished step of `num_steps` into account, if it is one of the window."""
-        if not in_window(self.window, i=step.i, num_steps=num_steps, sigma=float(step.sigma)):
+    def add(self, step: Step) -> None:
+        """Take a finished step into account, if it is one of the window."""
+        if not in_window(self.window, i=step.i, num_steps=step.num_steps, sigma=float(step.sigma)):
             return
         self.count += 1
         off = step.denoised - self._mean
@@ -62,9 +62,9 @@ class TrajectoryVariance:
         return (self._squares / self.count).flatten(1).mean(dim=1)
 
 
-def tvf(steps: Iterable[Step], *, num_steps: int, window: Window = (0.5, 1)) -> Tensor:
-    """Trajectory variance of a whole trajectory of `num_steps` steps [B]: see `TrajectoryVariance`. Cost: nothing."""
+def tvf(steps: Iterable[Step], *, window: Window = (0.5, 1)) -> Tensor:
+    """Trajectory variance of a whole trajectory [B]: see `TrajectoryVariance`. Cost: nothing."""
     spread = TrajectoryVariance(window)
     for step in steps:
-        spread.add(step, num_steps)
+        spread.add(step)
     return spread.score()

@@ -96,7 +96,7 @@ def test_tvf_of_euler_on_a_gaussian() -> None:
         scale *= 1 + (after - now) * now / (S0**2 + now**2)
     c = torch.tensor(factors[late], dtype=torch.float64)
     expected = c.var(correction=0) * x.square().flatten(1).mean(dim=1)
-    score = tvf(trajectory(isotropic(), 20 * x, t), num_steps=30)
+    score = tvf(trajectory(isotropic(), 20 * x, t))
     torch.testing.assert_close(score, expected, rtol=1e-9, atol=0)
 
 
@@ -110,7 +110,7 @@ def test_tvf_of_the_exact_path_of_a_gaussian() -> None:
         inside = t[:-1][(t[:-1] >= 0.1) & (t[:-1] <= 1.0)]
         c = 20 * S0**2 / ((S0**2 + inside**2) * (S0**2 + 20**2)).sqrt()
         expected = c.var(correction=0) * x.square().flatten(1).mean(dim=1)
-        errors.append(float((tvf(steps, num_steps=N, window=window) / expected - 1).abs().max()))
+        errors.append(float((tvf(steps, window=window) / expected - 1).abs().max()))
     assert errors[0] < 0.1
     assert errors[1] == pytest.approx(errors[0] / 2, rel=0.1)
 
@@ -121,9 +121,9 @@ def test_tvf_is_free_and_knows_its_steps() -> None:
     steps = list(trajectory(counting, 20 * latents(), t))
     calls = counting.calls
     late = torch.stack([step.denoised for step in steps[4:]])
-    torch.testing.assert_close(tvf(steps, num_steps=8), late.var(dim=0, correction=0).flatten(1).mean(dim=1))
+    torch.testing.assert_close(tvf(steps), late.var(dim=0, correction=0).flatten(1).mean(dim=1))
     assert counting.calls == calls == 7
-    assert tvf(steps[:5], num_steps=8).tolist() == [0.0] * 6  # one step varies not
+    assert tvf(steps[:5]).tolist() == [0.0] * 6  # one step varies not
     with pytest.raises(ValueError, match="window: no step lies in"):
         TrajectoryVariance(SigmaWindow(50, 60)).score()
     with pytest.raises(ValueError, match=r"window: .* is not a range"):

@@ -21,6 +21,9 @@ SPELLING = {
     "discretization": "--disc",
     "time_rho": "--time-rho",
     "sas_sign": "--sas-sign",
+    "sigma_r": "--sigma-r",
+    "lid_sigma": "--lid-sigma",
+    "tvf_sigma": "--tvf-sigma",
 }
 SPELLING |= {"ascent_steps": "--ascent-steps", "network_sha256": "--network sha256", "rows_per_seed": "--seeding rows"}
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
@@ -98,7 +101,7 @@ SAMPLER_OPTIONS = (
         "num_steps",
         type=click.IntRange(1, MAX_STEPS),
         default=None,
-        help="Sampling steps [default: 18; euler, rods-*, overshoot, sigma-offset: 40].",
+        help="Sampling steps [default: 18; euler, rods-*, restart, overshoot, sigma-offset: 40].",
     ),
     click.option(
         "--sigma_min",
@@ -119,7 +122,8 @@ SAMPLER_OPTIONS = (
         "--rho",
         type=float,
         default=None,
-        help="RODS: radius of the neighbourhood, in units of the state. Not EDM's exponent.",
+        help="RODS: radius of the neighbourhood, in units of the state; restart: of CAS in the restarted part "
+        "[default there: 0, none]. Not EDM's exponent.",
     ),
     click.option(
         "--eps",
@@ -131,7 +135,8 @@ SAMPLER_OPTIONS = (
         "--window",
         type=WindowText(),
         default=None,
-        help="RODS and controls: where to act, as fractions of the steps or in noise levels [default: .1,.5].",
+        help="RODS and controls: where to act, as fractions of the steps or in noise levels [default: .1,.5; restart, "
+        "of its own steps: 0,1].",
     ),
     click.option(
         "--ascent-steps", type=click.IntRange(1, 1000), default=None, help="rods-cas: inner ascent steps [default: 1]."
@@ -155,10 +160,44 @@ SAMPLER_OPTIONS = (
         help="sigma-offset: relative offset of the noise level told to the network.",
     ),
     click.option(
+        "--threshold",
+        type=float,
+        default=None,
+        help="restart: images that score higher go back; 0 sends all back, inf only records the scores.",
+    ),
+    click.option("--sigma-r", type=float, default=None, help="restart: the noise level to go back to."),
+    click.option(
+        "--rounds",
+        type=click.IntRange(1, 1000),
+        default=None,
+        help="restart: how often an image may go back [default: 3].",
+    ),
+    click.option(
+        "--margin",
+        type=float,
+        default=None,
+        help="restart: the part of its score by which a new image must be better to be kept [default: 0].",
+    ),
+    click.option(
+        "--detector", type=click.Choice(["lid", "tvf"]), default=None, help="restart: the score [default: lid]."
+    ),
+    click.option(
+        "--lid-sigma", type=float, default=None, help="restart: the noise level at which lid looks [default: 1.2]."
+    ),
+    click.option(
+        "--draws", type=click.IntRange(1, 1000), default=None, help="restart: noise draws of lid [default: 4]."
+    ),
+    click.option(
+        "--tvf-sigma",
+        type=float,
+        default=None,
+        help="restart: the noise level from which on tvf looks [default: 2].",
+    ),
+    click.option(
         "--solver",
         type=click.Choice(["euler", "heun"]),
         default=None,
-        help="ablation [default: heun] and base solver of rods-* [default: euler].",
+        help="ablation [default: heun] and base solver of rods-*, restart [default: euler].",
     ),
     click.option(
         "--disc",

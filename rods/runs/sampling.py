@@ -76,9 +76,9 @@ def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
         rng_on_cpu=job.rng == "cpu",
         dtype=DTYPES[job.dtype],
     )
-    finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
+    is_finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
     pixels = done.images.cpu().numpy()
-    images = [to_pil(to_uint8(x)) if ok else None for x, ok in zip(pixels, finite, strict=True)]
+    images = [to_pil(to_uint8(x)) if ok else None for x, ok in zip(pixels, is_finite, strict=True)]
     folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, record_lines(job, done))
 
 
@@ -91,23 +91,46 @@ def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
         if done.chunk.rows_per_seed > 1:
             line["row"] = row
         for key in ("H", "H_scaled"):
-            line[key] = [h if isfinite(h) else None for h in line[key]]
+            line[key] = finite(line[key])
+        if record.restart is None:
+            del line["restart"]
+        else:
+            line["restart"]["scores"] = finite(record.restart.scores)
         lines.append(line)
     return lines
 
 
+def finite(scores: Sequence[float]) -> list[float | None]:
+    """Scores as JSON can hold them: None for what is no number, or has no end."""
+    return [score if isfinite(score) else None for score in scores]
+
+
 def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """A contact sheet of the run's first images: seed, largest H, and a red frame where a step was flagged."""
+    """A contact sheet of the run's first images: seed, largest H, and a red frame where a step was flagged.
+
+    After restarts: the score, and a red frame around what was restarted.
+    """
     shown = [line for line in lines if line["sha256"]][:MAX_GRID]
     images, captions = [], []
     for line in shown:
         with PIL.Image.open(folder.outdir / line["name"]) as image:
             array = np.asarray(image)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        H = [h for h in line["H"] if h is not None]
-        captions.append(f"{line['seed']}" + (f"  H {max(H):.3g}" if H else ""))
-    sheet = contact_sheet(images, captions, marked=[bool(line["flagged"]) for line in shown])
-    save_png(sheet, path)
+        captions.append(f"{line['seed']}{_score_of(line)}")
+    save_png(contact_sheet(images, captions, marked=[is_at_risk(line) for line in shown]), path)
+
+
+def is_at_risk(line: dict[str, Any]) -> bool:
+    """Whether a step of the image was corrected, or the image was restarted."""
+    return bool(line["flagged"]) or len(line.get("restart", {"scores": ()})["scores"]) > 1
+
+
+def _score_of(line: dict[str, Any]) -> str:
+    if "restart" in line:
+        score = line["restart"]["scores"][line["restart"]["kept"]]
+        return "" if score is None else f"  {score:.3g}"
+    H = [h for h in line["H"] if h is not None]
+    return f"  H {max(H):.3g}" if H else ""
 
 
 def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
@@ -135,6 +158,23 @@ def risk_summary(lines: Sequence[dict[str, Any]], eps: float) -> str:
     if eps < inf:
         flagged = sum(bool(line["flagged"]) for line in lines)
         return f"{flagged} of {len(lines)} at risk (H >= {eps:g} at some step); H is in samples.jsonl"
-    largest = sorted(inf if None in line["H"] else max(line["H"]) for line in lines)
-    quantiles = ", ".join(f"{q:.0%} {largest[int(q * (len(largest) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
+    quantiles = _quantiles([inf if None in line["H"] else max(line["H"]) for line in lines])
     return f"Nothing corrected. The largest H of an image, at its quantiles: {quantiles}; H is in samples.jsonl"
+
+
+def restart_summary(lines: Sequence[dict[str, Any]], threshold: float) -> str:
+    """One line on restarted images; the quantiles of the scores where nothing can be restarted."""
+    if threshold < inf:
+        restarted = [line["restart"] for line in lines if is_at_risk(line)]
+        replaced = sum(restart["kept"] > 0 for restart in restarted)
+        return (
+            f"{len(restarted)} of {len(lines)} restarted (score > {threshold:g}), {replaced} replaced by a better one; "
+            "scores are in samples.jsonl"
+        )
+    scores = [inf if line["restart"]["scores"][0] is None else line["restart"]["scores"][0] for line in lines]
+    return f"Nothing restarted. Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
+
+
+def _quantiles(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    return ", ".join(f"{q:.0%} {ordered[int(q * (len(ordered) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
