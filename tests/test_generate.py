@@ -375,7 +375,7 @@ REFUSED = {
     "empty range": ((SMALL, "--sigma_min=90"), "--sigma_min, --sigma_max: 90.0, 80 is no range"),
     "no lowest level": ((SMALL, "--sigma_min=0"), "give 0 < sigma_min < sigma_max < inf"),
     "exponent 0": ((SMALL, "--time-rho=0"), "--time-rho: 0.0 is not an exponent"),
-    "exponent 0 of the ablation": ((SMALL, "--disc=edm", "--time-rho=0"), "--time-rho: 0.0 gives no noise levels"),
+    "exponent 0 of the ablation": ((SMALL, "--disc=edm", "--time-rho=0"), "--time-rho: 0.0 is not an exponent"),
     "exponent of an overflow": ((SMALL, "--time-rho=.001"), "--time-rho: 0.001 gives no noise levels"),
     "nan threshold": ((SMALL, *RODS, "--eps=nan"), "--eps: nan is not a threshold"),
     "infinite radius": ((SMALL, *RODS, "--rho=inf"), "--rho: inf is not a radius"),
