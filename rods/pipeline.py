@@ -15,14 +15,17 @@ from torch import Tensor
 
 from rods.correctors import SigmaWindow, Window
 from rods.evaluation import bind
+from rods.iq import iq_sampler
 from rods.restart import restart_sampler
 from rods.samplers import (
     ablation_sampler,
     edm_sampler,
     euler_sampler,
     overshoot_sampler,
+    random_sampler,
     rods_sampler,
     sigma_offset_sampler,
+    tag_sampler,
 )
 from rods.types import AnyDenoiser, RodsResult, SampleRecord
 from torch_utils.rng import SeedStreams
@@ -36,8 +39,11 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     "overshoot": overshoot_sampler,
     "sigma-offset": sigma_offset_sampler,
     "restart": restart_sampler,
+    "iq": iq_sampler,
+    "tag": tag_sampler,
+    "random": random_sampler,
 }
-SECOND_STREAM = ("restart",)
+SECOND_STREAM = ("restart", "iq", "random")
 """The samplers whose random numbers are RODS's own, from the second stream of each seed."""
 REQUIRED = inspect.Parameter.empty
 MAX_STEPS = 100_000

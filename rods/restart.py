@@ -123,7 +123,7 @@ def gated_restart(
     records = []
     for b, (F, B) in enumerate(zip(denoise.forward[denoise.index], denoise.backward[denoise.index], strict=True)):
         restart = RestartRecord(scores=tuple(tried[b]), kept=kept[b])
-        records.append(SampleRecord((), (), (), (), (), int(F), int(B), restart))
+        records.append(SampleRecord((), (), (), (), (), int(F), int(B), restart=restart))
     return RodsResult(images=x, records=tuple(records))
 
 

@@ -23,13 +23,33 @@ def lid(denoise: AnyDenoiser, x0: Tensor, sigma: Tensor | float, *, noise: Tenso
     are compared. Returns [B], not a number where the image or the network is not.
     Cost: k F. Raises ValueError for a sigma that is not > 0 and for noise of another shape.
     """
-    level = noise_level(sigma, x0)
-    if noise.ndim != x0.ndim + 1 or noise.shape[1:] != x0.shape or len(noise) == 0:
-        raise ValueError(f"noise: shape {list(noise.shape)} will not do; give [draws >= 1, *{list(x0.shape)}]")
+    level = check_draws(sigma, x0, noise)
     denoise, x0 = bind(denoise, len(x0)), x0.detach().to(level.dtype)
     with torch.no_grad():
         moved = [norms((denoise(x0 + level * e, level) - x0) / level).square() for e in noise]  # k of [B]
     return torch.stack(moved).mean(dim=0)
+
+
+def lid_gradient(denoise: AnyDenoiser, x0: Tensor, sigma: Tensor | float, *, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """`lid` [B] and its gradient with respect to the image [B, C, H, W]; arguments as there. Cost: k (F + B)."""
+    level = check_draws(sigma, x0, noise)
+    denoise, x0 = bind(denoise, len(x0)), x0.detach().to(level.dtype)
+    score, gradient = x0.new_zeros(len(x0)), torch.zeros_like(x0)
+    for e in noise:  # one graph at a time
+        with torch.enable_grad():
+            x = x0.clone().requires_grad_(True)
+            moved = norms((denoise(x + level * e, level) - x) / level).square()  # [B]
+            (slope,) = torch.autograd.grad(moved.sum(), x)
+        score, gradient = score + moved.detach() / len(noise), gradient + slope / len(noise)
+    return score, gradient
+
+
+def check_draws(sigma: Tensor | float, x0: Tensor, noise: Tensor) -> Tensor:
+    """`sigma` as a noise level []; ValueError unless it is one and `noise` holds draws for every image."""
+    level = noise_level(sigma, x0)
+    if noise.ndim != x0.ndim + 1 or noise.shape[1:] != x0.shape or len(noise) == 0:
+        raise ValueError(f"noise: shape {list(noise.shape)} will not do; give [draws >= 1, *{list(x0.shape)}]")
+    return level
 
 
 class TrajectoryVariance:

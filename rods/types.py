@@ -83,6 +83,7 @@ class SampleRecord:
     flagged: tuple[int, ...]  # steps that were corrected
     forward: int  # network passes spent on this sample
     backward: int  # backward passes to the input spent on this sample
+    scores: tuple[float, ...] = ()  # at the probed steps, of a sampler whose detector is not the curvature index
     restart: RestartRecord | None = None  # None for samplers that do not restart
 
 

@@ -33,6 +33,7 @@ OURS = {
     "--sampler", "--eps", "--rho", "--window", "--ascent-steps", "--sas-sign", "--detect", "--kappa", "--preset",
     "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--sigma-min", "--sigma-max",
     "--threshold", "--sigma-r", "--rounds", "--margin", "--detector", "--lid-sigma", "--draws", "--tvf-sigma",
+    "--strength", "--eta",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 
@@ -179,6 +180,28 @@ def test_a_restart_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     for together, apart in zip(records(tmp_path / "together"), records(tmp_path / "apart"), strict=True):
         assert together["restart"]["kept"] == apart["restart"]["kept"]
         assert together["restart"]["scores"] == pytest.approx(apart["restart"]["scores"], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [("--sampler=tag", "--eta=1.1"), ("--sampler=random", "--rho=2", "--window=0,1")])
+def test_controls_change_the_images_of_euler_at_no_cost(options: tuple[str, ...], tmp_path: Path) -> None:
+    generated(tmp_path / "euler", "--seeds=0-2", "--sampler=euler", steps=6)
+    generated(tmp_path / "changed", "--seeds=0-2", *options, steps=6)
+    plain, changed = files(tmp_path / "euler"), files(tmp_path / "changed")
+    assert all(plain[f"{seed:06d}.png"] != changed[f"{seed:06d}.png"] for seed in range(3))
+    assert {(line["forward"], line["backward"]) for line in records(tmp_path / "changed")} == {(6, 0)}
+
+
+def test_iq(tmp_path: Path) -> None:
+    options = ("--sampler=iq", "--strength=.1", "--window=sigma:.5,20", "--draws=2")
+    generated(tmp_path / "scored", "--seeds=0-3", *options, "--threshold=inf", steps=6)
+    scored = records(tmp_path / "scored")
+    steps = len(scored[0]["probed"])
+    assert 0 < steps == len(scored[0]["scores"]) < 6
+    assert {(line["forward"], line["backward"]) for line in scored} == {(6 + 2 * steps, 2 * steps)}
+    first = sorted(line["scores"][0] for line in scored)
+    generated(tmp_path / "moved", "--seeds=0-3", *options, f"--threshold={first[1]}", steps=6)
+    at_first = [line["probed"][0] in line["flagged"] for line in records(tmp_path / "moved")]
+    assert at_first == [line["scores"][0] > first[1] for line in scored]
 
 
 def test_a_chunk_decides_the_bytes_and_other_chunks_agree_to_rounding(tmp_path: Path) -> None:
@@ -364,6 +387,9 @@ REFUSED = {
     "nan score": ((SMALL, *RESTART, "--threshold=nan"), "--threshold: nan is not a score"),
     "margin of all": ((SMALL, *RESTART, "--margin=1"), "--margin: 1.0 is not a fraction of a score"),
     "late before the restart": ((SMALL, *RESTART, "--detector=tvf", "--tvf-sigma=9"), "--tvf-sigma: 9.0 will not do"),
+    "no scale": ((SMALL, "--sampler=tag"), "--eta: tag needs a value"),
+    "endless scale": ((SMALL, "--sampler=tag", "--eta=inf"), "--eta: inf is not a scale"),
+    "no window": ((SMALL, "--sampler=iq", "--strength=.1", "--threshold=1"), "--window: iq needs a value"),
     "no offset": ((SMALL, "--sampler=sigma-offset"), "--kappa: sigma-offset needs a value"),
     "class on an unconditional network": ((SMALL, "--class=0"), "--class: 0 given, but the network is unconditional"),
     "class too high": ((LABELLED, "--class=4"), "--class: 4 is out of range; this network has classes 0 to 3"),

@@ -35,6 +35,7 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]) 
 NEEDED: dict[str, dict[str, Any]] = {
     "edm": {}, "euler": {}, "ablation": {}, "rods-cas": {"eps": 0.1, "rho": 1.0}, "rods-sas": {"eps": 0.1, "rho": 1.0},
     "overshoot": {"rho": 1.0}, "sigma-offset": {"kappa": 0.1}, "restart": {"threshold": 20.0, "sigma_r": 2.0},
+    "iq": {"strength": 0.1, "threshold": 0.0, "window": (0.1, 0.5)}, "tag": {"eta": 1.1}, "random": {"rho": 1.0},
 }  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def test_every_sampler_runs_and_says_what_it_spent(sampler: str) -> None:
     heun = sampler in ("edm", "ablation")
     assert all(record.forward >= (7 if heun else 4) for record in result.records)
     assert all(bool(record.H) == sampler.startswith("rods") for record in result.records)
+    assert all(bool(record.scores) == (sampler == "iq") for record in result.records)
     assert all((record.restart is not None) == (sampler == "restart") for record in result.records)
 
 
@@ -209,6 +211,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "eps": numbers, "rho": numbers, "kappa": numbers, "window": windows, "num_steps": st.integers(1, MAX_STEPS),
     "sigma_min": numbers, "sigma_max": numbers, "time_rho": numbers, "solver": st.sampled_from(["euler", "heun"]),
     "ascent_steps": st.integers(1, 9), "sas_sign": st.sampled_from(["uphill", "downhill"]), "detect": st.booleans(),
+    "strength": numbers, "eta": numbers,
     "threshold": numbers, "sigma_r": numbers, "rounds": st.integers(1, 9), "margin": numbers,
     "detector": st.sampled_from(["lid", "tvf"]), "lid_sigma": numbers, "draws": st.integers(1, 9), "tvf_sigma": numbers,
     "S_churn": numbers, "S_min": numbers, "S_max": numbers, "S_noise": numbers, "alpha": numbers,

@@ -101,7 +101,7 @@ SAMPLER_OPTIONS = (
         "num_steps",
         type=click.IntRange(1, MAX_STEPS),
         default=None,
-        help="Sampling steps [default: 18; euler, rods-*, restart, overshoot, sigma-offset: 40].",
+        help="Sampling steps [default: 18; euler, all others but ablation: 40].",
     ),
     click.option(
         "--sigma_min",
@@ -135,8 +135,8 @@ SAMPLER_OPTIONS = (
         "--window",
         type=WindowText(),
         default=None,
-        help="RODS and controls: where to act, as fractions of the steps or in noise levels [default: .1,.5; restart, "
-        "of its own steps: 0,1].",
+        help="RODS and controls: where to act, as fractions of the steps or in noise levels [default: .1,.5; tag and "
+        "restart, there of the restarted steps: 0,1; iq: none].",
     ),
     click.option(
         "--ascent-steps", type=click.IntRange(1, 1000), default=None, help="rods-cas: inner ascent steps [default: 1]."
@@ -163,7 +163,8 @@ SAMPLER_OPTIONS = (
         "--threshold",
         type=float,
         default=None,
-        help="restart: images that score higher go back; 0 sends all back, inf only records the scores.",
+        help="restart: images that score higher go back; iq: denoised images that score higher are moved. 0: all, "
+        "inf: none, the scores are recorded.",
     ),
     click.option("--sigma-r", type=float, default=None, help="restart: the noise level to go back to."),
     click.option(
@@ -182,10 +183,10 @@ SAMPLER_OPTIONS = (
         "--detector", type=click.Choice(["lid", "tvf"]), default=None, help="restart: the score [default: lid]."
     ),
     click.option(
-        "--lid-sigma", type=float, default=None, help="restart: the noise level at which lid looks [default: 1.2]."
+        "--lid-sigma", type=float, default=None, help="restart, iq: the noise level at which lid looks [default: 1.2]."
     ),
     click.option(
-        "--draws", type=click.IntRange(1, 1000), default=None, help="restart: noise draws of lid [default: 4]."
+        "--draws", type=click.IntRange(1, 1000), default=None, help="restart, iq: noise draws of lid [default: 4]."
     ),
     click.option(
         "--tvf-sigma",
@@ -193,6 +194,10 @@ SAMPLER_OPTIONS = (
         default=None,
         help="restart: the noise level from which on tvf looks [default: 2].",
     ),
+    click.option(
+        "--strength", type=float, default=None, help="iq: how far to move, as a part of the step to the denoised image."
+    ),
+    click.option("--eta", type=float, default=None, help="tag: scale of the direction's part along the sphere."),
     click.option(
         "--solver",
         type=click.Choice(["euler", "heun"]),

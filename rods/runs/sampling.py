@@ -90,8 +90,10 @@ def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
         line = {"name": name, "seed": seed, "class": class_index, **asdict(record)}
         if done.chunk.rows_per_seed > 1:
             line["row"] = row
-        for key in ("H", "H_scaled"):
+        for key in ("H", "H_scaled", "scores"):
             line[key] = finite(line[key])
+        if not record.scores:
+            del line["scores"]
         if record.restart is None:
             del line["restart"]
         else:
