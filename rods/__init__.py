@@ -19,6 +19,7 @@ from rods.densities import Mixture, finite_dataset, gaussian
 from rods.detectors import Detector, curvature_index, h_index, lambda_max
 from rods.evaluation import BoundDenoiser, Point, bind
 from rods.iq import iq, iq_sampler
+from rods.laplacian import laplacian, laplacian_sampler
 from rods.restart import ImageScore, gated_restart, restart_sampler
 from rods.samplers import (
     ablation_sampler,
@@ -67,6 +68,8 @@ __all__ = [
     "iq",
     "iq_sampler",
     "lambda_max",
+    "laplacian",
+    "laplacian_sampler",
     "lid",
     "lid_gradient",
     "overshoot",

@@ -16,6 +16,7 @@ from torch import Tensor
 from rods.correctors import SigmaWindow, Window
 from rods.evaluation import bind
 from rods.iq import iq_sampler
+from rods.laplacian import laplacian_sampler
 from rods.restart import restart_sampler
 from rods.samplers import (
     ablation_sampler,
@@ -42,8 +43,9 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     "iq": iq_sampler,
     "tag": tag_sampler,
     "random": random_sampler,
+    "laplacian": laplacian_sampler,
 }
-SECOND_STREAM = ("restart", "iq", "random")
+SECOND_STREAM = ("restart", "iq", "random", "laplacian")
 """The samplers whose random numbers are RODS's own, from the second stream of each seed."""
 REQUIRED = inspect.Parameter.empty
 MAX_STEPS = 100_000
@@ -145,7 +147,7 @@ class SamplerConfig:
 
         A few steps are enough, for which values will do does not depend on the number of steps.
         """
-        enough = {"num_steps": 8, "ascent_steps": 2, "rounds": 1, "draws": 1}
+        enough = {"num_steps": 8, "ascent_steps": 2, "rounds": 1, "draws": 1, "probes": 1}
         few = SamplerConfig(self.sampler, {k: min(v, enough[k]) if k in enough else v for k, v in self.options.items()})
         try:
             few.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))

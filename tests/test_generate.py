@@ -33,7 +33,7 @@ OURS = {
     "--sampler", "--eps", "--rho", "--window", "--ascent-steps", "--sas-sign", "--detect", "--kappa", "--preset",
     "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--sigma-min", "--sigma-max",
     "--threshold", "--sigma-r", "--rounds", "--margin", "--detector", "--lid-sigma", "--draws", "--tvf-sigma",
-    "--strength", "--eta",
+    "--strength", "--eta", "--probes", "--probe-radius",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 
@@ -389,6 +389,10 @@ REFUSED = {
     "late before the restart": ((SMALL, *RESTART, "--detector=tvf", "--tvf-sigma=9"), "--tvf-sigma: 9.0 will not do"),
     "no scale": ((SMALL, "--sampler=tag"), "--eta: tag needs a value"),
     "endless scale": ((SMALL, "--sampler=tag", "--eta=inf"), "--eta: inf is not a scale"),
+    "no finite difference": (
+        (SMALL, "--sampler=laplacian", "--strength=.1", "--probe-radius=0"),
+        "--probe-radius: 0.0 is not a length",
+    ),
     "no window": ((SMALL, "--sampler=iq", "--strength=.1", "--threshold=1"), "--window: iq needs a value"),
     "no offset": ((SMALL, "--sampler=sigma-offset"), "--kappa: sigma-offset needs a value"),
     "class on an unconditional network": ((SMALL, "--class=0"), "--class: 0 given, but the network is unconditional"),

@@ -36,6 +36,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "edm": {}, "euler": {}, "ablation": {}, "rods-cas": {"eps": 0.1, "rho": 1.0}, "rods-sas": {"eps": 0.1, "rho": 1.0},
     "overshoot": {"rho": 1.0}, "sigma-offset": {"kappa": 0.1}, "restart": {"threshold": 20.0, "sigma_r": 2.0},
     "iq": {"strength": 0.1, "threshold": 0.0, "window": (0.1, 0.5)}, "tag": {"eta": 1.1}, "random": {"rho": 1.0},
+    "laplacian": {"strength": 0.1},
 }  # fmt: skip
 
 
@@ -211,7 +212,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "eps": numbers, "rho": numbers, "kappa": numbers, "window": windows, "num_steps": st.integers(1, MAX_STEPS),
     "sigma_min": numbers, "sigma_max": numbers, "time_rho": numbers, "solver": st.sampled_from(["euler", "heun"]),
     "ascent_steps": st.integers(1, 9), "sas_sign": st.sampled_from(["uphill", "downhill"]), "detect": st.booleans(),
-    "strength": numbers, "eta": numbers,
+    "strength": numbers, "eta": numbers, "probes": st.integers(1, 9), "probe_radius": numbers,
     "threshold": numbers, "sigma_r": numbers, "rounds": st.integers(1, 9), "margin": numbers,
     "detector": st.sampled_from(["lid", "tvf"]), "lid_sigma": numbers, "draws": st.integers(1, 9), "tvf_sigma": numbers,
     "S_churn": numbers, "S_min": numbers, "S_max": numbers, "S_noise": numbers, "alpha": numbers,

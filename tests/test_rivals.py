@@ -1,4 +1,4 @@
-"""The rivals that change a trajectory: TAG, IQ and the random control, against closed forms and laws."""
+"""The rivals that change a trajectory: TAG, IQ, the Laplacian and the random control, against closed forms and laws."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from rods import (
     gaussian,
     iq,
     iq_sampler,
+    laplacian,
+    laplacian_sampler,
     lid,
     lid_gradient,
     random_sampler,
@@ -172,6 +174,46 @@ def test_iq_knows_no_mates_and_counts_its_passes() -> None:
         torch.testing.assert_close(alone.images[0], together.images[b], rtol=0, atol=1e-12)
 
 
+# -- laplacian --------------------------------------------------------------------------------------------------------
+
+
+def signs(n: int) -> Tensor:
+    """A Hadamard matrix [n, n]: its rows are n vectors z of +-1 with sum z z^T = n I; n a power of 2."""
+    return torch.ones(1, 1, dtype=torch.float64) if n == 1 else torch.kron(signs(n // 2), SYLVESTER)
+
+
+SYLVESTER = torch.tensor([[1, 1], [1, -1]], dtype=torch.float64)
+
+
+def test_the_laplacian_of_a_known_field() -> None:
+    """d_j = x_j ||x||^2 has Laplacian(d)_j = (2 n + 4) x_j; second differences of a cubic are exact."""
+    n, strength = 16, 0.01
+
+    def cubic(x: Tensor, sigma: Tensor) -> Tensor:
+        return x - sigma * x * dots(x, x).reshape(-1, 1, 1, 1)
+
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probes = iter(signs(n).reshape(n, 1, 1, 4, 4).expand(-1, 3, -1, -1, -1))
+    denoise = bind(cubic, 3)
+    cur = Point(denoise, x, torch.tensor(T, dtype=torch.float64))
+    done = laplacian(strength, probes=n, h=0.1, randn_like=lambda x: next(probes))(denoise, None, cur)
+    torch.testing.assert_close(done.d, cur.d - strength * T**2 * (2 * n + 4) * x, rtol=1e-9, atol=1e-9)
+    assert denoise.forward.tolist() == [1 + 2 * n] * 3
+
+
+def test_laplacian_without_strength_or_curvature_is_euler() -> None:
+    plain = euler_sampler(mixture(), latents(), num_steps=10)
+    assert torch.equal(laplacian_sampler(mixture(), latents(), strength=0, num_steps=10), plain)
+    linear = euler_sampler(isotropic(), latents(), num_steps=10)
+    assert close(laplacian_sampler(isotropic(), latents(), strength=0.3, num_steps=10), linear, tol=1e-9)
+    options: dict[str, Any] = {"strength": 0.05, "window": (0, 1), "probes": 2, "num_steps": 10}
+    together = laplacian_sampler(mixture(), latents(), randn_like=noise(), **options)
+    assert not close(together, plain, tol=1e-3)
+    for b in range(6):
+        alone = laplacian_sampler(mixture(), latents()[b, None], randn_like=noise([SEEDS[b]]), **options)
+        torch.testing.assert_close(alone[0], together[b], rtol=0, atol=1e-9)  # second differences amplify rounding
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +223,12 @@ def test_iq_knows_no_mates_and_counts_its_passes() -> None:
         (lambda: tag(-1), "eta: -1 is not a scale"),
         (lambda: tag(math.nan), "eta: nan is not a scale"),
         (lambda: random_shift(math.inf, torch.randn_like), "rho: inf is not a radius"),
+        (lambda: laplacian_sampler(mixture(), latents(), strength=math.nan), "strength: nan is not a scale"),
+        (lambda: laplacian_sampler(mixture(), latents(), strength=1, probes=0), "probes: 0 is too few"),
+        (
+            lambda: laplacian_sampler(mixture(), latents(), strength=1, probe_radius=0),
+            "probe_radius: 0 is not a length",
+        ),
         (lambda: iq_run(strength=-1), "strength: -1 is not a length"),
         (lambda: iq_run(strength=math.inf), "strength: inf is not a length"),
         (lambda: iq_run(threshold=math.nan), "threshold: nan is not a score"),

@@ -24,6 +24,7 @@ SPELLING = {
     "sigma_r": "--sigma-r",
     "lid_sigma": "--lid-sigma",
     "tvf_sigma": "--tvf-sigma",
+    "probe_radius": "--probe-radius",
 }
 SPELLING |= {"ascent_steps": "--ascent-steps", "network_sha256": "--network sha256", "rows_per_seed": "--seeding rows"}
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
@@ -195,7 +196,22 @@ SAMPLER_OPTIONS = (
         help="restart: the noise level from which on tvf looks [default: 2].",
     ),
     click.option(
-        "--strength", type=float, default=None, help="iq: how far to move, as a part of the step to the denoised image."
+        "--strength",
+        type=float,
+        default=None,
+        help="iq: how far to move, as a part of the way to the denoised image; laplacian: its weight, in units of t^2.",
+    ),
+    click.option(
+        "--probes",
+        type=click.IntRange(1, 1000),
+        default=None,
+        help="laplacian: random probes per step [default: 1].",
+    ),
+    click.option(
+        "--probe-radius",
+        type=float,
+        default=None,
+        help="laplacian: length of its finite differences, in units of the noise level [default: .1].",
     ),
     click.option("--eta", type=float, default=None, help="tag: scale of the direction's part along the sphere."),
     click.option(
