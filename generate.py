@@ -19,7 +19,7 @@ from rods.pipeline import SAMPLERS, SamplerConfig, check_class, cut_chunks
 from rods.runs.options import add_sampler_options, given_options, respell, sampler_choice, sampler_config, spelling
 from rods.runs.outputs import OutputFolder
 from rods.runs.presets import find_preset
-from rods.runs.sampling import CHANNELS, DTYPES, MAX_GRID, Job, risk_summary, run_chunks, write_grid
+from rods.runs.sampling import CHANNELS, DTYPES, MAX_GRID, Job, restart_summary, risk_summary, run_chunks, write_grid
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
 from training.header import tool_version
@@ -96,8 +96,8 @@ EMBEDDED = MODELS / "hands-32.safetensors"
 def main(**opts: Any) -> int:
     """Sample images, measure the risk of each (curvature index H), and repair while sampling.
 
-    The outdir gets a PNG per seed, samples.jsonl (per image: H per step, flagged steps, network passes, sha256) and
-    options.json. The same command completes what an interrupted run left, and changes nothing else.
+    The outdir gets a PNG per seed, samples.jsonl (per image: H per step, flagged steps, restarts, network passes,
+    sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
 
     \b
     Examples:
@@ -199,6 +199,8 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     )
     if any(line["H"] for line in mine):
         click.echo(risk_summary(mine, job.config.options["eps"], job.risk_threshold()))
+    elif "restart" in mine[0]:
+        click.echo(restart_summary(mine, job.config.options["threshold"]))
     if broken:
         shown = ", ".join(broken[:8]) + (", ..." if len(broken) > 8 else "")
         remedy = "use --dtype=float32" if job.dtype != "float32" else "choose other noise levels or another network"

@@ -10,22 +10,30 @@ from rods.correctors import (
     gate,
     in_window,
     overshoot,
+    random_shift,
     sas,
+    tag,
     within,
 )
 from rods.densities import Mixture, finite_dataset, gaussian
-from rods.detectors import Detector, curvature_index, h_index
+from rods.detectors import Detector, curvature_index, h_index, lambda_max
 from rods.evaluation import BoundDenoiser, Point, bind
+from rods.iq import iq, iq_sampler
+from rods.laplacian import laplacian, laplacian_sampler
+from rods.restart import ImageScore, gated_restart, restart_sampler
 from rods.samplers import (
     ablation_sampler,
     edm_sampler,
     euler_sampler,
     overshoot_sampler,
+    random_sampler,
     rods_sampler,
     sigma_offset_sampler,
+    tag_sampler,
 )
+from rods.scores import TrajectoryVariance, lid, lid_gradient, tvf
 from rods.trajectory import Churn, trajectory
-from rods.types import Denoiser, RodsResult, SampleRecord, Step
+from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step
 
 __all__ = [
     "BoundDenoiser",
@@ -34,12 +42,15 @@ __all__ = [
     "Corrector",
     "Denoiser",
     "Detector",
+    "ImageScore",
     "Mixture",
     "Point",
+    "RestartRecord",
     "RodsResult",
     "SampleRecord",
     "SigmaWindow",
     "Step",
+    "TrajectoryVariance",
     "Window",
     "ablation_sampler",
     "bind",
@@ -50,14 +61,28 @@ __all__ = [
     "euler_sampler",
     "finite_dataset",
     "gate",
+    "gated_restart",
     "gaussian",
     "h_index",
     "in_window",
+    "iq",
+    "iq_sampler",
+    "lambda_max",
+    "laplacian",
+    "laplacian_sampler",
+    "lid",
+    "lid_gradient",
     "overshoot",
     "overshoot_sampler",
+    "random_sampler",
+    "random_shift",
+    "restart_sampler",
     "rods_sampler",
     "sas",
     "sigma_offset_sampler",
+    "tag",
+    "tag_sampler",
     "trajectory",
+    "tvf",
     "within",
 ]

@@ -1,4 +1,4 @@
-"""Changes of direction: SAS, CAS, overshoot, and the combinators within, gate and chain.
+"""Changes of direction: SAS, CAS, overshoot, TAG, a random control, and the combinators within, gate and chain.
 
 A corrector is called as corrector(denoise, prev, cur) and returns a `Correction`: the direction for every row of `cur`
 and, where a gate decided, the score and the rows. RODS is within(window, gate(h_index(rho), eps, cas(rho))).
@@ -6,6 +6,7 @@ and, where a gate decided, the score and the rows. RODS is within(window, gate(h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isnan
 from typing import Literal, Protocol
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rods.detectors import Detector, check_radius
-from rods.evaluation import TINY, BoundDenoiser, Point, norms, per_sample, unit
+from rods.evaluation import TINY, BoundDenoiser, Point, fresh, norms, per_sample, unit
 from rods.types import Step
 
 
@@ -117,6 +118,38 @@ def overshoot(rho: float) -> Corrector:
     def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
         length = norms(cur.sigma * cur.d)
         return Correction(cur.d * per_sample(1 + torch.where(length >= TINY, rho / length, 0.0), cur.d))
+
+    return correct
+
+
+def tag(eta: float) -> Corrector:
+    """Tangential amplifying guidance: P d + eta (d - P d), P the projection on x / ||x|| (arXiv 2510.04533).
+
+    The part of the direction that changes the state's length stays as it is, the part along the sphere is scaled
+    (spec method.md, section 2; eta is 1 to 1.2 there, and 1 changes nothing). Cost: F.
+    """
+    if not 0 <= eta < inf:
+        raise ValueError(f"eta: {eta} is not a scale; give a finite number >= 0, such as 1.1")
+
+    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        normal = unit(cur.x)
+        along = per_sample((cur.d * normal).flatten(1).sum(dim=1), cur.d) * normal  # P d
+        return Correction(cur.d + (eta - 1) * (cur.d - along))
+
+    return correct
+
+
+def random_shift(rho: float, randn_like: Callable[[Tensor], Tensor]) -> Corrector:
+    """The control of all corrections: the direction of a denoised image that is off by rho, d + rho u / t, u random.
+
+    What `overshoot` does towards the denoised image, this does anywhere (spec method.md, section 2). `randn_like` is
+    called at every step, for the whole batch: so not behind a gate, where the numbers of a sample would depend on its
+    mates. Cost: F.
+    """
+    rho = check_radius(rho)
+
+    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        return Correction(cur.d + rho * unit(fresh(denoise, cur.x, randn_like)) / cur.sigma)
 
     return correct
 

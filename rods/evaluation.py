@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -96,6 +97,15 @@ def bind(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None = None) 
         raise ValueError(f"class_labels: {len(class_labels)} rows for {batch} latents; give one row per latent")
     zeros = torch.zeros(batch, dtype=torch.int64)
     return BoundDenoiser(denoiser, class_labels, torch.arange(batch), zeros, zeros.clone())
+
+
+def fresh(denoise: BoundDenoiser, x: Tensor, randn_like: Callable[[Tensor], Tensor]) -> Tensor:
+    """Standard normal draws for the rows `x` [b, ...] of a batch, from a source that draws for all of it.
+
+    A row gets the numbers of its place in the batch whichever other rows are with it.
+    """
+    whole: Tensor = randn_like(x.new_empty(len(denoise.forward), *x.shape[1:]))
+    return whole[denoise.index.to(x.device)]
 
 
 @dataclass(eq=False)

@@ -15,13 +15,18 @@ from torch import Tensor
 
 from rods.correctors import SigmaWindow, Window
 from rods.evaluation import bind
+from rods.iq import iq_sampler
+from rods.laplacian import laplacian_sampler
+from rods.restart import restart_sampler
 from rods.samplers import (
     ablation_sampler,
     edm_sampler,
     euler_sampler,
     overshoot_sampler,
+    random_sampler,
     rods_sampler,
     sigma_offset_sampler,
+    tag_sampler,
 )
 from rods.types import AnyDenoiser, RodsResult, SampleRecord
 from torch_utils.rng import SeedStreams
@@ -34,7 +39,14 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
     "rods-sas": partial(rods_sampler, method="sas"),
     "overshoot": overshoot_sampler,
     "sigma-offset": sigma_offset_sampler,
+    "restart": restart_sampler,
+    "iq": iq_sampler,
+    "tag": tag_sampler,
+    "random": random_sampler,
+    "laplacian": laplacian_sampler,
 }
+SECOND_STREAM = ("restart", "iq", "random", "laplacian")
+"""The samplers whose random numbers are RODS's own, from the second stream of each seed."""
 REQUIRED = inspect.Parameter.empty
 MAX_STEPS = 100_000
 _NOT_OPTIONS = {"randn_like", "method"}
@@ -135,7 +147,7 @@ class SamplerConfig:
 
         A few steps are enough, for which values will do does not depend on the number of steps.
         """
-        enough = {"num_steps": 8, "ascent_steps": 2}
+        enough = {"num_steps": 8, "ascent_steps": 2, "rounds": 1, "draws": 1, "probes": 1}
         few = SamplerConfig(self.sampler, {k: min(v, enough[k]) if k in enough else v for k, v in self.options.items()})
         try:
             few.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))
@@ -231,8 +243,9 @@ def sample_chunk(
     """Sample one chunk of seeds.
 
     The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the original's order:
-    latent, class (drawn even when `class_index` is given), then the noise of the steps. `dtype` other than float32
-    runs the network under autocast; the state stays float64. Cost: that of the sampler.
+    latent, class (drawn even when `class_index` is given), then the noise of the steps; the samplers of
+    `SECOND_STREAM` draw theirs from that stream. `dtype` other than float32 runs the network under autocast; the state
+    stays float64. Cost: that of the sampler.
     Raises ValueError: `class_index` outside the network's classes.
     """
     shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
@@ -246,8 +259,9 @@ def sample_chunk(
         drawn = streams.randint(label_dim)
         chosen = drawn if class_index is None else torch.full_like(drawn, class_index)
         labels, classes = torch.eye(label_dim, device=device)[chosen], chosen.tolist()
+    noise = streams.second() if config.sampler in SECOND_STREAM else streams
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        result = config.run(denoiser, latents, labels, randn_like=streams.randn_like)
+        result = config.run(denoiser, latents, labels, randn_like=noise.randn_like)
     return ChunkResult(chunk, result.images, classes, result.records)
 
 

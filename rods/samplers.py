@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from rods.ablation import ablation_sampler
-from rods.correctors import Corrector, Window, cas, check_window, gate, in_window, overshoot, sas, within
+from rods.correctors import (
+    Corrector,
+    Window,
+    cas,
+    check_window,
+    gate,
+    in_window,
+    overshoot,
+    random_shift,
+    sas,
+    tag,
+    within,
+)
 from rods.detectors import h_index
 from rods.evaluation import BoundDenoiser
 from rods.trajectory import Churn, Solver, check_solver, last, start, trajectory
@@ -21,8 +33,10 @@ __all__ = [
     "edm_sampler",
     "euler_sampler",
     "overshoot_sampler",
+    "random_sampler",
     "rods_sampler",
     "sigma_offset_sampler",
+    "tag_sampler",
     "trajectory",
 ]
 
@@ -174,29 +188,75 @@ def sigma_offset_sampler(
     return last(trajectory(offset, x, sigmas))
 
 
-def collect(denoise: BoundDenoiser, steps: Iterable[Step], *, rho: float) -> RodsResult:
-    """Run the trajectory and write down, for each sample, what was measured, corrected and spent."""
-    probed, sigmas, H, flagged = [], [], [], []
+def tag_sampler(
+    denoiser: AnyDenoiser,
+    latents: Tensor,
+    class_labels: Tensor | None = None,
+    *,
+    eta: float,
+    window: Window = (0, 1),
+    num_steps: int = 40,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    time_rho: float = 7,
+) -> Tensor:
+    """Tangential amplifying guidance on Euler steps (arXiv 2510.04533): see `tag`; eta = 1 is `euler_sampler`.
+
+    Arguments and result as `overshoot_sampler`'s. Cost: N F.
+    """
+    denoise, x, sigmas = start(denoiser, latents, class_labels, num_steps, sigma_min, sigma_max, time_rho)
+    return last(trajectory(denoise, x, sigmas, correct=within(window, tag(eta))))
+
+
+def random_sampler(
+    denoiser: AnyDenoiser,
+    latents: Tensor,
+    class_labels: Tensor | None = None,
+    *,
+    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    rho: float,
+    window: Window = (0.1, 0.5),
+    num_steps: int = 40,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    time_rho: float = 7,
+) -> Tensor:
+    """The random control: Euler with the denoised image shifted by rho anywhere in the window; see `random_shift`.
+
+    `randn_like` is called once per step of the window. Arguments and result as `overshoot_sampler`'s. Cost: N F.
+    """
+    denoise, x, sigmas = start(denoiser, latents, class_labels, num_steps, sigma_min, sigma_max, time_rho)
+    return last(trajectory(denoise, x, sigmas, correct=within(window, random_shift(rho, randn_like))))
+
+
+def collect(denoise: BoundDenoiser, steps: Iterable[Step], *, rho: float | None) -> RodsResult:
+    """Run the trajectory and write down, for each sample, what was measured, corrected and spent.
+
+    `rho` is the radius of the curvature index; None where the steps' scores are another detector's.
+    """
+    probed, sigmas, measured, flagged = [], [], [], []
     for step in steps:
         flagged.append(step.flagged)
         if step.score is not None:
             probed.append(step.i)
             sigmas.append(float(step.sigma))
-            H.append(step.score.tolist())  # [B]
+            measured.append(step.score.tolist())  # [B]
     x = step.x_next
     flags = torch.stack(flagged, dim=1).tolist()  # [B, N]
     records = []
     for b in range(len(x)):
-        row = tuple(scores[b] for scores in H)
+        row = tuple(scores[b] for scores in measured)
+        H = () if rho is None else row
         records.append(
             SampleRecord(
                 probed=tuple(probed),
                 sigma=tuple(sigmas),
-                H=row,
-                H_scaled=tuple(h * t**3 / rho if rho > 0 else 0.0 for h, t in zip(row, sigmas, strict=True)),
+                H=H,
+                H_scaled=tuple(h * t**3 / rho if rho else 0.0 for h, t in zip(H, sigmas, strict=False)),
                 flagged=tuple(i for i, flag in enumerate(flags[b]) if flag),
                 forward=int(denoise.forward[b]),
                 backward=int(denoise.backward[b]),
+                scores=row if rho is None else (),
             )
         )
     return RodsResult(images=x, records=tuple(records))

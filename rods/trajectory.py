@@ -99,6 +99,7 @@ def trajectory(
             d_used=d_used,
             score=done.score,
             flagged=~nobody(x) if done.flagged is None else done.flagged,
+            num_steps=num_steps,
         )
         yield prev
 

@@ -48,6 +48,7 @@ class Step:
     d_used: Tensor  # [B, C, H, W] the direction taken; equal to d bit for bit in rows that are not flagged
     score: Tensor | None  # [B] what the detector said; None where none was asked
     flagged: Tensor  # [B] bool, rows whose direction was handed to a corrector
+    num_steps: int  # of the whole trajectory
 
     def rows(self, index: Tensor) -> Step:
         """The rows `index` [b] of the batch."""
@@ -64,6 +65,14 @@ class Step:
 
 
 @dataclass(frozen=True)
+class RestartRecord:
+    """What a gated restart saw and did on one sample."""
+
+    scores: tuple[float, ...]  # of the base sampler's image, then of the new image of each round
+    kept: int  # which of these images is the result; 0 = the base sampler's
+
+
+@dataclass(frozen=True)
 class SampleRecord:
     """What RODS saw and did on one sample; plain numbers, ready for JSON."""
 
@@ -74,6 +83,8 @@ class SampleRecord:
     flagged: tuple[int, ...]  # steps that were corrected
     forward: int  # network passes spent on this sample
     backward: int  # backward passes to the input spent on this sample
+    scores: tuple[float, ...] = ()  # at the probed steps, of a sampler whose detector is not the curvature index
+    restart: RestartRecord | None = None  # None for samplers that do not restart
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,7 +126,7 @@ def detection_lines(run: Sampled, bad: np.ndarray, threshold: float | None, at_r
 def control_line(outcomes: PairedOutcomes) -> str:
     return (
         "Tone control (Euler's images with RODS-CAS's background, contrast and sharpness): "
-        f"{outcomes.repaired.k} repaired, {outcomes.broken.k} broken; these are the labeller's doing, not the sampler's."
+        f"{outcomes.repaired.k} repaired, {outcomes.broken.k} broken; that is the labeller's doing, not the sampler's."
     )
 
 

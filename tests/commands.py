@@ -45,6 +45,7 @@ _FOLDER = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, _FOLDER)
 SMALL = tiny(_FOLDER / "small.safetensors")  # 8x8x1
 RODS = ("--sampler=rods-cas", "--eps=.1", "--rho=1", "--window=0,1")
+RESTART = ("--sampler=restart", "--threshold=1", "--sigma-r=2")
 
 
 def generate(outdir: Path, *options: str, network: Path | None = SMALL, steps: int | None = 2) -> tuple[int, str]:

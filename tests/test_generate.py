@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from commands import LABELLED, PLAIN, RODS, SMALL, files, generate, generated, options_json, records, tiny
+from commands import LABELLED, PLAIN, RESTART, RODS, SMALL, files, generate, generated, options_json, records, tiny
 
 import generate as command
 import rods.runs.sampling as sampling
@@ -32,6 +32,8 @@ EDM_ABLATION = {"--solver": "heun", "--disc": "edm", "--schedule": "linear", "--
 OURS = {
     "--sampler", "--eps", "--rho", "--window", "--ascent-steps", "--sas-sign", "--detect", "--kappa", "--preset",
     "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--sigma-min", "--sigma-max",
+    "--threshold", "--sigma-r", "--rounds", "--margin", "--detector", "--lid-sigma", "--draws", "--tvf-sigma",
+    "--strength", "--eta", "--probes", "--probe-radius",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 
@@ -147,6 +149,59 @@ def test_detection_alone_gives_the_images_of_euler(tmp_path: Path) -> None:
     assert not any(line["flagged"] for line in records(tmp_path / "detected"))
     generated(tmp_path / "repaired", "--seeds=0-2", *RODS)
     assert files(tmp_path / "repaired")["000000.png"] != plain["000000.png"]
+
+
+def test_restarts(tmp_path: Path) -> None:
+    """Scores first, with nothing restarted; then a threshold among them: what is not above it stays Euler's image."""
+    generated(tmp_path / "euler", "--seeds=0-7", "--sampler=euler", steps=6)
+    output = generated(tmp_path / "scored", "--seeds=0-7", *RESTART, "--threshold=inf", steps=6)
+    scored = records(tmp_path / "scored")
+    scores = [line["restart"]["scores"] for line in scored]
+    median = sorted(score for (score,) in scores)[3]
+    assert f"Nothing restarted. Scores, at their quantiles: 50% {median:.3g}" in output
+    assert {(line["forward"], line["backward"]) for line in scored} == {(6 + 4, 0)}
+
+    output = generated(tmp_path / "gated", "--seeds=0-7", *RESTART, f"--threshold={median}", "--grid", steps=6)
+    plain, gated = files(tmp_path / "euler"), files(tmp_path / "gated")
+    replaced = 0
+    for line, first in zip(records(tmp_path / "gated"), scores, strict=True):
+        restart = line["restart"]
+        assert restart["scores"][:1] == first
+        assert (len(restart["scores"]) == 1) == (first[0] <= median)
+        assert (gated[line["name"]] == plain[line["name"]]) == (restart["kept"] == 0)
+        replaced += restart["kept"] > 0
+    assert f"4 of 8 restarted (score > {median:g}), {replaced} replaced by a better one" in output
+    assert replaced > 0
+
+
+def test_a_restart_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    for name, seeds, batch in (("together", "0-3", 4), ("apart", "3,1,2,0", 1)):
+        generated(tmp_path / name, f"--seeds={seeds}", f"--batch={batch}", *RESTART, "--threshold=0", steps=6)
+    for together, apart in zip(records(tmp_path / "together"), records(tmp_path / "apart"), strict=True):
+        assert together["restart"]["kept"] == apart["restart"]["kept"]
+        assert together["restart"]["scores"] == pytest.approx(apart["restart"]["scores"], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [("--sampler=tag", "--eta=1.1"), ("--sampler=random", "--rho=2", "--window=0,1")])
+def test_controls_change_the_images_of_euler_at_no_cost(options: tuple[str, ...], tmp_path: Path) -> None:
+    generated(tmp_path / "euler", "--seeds=0-2", "--sampler=euler", steps=6)
+    generated(tmp_path / "changed", "--seeds=0-2", *options, steps=6)
+    plain, changed = files(tmp_path / "euler"), files(tmp_path / "changed")
+    assert all(plain[f"{seed:06d}.png"] != changed[f"{seed:06d}.png"] for seed in range(3))
+    assert {(line["forward"], line["backward"]) for line in records(tmp_path / "changed")} == {(6, 0)}
+
+
+def test_iq(tmp_path: Path) -> None:
+    options = ("--sampler=iq", "--strength=.1", "--window=sigma:.5,20", "--draws=2")
+    generated(tmp_path / "scored", "--seeds=0-3", *options, "--threshold=inf", steps=6)
+    scored = records(tmp_path / "scored")
+    steps = len(scored[0]["probed"])
+    assert 0 < steps == len(scored[0]["scores"]) < 6
+    assert {(line["forward"], line["backward"]) for line in scored} == {(6 + 2 * steps, 2 * steps)}
+    first = sorted(line["scores"][0] for line in scored)
+    generated(tmp_path / "moved", "--seeds=0-3", *options, f"--threshold={first[1]}", steps=6)
+    at_first = [line["probed"][0] in line["flagged"] for line in records(tmp_path / "moved")]
+    assert at_first == [line["scores"][0] > first[1] for line in scored]
 
 
 def test_a_chunk_decides_the_bytes_and_other_chunks_agree_to_rounding(tmp_path: Path) -> None:
@@ -317,6 +372,28 @@ REFUSED = {
     "ascent with sas": ((SMALL, *RODS, "--sampler=rods-sas", "--ascent-steps=2"), "--ascent-steps is an option of"),
     "sign with cas": ((SMALL, *RODS, "--sas-sign=uphill"), "--sas-sign is an option of rods-sas"),
     "no radius": ((SMALL, "--sampler=overshoot"), "--rho: overshoot needs a value"),
+    "no score to restart at": (
+        (SMALL, "--sampler=restart", "--sigma-r=2"),
+        "--threshold: restart needs a value for it",
+    ),
+    "no level to restart at": (
+        (SMALL, "--sampler=restart", "--threshold=9"),
+        "--sigma-r: restart needs a value for it",
+    ),
+    "restart from above": (
+        (SMALL, *RESTART, "--sigma-r=90"),
+        "--sigma-r: 90.0 is no noise level of this run; give one",
+    ),
+    "nan score": ((SMALL, *RESTART, "--threshold=nan"), "--threshold: nan is not a score"),
+    "margin of all": ((SMALL, *RESTART, "--margin=1"), "--margin: 1.0 is not a fraction of a score"),
+    "late before the restart": ((SMALL, *RESTART, "--detector=tvf", "--tvf-sigma=9"), "--tvf-sigma: 9.0 will not do"),
+    "no scale": ((SMALL, "--sampler=tag"), "--eta: tag needs a value"),
+    "endless scale": ((SMALL, "--sampler=tag", "--eta=inf"), "--eta: inf is not a scale"),
+    "no finite difference": (
+        (SMALL, "--sampler=laplacian", "--strength=.1", "--probe-radius=0"),
+        "--probe-radius: 0.0 is not a length",
+    ),
+    "no window": ((SMALL, "--sampler=iq", "--strength=.1", "--threshold=1"), "--window: iq needs a value"),
     "no offset": ((SMALL, "--sampler=sigma-offset"), "--kappa: sigma-offset needs a value"),
     "class on an unconditional network": ((SMALL, "--class=0"), "--class: 0 given, but the network is unconditional"),
     "class too high": ((LABELLED, "--class=4"), "--class: 4 is out of range; this network has classes 0 to 3"),
@@ -328,7 +405,7 @@ REFUSED = {
     "empty range": ((SMALL, "--sigma_min=90"), "--sigma_min, --sigma_max: 90.0, 80 is no range"),
     "no lowest level": ((SMALL, "--sigma_min=0"), "give 0 < sigma_min < sigma_max < inf"),
     "exponent 0": ((SMALL, "--time-rho=0"), "--time-rho: 0.0 is not an exponent"),
-    "exponent 0 of the ablation": ((SMALL, "--disc=edm", "--time-rho=0"), "--time-rho: 0.0 gives no noise levels"),
+    "exponent 0 of the ablation": ((SMALL, "--disc=edm", "--time-rho=0"), "--time-rho: 0.0 is not an exponent"),
     "exponent of an overflow": ((SMALL, "--time-rho=.001"), "--time-rho: 0.001 gives no noise levels"),
     "nan threshold": ((SMALL, *RODS, "--eps=nan"), "--eps: nan is not a threshold"),
     "infinite radius": ((SMALL, *RODS, "--rho=inf"), "--rho: inf is not a radius"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rods import euler_sampler, rods_sampler
+from rods import euler_sampler, gaussian, restart_sampler, rods_sampler
 from rods.correctors import SigmaWindow
 from rods.pipeline import (
     MAX_STEPS,
@@ -33,7 +34,9 @@ CPU = torch.device("cpu")
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 NEEDED: dict[str, dict[str, Any]] = {
     "edm": {}, "euler": {}, "ablation": {}, "rods-cas": {"eps": 0.1, "rho": 1.0}, "rods-sas": {"eps": 0.1, "rho": 1.0},
-    "overshoot": {"rho": 1.0}, "sigma-offset": {"kappa": 0.1},
+    "overshoot": {"rho": 1.0}, "sigma-offset": {"kappa": 0.1}, "restart": {"threshold": 20.0, "sigma_r": 2.0},
+    "iq": {"strength": 0.1, "threshold": 0.0, "window": (0.1, 0.5)}, "tag": {"eta": 1.1}, "random": {"rho": 1.0},
+    "laplacian": {"strength": 0.1},
 }  # fmt: skip
 
 
@@ -163,7 +166,7 @@ def test_every_sampler_has_its_options() -> None:
 def test_every_sampler_runs_and_says_what_it_spent(sampler: str) -> None:
     D = mixture()
     x = golden("samplers/mixture")["latents"]
-    noise = iter(golden("samplers/mixture")["noise"])
+    noise = cycle(golden("samplers/mixture")["noise"])
     config = SamplerConfig(sampler, {**NEEDED[sampler], "num_steps": 4})
     result = config.run(D, x, randn_like=lambda x: next(noise).to(x))
     assert result.images.shape == x.shape
@@ -172,6 +175,8 @@ def test_every_sampler_runs_and_says_what_it_spent(sampler: str) -> None:
     heun = sampler in ("edm", "ablation")
     assert all(record.forward >= (7 if heun else 4) for record in result.records)
     assert all(bool(record.H) == sampler.startswith("rods") for record in result.records)
+    assert all(bool(record.scores) == (sampler == "iq") for record in result.records)
+    assert all((record.restart is not None) == (sampler == "restart") for record in result.records)
 
 
 def test_a_config_is_its_sampler() -> None:
@@ -184,6 +189,19 @@ def test_a_config_is_its_sampler() -> None:
     assert torch.equal(SamplerConfig("euler", {}).run(D, x).images, euler_sampler(D, x))
 
 
+def test_restarts_draw_from_the_second_stream() -> None:
+    (chunk,) = cut_chunks([3, 4], batch=2)
+    config = SamplerConfig("restart", {"threshold": 0, "sigma_r": 2.0, "num_steps": 4})
+    D = gaussian(torch.zeros(1, 2, 2), 0.5)
+    done = sample_chunk(D, chunk, config, device=CPU)
+    streams = SeedStreams([3, 4], CPU)
+    latents, second = streams.randn([1, 2, 2]), streams.second()
+    by_hand = restart_sampler(D, latents, threshold=0, sigma_r=2.0, num_steps=4, randn_like=second.randn_like)
+    assert torch.equal(done.images, by_hand.images)
+    assert done.records == by_hand.records
+    assert any(record.restart and record.restart.kept for record in done.records)
+
+
 levels = st.floats(0, 100, allow_nan=False)
 windows = st.one_of(
     st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda w: (min(w), max(w))),
@@ -194,6 +212,9 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "eps": numbers, "rho": numbers, "kappa": numbers, "window": windows, "num_steps": st.integers(1, MAX_STEPS),
     "sigma_min": numbers, "sigma_max": numbers, "time_rho": numbers, "solver": st.sampled_from(["euler", "heun"]),
     "ascent_steps": st.integers(1, 9), "sas_sign": st.sampled_from(["uphill", "downhill"]), "detect": st.booleans(),
+    "strength": numbers, "eta": numbers, "probes": st.integers(1, 9), "probe_radius": numbers,
+    "threshold": numbers, "sigma_r": numbers, "rounds": st.integers(1, 9), "margin": numbers,
+    "detector": st.sampled_from(["lid", "tvf"]), "lid_sigma": numbers, "draws": st.integers(1, 9), "tvf_sigma": numbers,
     "S_churn": numbers, "S_min": numbers, "S_max": numbers, "S_noise": numbers, "alpha": numbers,
 }  # fmt: skip
 

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+SECOND = 0x524F4453
+"""Flips the bits of a seed for its second stream. A CPU generator knows 32 bits of its seed, so that the second seeds
+must lie among the first: this one-to-one map sends all seeds below 2^28 to seeds above 2^30."""
+
 
 class SeedStreams:
     """One generator per seed (seed mod 2^32), each feeding `rows_per_seed` rows of a batch of B rows.
@@ -19,7 +23,16 @@ class SeedStreams:
     def __init__(self, seeds: Sequence[int], device: torch.device, *, rows_per_seed: int = 1, on_cpu: bool = False):
         self.device, self.rows = device, rows_per_seed
         self._source = torch.device("cpu") if on_cpu else device
-        self._generators = [torch.Generator(self._source).manual_seed(seed % (1 << 32)) for seed in seeds]
+        self._seeds = [seed % (1 << 32) for seed in seeds]
+        self._generators = [torch.Generator(self._source).manual_seed(seed) for seed in self._seeds]
+
+    def second(self) -> SeedStreams:
+        """The second stream of each seed, from its beginning: what RODS draws never moves the first one's numbers.
+
+        Its generators have the seeds (seed mod 2^32) xor 0x524F4453.
+        """
+        seeds = [seed ^ SECOND for seed in self._seeds]
+        return SeedStreams(seeds, self.device, rows_per_seed=self.rows, on_cpu=self._source.type == "cpu")
 
     def __len__(self) -> int:
         return len(self._generators) * self.rows

@@ -21,6 +21,10 @@ SPELLING = {
     "discretization": "--disc",
     "time_rho": "--time-rho",
     "sas_sign": "--sas-sign",
+    "sigma_r": "--sigma-r",
+    "lid_sigma": "--lid-sigma",
+    "tvf_sigma": "--tvf-sigma",
+    "probe_radius": "--probe-radius",
 }
 SPELLING |= {"ascent_steps": "--ascent-steps", "network_sha256": "--network sha256", "rows_per_seed": "--seeding rows"}
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
@@ -98,7 +102,7 @@ SAMPLER_OPTIONS = (
         "num_steps",
         type=click.IntRange(1, MAX_STEPS),
         default=None,
-        help="Sampling steps [default: 18; euler, rods-*, overshoot, sigma-offset: 40].",
+        help="Sampling steps [default: 18; euler, all others but ablation: 40].",
     ),
     click.option(
         "--sigma_min",
@@ -119,7 +123,8 @@ SAMPLER_OPTIONS = (
         "--rho",
         type=float,
         default=None,
-        help="RODS: radius of the neighbourhood, in units of the state. Not EDM's exponent.",
+        help="RODS: radius of the neighbourhood, in units of the state; restart: of CAS in the restarted part "
+        "[default there: 0, none]. Not EDM's exponent.",
     ),
     click.option(
         "--eps",
@@ -131,7 +136,8 @@ SAMPLER_OPTIONS = (
         "--window",
         type=WindowText(),
         default=None,
-        help="RODS and controls: where to act, as fractions of the steps or in noise levels [default: .1,.5].",
+        help="RODS and controls: where to act, as fractions of the steps or in noise levels [default: .1,.5; tag and "
+        "restart, there of the restarted steps: 0,1; iq: none].",
     ),
     click.option(
         "--ascent-steps", type=click.IntRange(1, 1000), default=None, help="rods-cas: inner ascent steps [default: 1]."
@@ -155,10 +161,64 @@ SAMPLER_OPTIONS = (
         help="sigma-offset: relative offset of the noise level told to the network.",
     ),
     click.option(
+        "--threshold",
+        type=float,
+        default=None,
+        help="restart: images that score higher go back; iq: denoised images that score higher are moved. 0: all, "
+        "inf: none, the scores are recorded.",
+    ),
+    click.option("--sigma-r", type=float, default=None, help="restart: the noise level to go back to."),
+    click.option(
+        "--rounds",
+        type=click.IntRange(1, 1000),
+        default=None,
+        help="restart: how often an image may go back [default: 3].",
+    ),
+    click.option(
+        "--margin",
+        type=float,
+        default=None,
+        help="restart: the part of its score by which a new image must be better to be kept [default: 0].",
+    ),
+    click.option(
+        "--detector", type=click.Choice(["lid", "tvf"]), default=None, help="restart: the score [default: lid]."
+    ),
+    click.option(
+        "--lid-sigma", type=float, default=None, help="restart, iq: the noise level at which lid looks [default: 1.2]."
+    ),
+    click.option(
+        "--draws", type=click.IntRange(1, 1000), default=None, help="restart, iq: noise draws of lid [default: 4]."
+    ),
+    click.option(
+        "--tvf-sigma",
+        type=float,
+        default=None,
+        help="restart: the noise level from which on tvf looks [default: 2].",
+    ),
+    click.option(
+        "--strength",
+        type=float,
+        default=None,
+        help="iq: how far to move, as a part of the way to the denoised image; laplacian: its weight, in units of t^2.",
+    ),
+    click.option(
+        "--probes",
+        type=click.IntRange(1, 1000),
+        default=None,
+        help="laplacian: random probes per step [default: 1].",
+    ),
+    click.option(
+        "--probe-radius",
+        type=float,
+        default=None,
+        help="laplacian: length of its finite differences, in units of the noise level [default: .1].",
+    ),
+    click.option("--eta", type=float, default=None, help="tag: scale of the direction's part along the sphere."),
+    click.option(
         "--solver",
         type=click.Choice(["euler", "heun"]),
         default=None,
-        help="ablation [default: heun] and base solver of rods-* [default: euler].",
+        help="ablation [default: heun] and base solver of rods-*, restart [default: euler].",
     ),
     click.option(
         "--disc",

@@ -82,9 +82,9 @@ def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
         rng_on_cpu=job.rng == "cpu",
         dtype=DTYPES[job.dtype],
     )
-    finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
+    is_finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
     pixels = done.images.cpu().numpy()
-    images = [to_pil(to_uint8(x)) if ok else None for x, ok in zip(pixels, finite, strict=True)]
+    images = [to_pil(to_uint8(x)) if ok else None for x, ok in zip(pixels, is_finite, strict=True)]
     folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, record_lines(job, done))
 
 
@@ -96,8 +96,14 @@ def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
         line = {"name": name, "seed": seed, "class": class_index, **asdict(record)}
         if done.chunk.rows_per_seed > 1:
             line["row"] = row
-        for key in ("H", "H_scaled"):
-            line[key] = [h if isfinite(h) else None for h in line[key]]
+        for key in ("H", "H_scaled", "scores"):
+            line[key] = finite(line[key])
+        if not record.scores:
+            del line["scores"]
+        if record.restart is None:
+            del line["restart"]
+        else:
+            line["restart"]["scores"] = finite(record.restart.scores)
         lines.append(line)
     return lines
 
@@ -107,18 +113,40 @@ def largest_score(line: dict[str, Any]) -> float:
     return max((inf if h is None else float(h) for h in line["H"]), default=-inf)
 
 
+def finite(scores: Sequence[float]) -> list[float | None]:
+    """Scores as JSON can hold them: None for what is no number, or has no end."""
+    return [score if isfinite(score) else None for score in scores]
+
+
 def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> None:
-    """A contact sheet of the run's first images: seed, largest H, and a red frame where it reaches `threshold`."""
+    """A contact sheet of the run's first images: seed, largest H, and a red frame where it reaches `threshold`.
+
+    After restarts: the score, and a red frame around what was restarted.
+    """
     shown = [line for line in lines if line["sha256"]][:MAX_GRID]
     images, captions = [], []
     for line in shown:
         with PIL.Image.open(folder.outdir / line["name"]) as image:
             array = np.asarray(image)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        captions.append(f"{line['seed']}" + (f"  H {largest_score(line):.3g}" if line["H"] else ""))
-    marked = [threshold < inf and largest_score(line) >= threshold for line in shown]
-    sheet = contact_sheet(images, captions, marked=marked)
-    save_png(sheet, path)
+        captions.append(f"{line['seed']}{_score_of(line)}")
+    save_png(contact_sheet(images, captions, marked=[is_at_risk(line, threshold) for line in shown]), path)
+
+
+def is_at_risk(line: dict[str, Any], threshold: float) -> bool:
+    """Whether the largest H of the image reaches `threshold`, or the image was restarted."""
+    return (threshold < inf and largest_score(line) >= threshold) or was_restarted(line)
+
+
+def was_restarted(line: dict[str, Any]) -> bool:
+    return len(line.get("restart", {"scores": ()})["scores"]) > 1
+
+
+def _score_of(line: dict[str, Any]) -> str:
+    if "restart" in line:
+        score = line["restart"]["scores"][line["restart"]["kept"]]
+        return "" if score is None else f"  {score:.3g}"
+    return f"  H {largest_score(line):.3g}" if line["H"] else ""
 
 
 def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
@@ -143,10 +171,27 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def risk_summary(lines: Sequence[dict[str, Any]], eps: float, threshold: float) -> str:
     """One line on the curvature indices of some images: how many reached `threshold`; quantiles where there is none."""
-    largest = sorted(largest_score(line) for line in lines)
+    largest = [largest_score(line) for line in lines]
     done = {0.0: "Every image corrected. ", inf: "Nothing corrected. "}.get(eps, "")
     if threshold < inf:
         risky = sum(h >= threshold for h in largest)
         return f"{done}{risky} of {len(lines)} at risk (H >= {threshold:g} at some step); H is in samples.jsonl"
-    quantiles = ", ".join(f"{q:.0%} {largest[int(q * (len(largest) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
-    return f"{done}The largest H of an image, at its quantiles: {quantiles}; H is in samples.jsonl"
+    return f"{done}The largest H of an image, at its quantiles: {_quantiles(largest)}; H is in samples.jsonl"
+
+
+def restart_summary(lines: Sequence[dict[str, Any]], threshold: float) -> str:
+    """One line on restarted images; the quantiles of the scores where nothing can be restarted."""
+    if threshold < inf:
+        restarted = [line["restart"] for line in lines if was_restarted(line)]
+        replaced = sum(restart["kept"] > 0 for restart in restarted)
+        return (
+            f"{len(restarted)} of {len(lines)} restarted (score > {threshold:g}), {replaced} replaced by a better one; "
+            "scores are in samples.jsonl"
+        )
+    scores = [inf if line["restart"]["scores"][0] is None else line["restart"]["scores"][0] for line in lines]
+    return f"Nothing restarted. Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
+
+
+def _quantiles(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    return ", ".join(f"{q:.0%} {ordered[int(q * (len(ordered) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
