@@ -26,7 +26,7 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "hands-32.safetensor
 @click.option("--batch", type=click.IntRange(min=1), default=8, help="Images per run.")
 @click.option("--steps", type=click.IntRange(min=1), default=40, help="Sampling steps.")
 @click.option("--rho", type=click.FloatRange(min=0), default=1.0, help="Radius of RODS and overshoot.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, help="Timed rounds over all samplers.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Timed rounds over all samplers.")
 @click.option("--threads", type=click.IntRange(min=1), help="Torch's threads; by default as many as torch chooses.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="bench.json", help="The JSON to write.")
 def main(network: str, batch: int, steps: int, rho: float, repeats: int, threads: int | None, out: Path) -> None:
