@@ -18,6 +18,9 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError, shown
 
+if sys.platform != "win32":
+    import fcntl
+
 _CHUNK = 1 << 20
 _TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -77,6 +80,28 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: str | os.PathLike[str], *, busy: str) -> Iterator[None]:
+    """Keeps a second process from the same block on `path`, an existing file or folder, where the system can.
+
+    The lock ends with the process at the latest, even by SIGKILL. Raises UserError(busy) where another one holds it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        except OSError:  # a network file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def open_url(url: str, *, cache_dir: str | os.PathLike[str] | None = None, sha256: str | None = None) -> Path:

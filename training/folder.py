@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
-from dnnlib.util import atomic_write
+from dnnlib.util import alone, atomic_write
 
 OPTIONS_NAME = "training-options.json"
 _LOCK_NAME = ".lock"
@@ -46,15 +45,9 @@ def open_run_dir(run_dir: Path, options: Mapping[str, Any]) -> Iterator[None]:
     Raises UserError: another process trains in it, or it holds a run with other options.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / _LOCK_NAME, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, even by SIGKILL
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {run_dir}; wait for it or choose another --outdir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks, as on some clusters
+    lock = run_dir / _LOCK_NAME
+    lock.touch()
+    with alone(lock, busy=f"another process is training in {run_dir}; wait for it or choose another --outdir"):
         refuse_other_options(run_dir, read_options(run_dir), options)
         for leftover in run_dir.glob(".tmp-*"):  # of a process that was killed while it wrote
             leftover.unlink()

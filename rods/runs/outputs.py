@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,11 +17,8 @@ from typing import Any
 from PIL.Image import Image
 
 from dnnlib.errors import UserError
-from dnnlib.util import atomic_write
+from dnnlib.util import alone, atomic_write
 from rods.runs.options import spelling
-
-if sys.platform != "win32":
-    import fcntl
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
 _OURS = re.compile(r"\d{6,}(_\d{3,})?\.png|\d{6,}")  # an image, or a folder of --subdirs
@@ -65,7 +61,9 @@ class OutputFolder:
         """
         with self._remedy("name another folder"):
             self.outdir.mkdir(parents=True, exist_ok=True)
-        with _alone(self.outdir):
+        with alone(
+            self.outdir, busy=f"--outdir={self.outdir}: another run is writing to it; wait, or name another --outdir"
+        ):
             with self._remedy("name another folder"):
                 self._tidy()
                 content = json.dumps({"identity": self.identity, **about}, indent=2) + "\n"
@@ -141,27 +139,6 @@ class OutputFolder:
             yield
         except OSError as e:
             raise UserError(f"--outdir={self.outdir} cannot be written: {e.strerror or e}; {remedy}") from None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder, where the system can; the lock ends with the process at the latest."""
-    if sys.platform == "win32":
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--outdir={folder}: another run is writing to it; wait, or name another --outdir"
-            ) from None
-        except OSError:  # a network file system without locks
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def _replace(path: Path, content: bytes) -> None:
