@@ -1,0 +1,58 @@
+"""What the benchmark's runner needs to know of a task: data, labeller, network, protocol. Each task is one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rods.eval.correction import Proportion
+from rods.types import Denoiser
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A denoiser with the name and checksum that its numbers travel with."""
+
+    denoiser: Denoiser
+    name: str
+    sha256: str  # of the file; of the parameters' bytes for a denoiser without one (an exact density)
+
+
+@dataclass(frozen=True)
+class AuditLine:
+    """One line of a labeller's audit: of n pictures whose truth is known, how many got this label."""
+
+    what: str  # "real data, fresh", "planted: two squares in a column"
+    label: str  # "surely bad"
+    share: Proportion
+    bar: float | None = None  # the share it must not exceed (real data) or must reach (planted)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark task (`spec/benchmark.md`, Tasks).
+
+    Samples are arrays [N, C, H, W] as the sampler returns them, float64 (grid25: [N, 2, 1, 1]). Seed blocks do not
+    overlap: what calibration saw, no report uses.
+    """
+
+    name: str  # as in --task
+    title: str  # one line for people
+    networks: Mapping[str, Callable[[], LoadedNetwork]]  # by name, the default first; loaded when asked for
+    label: Callable[[F64], NDArray[np.int8]]  # [N, C, H, W] -> codes of rods.eval.labels.Label [N]
+    kinds: Callable[[F64], NDArray[np.int64]] | None  # mode, class or count of each sample, -1 for none; for coverage
+    num_kinds: int  # 0 where `kinds` is None
+    real: Callable[[int, int], F64]  # (n, seed) -> held-out real data in the network's range; never training data
+    audit: Callable[[], Sequence[AuditLine]]
+    is_picture: bool = True  # False: points, which have no tone and are drawn as a scatter plot
+    calibration_seeds: range = range(1_000_000, 1_000_512)
+    report_seeds: range = range(512)
+    batch: int = 32
+    num_steps: int = 40
+    settings: Mapping[str, Any] | None = None  # per-task sampler defaults that no preset has, by sampler name
