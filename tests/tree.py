@@ -43,3 +43,8 @@ def requirements(extra: str | None = None) -> list[Requirement]:
     return [
         Requirement(line) for line in (project["optional-dependencies"][extra] if extra else project["dependencies"])
     ]
+
+
+def extras() -> list[str]:
+    """The names of the optional dependencies."""
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
