@@ -33,9 +33,13 @@ def main() -> None:
 @main.command(cls=Command, context_settings={"show_default": True})
 @click.option("--images", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Run A: the baseline.")
 @click.option("--against", type=click.Path(path_type=Path), metavar="DIR", help="Run B: the same seeds, corrected.")
-@click.option("--answers", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to append to.")
+@click.option(
+    "--answers", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to append to."
+)
 @click.option("--kind", type=click.Choice(sorted(CATEGORIES)), default="hands", help="Which labels there are.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Order of the items, and side of each run in a pair.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Order of the items, and side of each run in a pair."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: any that is free.")
 @click.option("--token", metavar="TEXT", help="The secret part of the address [default: random].")
 def serve(
@@ -55,17 +59,21 @@ def serve(
     with alone(answers, busy=f"--answers={answers}: another server appends to it; stop that one first"):
         store = Answers(answers, session)
         pairs = len(session.of_mode("pair"))
-        click.echo(f"{len(session.of_mode('image'))} images, {pairs} pairs that differ; {len(store.lines)} answers so far")
+        click.echo(
+            f"{len(session.of_mode('image'))} images, {pairs} pairs that differ; {len(store.lines)} answers so far"
+        )
         serve_session(store, port=port, token=token or secrets.token_hex(16), say=click.echo)
 
 
 @main.command(cls=Command)
 @click.option("--answers", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
-@click.option("--samples", type=click.Path(exists=True, path_type=Path), help=f"{SAMPLES} of the run, for the detector.")
+@click.option(
+    "--samples", type=click.Path(exists=True, path_type=Path), help=f"{SAMPLES} of the run, for the detector."
+)
 @click.option("--run", type=click.Choice(["A", "B"]), default="A", show_default=True, help="Which run --samples is of.")
 @click.option("--eps", type=click.FloatRange(min=0), help="The detector flags an image whose largest H reaches this.")
 def report(answers: Path, samples: Path | None, run: str, eps: float | None) -> None:
-    """Print agreement of the raters, hallucination, correction and new-hallucination rates, and the confusion matrix."""
+    """Print the raters' agreement, hallucination, correction and new-hallucination rates, and the confusion matrix."""
     if (samples is None) != (eps is None):
         raise UserError("--samples and --eps belong together; give both or none")
     lines = read_answers(answers)
@@ -89,7 +97,7 @@ def report(answers: Path, samples: Path | None, run: str, eps: float | None) -> 
         said = ", ".join(f"{k} {v}" for k, v in counts.items())
         click.echo(f"\nPairs: run B against run A: {said}; {pairs.disputed} disputed; sign test p = {p:.3g}")
     if samples is not None and eps is not None:
-        counts = confusion(labels, _largest_H(samples), run=run, eps=eps)
+        counts = confusion(labels, _max_scores(samples), run=run, eps=eps)
         tpr = proportion_interval(counts["tp"], counts["tp"] + counts["fn"])
         fpr = proportion_interval(counts["fp"], counts["fp"] + counts["tn"])
         click.echo(f"\nDetector, largest H >= {eps:g}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
@@ -118,7 +126,7 @@ def _rate(p: Proportion) -> str:
     return f"{p.k} of {p.n} = {p.rate:.1%} ({p.low:.1%} to {p.high:.1%})" if p.n else "none"
 
 
-def _largest_H(samples: Path) -> dict[str, float]:
+def _max_scores(samples: Path) -> dict[str, float]:
     path = samples / SAMPLES if samples.is_dir() else samples
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]

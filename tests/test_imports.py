@@ -41,9 +41,11 @@ def imported(source: str) -> list[str]:
 
 
 def imported_on_loading(source: str) -> list[str]:
-    """What is imported when the file is: all that stands outside functions."""
+    """What is imported when the file is: all that stands outside functions and `if TYPE_CHECKING`."""
     tree = ast.parse(source)
-    late = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    later = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+    later += [f for f in ast.walk(tree) if isinstance(f, ast.If) and ast.unparse(f.test) == "TYPE_CHECKING"]
+    late = {id(node) for f in later for node in ast.walk(f)}
     kept = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in late]
     return imported(ast.unparse(ast.Module(list(kept), [])))
 

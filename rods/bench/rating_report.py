@@ -71,7 +71,7 @@ def outcomes(settled: Settled) -> PairedOutcomes:
 
 
 def verdicts(settled: Settled) -> tuple[dict[str, int], float]:
-    """How often run B was better, worse, the same, unclear; and the exact two-sided sign test of better against worse."""
+    """How often run B was better, worse, the same, unclear; and the exact sign test of better against worse."""
     counts = dict.fromkeys(VERDICTS, 0)
     for line in settled.answers.values():
         counts[verdict(line)] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import mimetypes
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ def make_app(answers: Answers, *, token: str) -> Flask:
     Raises UserError: flask is not installed.
     """
     try:
-        from flask import Flask, Response, abort, jsonify, request, send_file
+        from flask import Flask, Response, abort, jsonify, request
     except ImportError:
         raise UserError("the labelling page needs flask, which is not installed: pip install 'flask>=3'") from None
     app, session = Flask(__name__, static_folder=None), answers.session
@@ -45,7 +46,7 @@ def make_app(answers: Answers, *, token: str) -> Flask:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["X-Frame-Options"] = "DENY"
-        response.headers["Cache-Control"] = "private" if response.mimetype.startswith("image/") else "no-store"
+        response.headers["Cache-Control"] = "private" if (response.mimetype or "").startswith("image/") else "no-store"
         return response
 
     @app.get(f"/{token}/")
@@ -81,7 +82,7 @@ def make_app(answers: Answers, *, token: str) -> Flask:
         path = session.images.get(key)  # the only paths that exist here: nothing of the address reaches the disk
         if path is None:
             abort(404)
-        return send_file(path)
+        return Response(path.read_bytes(), mimetype=mimetypes.guess_type(path)[0])
 
     def known(rater: str, mode: str) -> None:
         if not RATER.fullmatch(rater) or mode not in modes:
@@ -100,7 +101,7 @@ def make_app(answers: Answers, *, token: str) -> Flask:
         nonce = secrets.token_urlsafe(16)
         text = json.dumps({**data, "root": f"/{token}/", "consensus": CONSENSUS}).replace("<", "\\u003c")
         html = PAGE.read_text().replace("{{nonce}}", nonce).replace("{{data}}", text)
-        policy = "default-src 'none'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        policy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         policy += f"style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
         return Response(html, headers={"Content-Security-Policy": policy}, mimetype="text/html")
 
