@@ -53,7 +53,7 @@ def imported_on_loading(source: str) -> list[str]:
 def target_zone(name: str, siblings: set[str]) -> str | None:
     """The zone of an imported name, or None for a module that is not ours. `siblings`: the commands' file stems."""
     top, *rest = name.split(".")
-    if top == "scripts" or top in siblings:
+    if top in ("scripts", "examples") or top in siblings:
         return "command"
     if top == "rods" and rest and rest[0] in ("bench", "eval", "runs"):
         return f"rods.{rest[0]}"
