@@ -23,6 +23,7 @@ from training.loss import stream_seed
 
 NUM_LABELS = 9  # x-flip, y-flip, log2-scale, rotation (cos - 1, sin), anisotropy (w cos r, w sin r), shift (x, y)
 SCALE_STD, ANISO_STD, SHIFT_STD = 0.2, 0.2, 0.125  # octaves, octaves, widths
+CHUNK = 8  # images resampled together: one takes 16 times its own memory, and caches are small
 
 # The scaling filter of the Daubechies wavelet with 6 vanishing moments that is nearest to symmetric (Daubechies, "Ten
 # Lectures on Wavelets", 1992, section 8.1.1), as PyWavelets prints it: pywt.Wavelet("sym6").dec_lo. The tests derive
@@ -89,8 +90,9 @@ def augment(y: Tensor, labels: Tensor) -> Tensor:
     moved = (labels[:, 2:] != 0).any(dim=1).nonzero().flatten()
     if not len(moved):
         return y
-    rows, labels = moved.to(y.device), labels[moved].to(y)
-    return y.index_copy(0, rows, _resample(y[rows], labels))
+    parts = zip(moved.to(y.device).split(CHUNK), labels[moved].to(y).split(CHUNK), strict=True)
+    resampled = [_resample(y[rows], row_labels) for rows, row_labels in parts]
+    return y.index_copy(0, moved.to(y.device), torch.cat(resampled))
 
 
 def inverse_transform(labels: Tensor) -> Tensor:
