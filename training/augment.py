@@ -90,9 +90,9 @@ def augment(y: Tensor, labels: Tensor) -> Tensor:
     moved = (labels[:, 2:] != 0).any(dim=1).nonzero().flatten()
     if not len(moved):
         return y
-    parts = zip(moved.to(y.device).split(CHUNK), labels[moved].to(y).split(CHUNK), strict=True)
-    resampled = [_resample(y[rows], row_labels) for rows, row_labels in parts]
-    return y.index_copy(0, moved.to(y.device), torch.cat(resampled))
+    rows, labels = moved.to(y.device), labels[moved].to(y)
+    parts = (slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK))
+    return y.index_copy(0, rows, torch.cat([_resample(y[rows[part]], labels[part]) for part in parts]))
 
 
 def inverse_transform(labels: Tensor) -> Tensor:
