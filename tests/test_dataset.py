@@ -164,8 +164,8 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
     "first image": (lambda p: (folder(p), (p / "a.png").write_bytes(b"")), "the image 'a.png' cannot be decoded"),
     "no labels": (folder, "has no dataset.json; use --cond=0"),
     "no JSON": (lambda p: (folder(p) / "dataset.json").write_text('{"labels'), "is not JSON ("),
-    "null labels": (lambda p: label(folder(p), None), 'holds no {"labels": [["NAME.png", LABEL], ...]}'),
-    "no pairs": (lambda p: label(folder(p), ["a.png"]), 'holds no {"labels"'),
+    "null labels": (lambda p: label(folder(p), None), "has no labels in its dataset.json; use --cond=0"),
+    "no pairs": (lambda p: label(folder(p), ["a.png"]), 'holds no {"labels": [["NAME.png", LABEL], ...]}'),
     "a list": (lambda p: (folder(p) / "dataset.json").write_text("[]"), 'holds no {"labels"'),
     "incomplete": (lambda p: label(folder(p), [["a.png", 0]]), "has no label for 2 of 3 images, such as 'b.png'"),
     "gap": (

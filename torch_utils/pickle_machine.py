@@ -1,4 +1,4 @@
-"""Pickles read as data: an interpreter for the few opcodes that a network file needs.
+"""Pickles read as data: an interpreter for the few opcodes that a network or a CIFAR-10 file needs.
 
 Python's own Unpickler calls what a file tells it to call. This machine never does: a global is a `Global` out of
 a fixed table (any other is refused by name), REDUCE and NEWOBJ run only the function that the table holds for it,
@@ -63,7 +63,6 @@ _CONTAINERS: dict[bytes, Callable[[], object]] = {b"]": list, b"}": dict, b"\x8f
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _OPCODES = [bytes([code]) for code in range(256)]
 _OPCODE_NAMES = {op.code: op.name for op in pickletools.opcodes}
-_CUT_SHORT = "the file is cut short (or no network pickle); fetch it again"
 _MAX_NAME = 200  # bytes in one half of a global's name
 
 
@@ -74,6 +73,8 @@ class Machine:
         names: the globals that the file may use, by (module, name).
         budget: operations and memory that are left; shared by nested pickles.
         persistent: what BINPERSID makes of an id; None refuses it.
+        kind: what the file should be, for messages.
+        python2: admit Python 2's byte strings: those below 256 bytes become text (latin-1), longer ones bytes.
     """
 
     def __init__(
@@ -84,8 +85,11 @@ class Machine:
         *,
         start: int = 0,
         persistent: Callable[[object], object] | None = None,
+        kind: str = "network",
+        python2: bool = False,
     ) -> None:
         self.data, self.at, self.names, self.budget, self.persistent = data, start, names, budget, persistent
+        self.kind, self.python2 = kind, python2
         self.stack: list[object] = []
         self.memo: dict[int, object] = {}
 
@@ -138,7 +142,7 @@ class Machine:
             case b"\x81":  # NEWOBJ
                 arguments, cls = self._pop(), self._pop()
                 if not isinstance(cls, Global) or cls.new is None or not _is_empty(arguments):
-                    raise UserError("refused: the pickle builds an object that no network needs")
+                    raise UserError(f"refused: the pickle builds an object that no {self.kind} needs")
                 self.stack.append(cls.new())
             case b"b":
                 state, record = self._pop(), self._top()
@@ -147,9 +151,13 @@ class Machine:
                 record.build(state)
             case b"Q" if self.persistent is not None:
                 self.stack.append(self.persistent(self._pop()))
+            case b"U" if self.python2:  # SHORT_BINSTRING
+                self.stack.append(bytes(self._take(self._take(1)[0])).decode("latin-1"))
+            case b"T" if self.python2:  # BINSTRING
+                self.stack.append(self._take(struct.unpack("<I", self._take(4))[0]))
             case _:
                 name = _OPCODE_NAMES.get(op.decode("latin-1"), f"an unknown opcode {op!r}")
-                raise UserError(f"refused: the pickle uses {name}, which no network needs; nothing was run")
+                raise UserError(f"refused: the pickle uses {name}, which no {self.kind} needs; nothing was run")
 
     def _number(self, op: bytes) -> None:
         form = _FIXED[op]
@@ -181,7 +189,7 @@ class Machine:
     def _reduce(self, function: object, arguments: object) -> None:
         if not isinstance(function, Global) or function.call is None or not isinstance(arguments, tuple):
             what = shown(function.name) if isinstance(function, Global) else "an object that is not a function"
-            raise UserError(f"refused: the pickle calls {what}, which no network needs")
+            raise UserError(f"refused: the pickle calls {what}, which no {self.kind} needs")
         self.stack.append(function.call(arguments))
 
     def _global(self, module: object, name: object) -> None:
@@ -189,7 +197,7 @@ class Machine:
             raise UserError("damaged or hostile pickle: the name of a global is not text")
         if (module, name) not in self.names:
             raise UserError(
-                f"refused: the pickle asks for {shown(f'{module}.{name}')}, which no network needs; nothing was run"
+                f"refused: the pickle asks for {shown(f'{module}.{name}')}, which no {self.kind} needs; nothing was run"
             )
         self.stack.append(self.names[module, name])
 
@@ -213,13 +221,16 @@ class Machine:
 
     def _take(self, length: int) -> memoryview:
         if length > len(self.data) - self.at:
-            raise UserError(_CUT_SHORT)
+            raise self._cut_short()
         self.at += length
         return self.data[self.at - length : self.at]
 
+    def _cut_short(self) -> UserError:
+        return UserError(f"the file is cut short (or no {self.kind} pickle); fetch it again")
+
     def _opcode(self) -> bytes:
         if self.at >= len(self.data):
-            raise UserError(_CUT_SHORT)
+            raise self._cut_short()
         self.at += 1
         return _OPCODES[self.data[self.at - 1]]
 

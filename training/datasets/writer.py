@@ -1,0 +1,173 @@
+"""Writes data sets in EDM's format: a zip or a folder of PNGs that appears when it is complete."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import PIL.Image
+from PIL.Image import Image
+
+from dnnlib.errors import UserError, shown
+from dnnlib.util import atomic_write
+from training.datasets.files import LABELS_NAME, is_class, is_vector
+from training.datasets.images import encode_png
+
+Label = int | list[float] | None
+
+DATE = (1980, 1, 1, 0, 0, 0)  # the same images give the same file
+
+
+class DatasetWriter:
+    """Takes images one by one: `00000/img00000000.png` is the first, and `dataset.json` is written if they have labels.
+
+    All images have one size and one mode, and all are labelled (classes, or vectors of one length) or none is. What is
+    kept in memory is a name, a label and an entry of the zip's directory for each image.
+    """
+
+    def __init__(self, put: Callable[[str, bytes], None], where: str) -> None:
+        self._put, self._where = put, where
+        self._first: tuple[str, str] | None = None  # the shape and kind of label of the first image
+        self._labels: list[tuple[str, Label]] = []
+        self.num = 0
+
+    def add(self, image: Image, label: Label = None, *, source: str = "") -> None:
+        """Writes an image of Pillow's mode L or RGB. `source` is what errors call it; its number by default.
+
+        Raises UserError: it differs from the first image in size, mode or kind of label.
+        """
+        self.add_png(encode_png(image), label, source=source)
+
+    def add_png(self, png: bytes, label: Label = None, *, source: str = "") -> None:
+        """Writes an image that is PNG already, as `add` does."""
+        header = PIL.Image.open(io.BytesIO(png))
+        self._check(f"{header.width}x{header.height} {_mode_name(header.mode)}", _kind_of(label), source)
+        name = f"{self.num // 1000:05d}/img{self.num:08d}.png"
+        self._put(name, png)
+        self._labels.append((name, label))
+        self.num += 1
+
+    def finish(self, label_names: Sequence[str]) -> None:
+        """Writes the labels. Raises UserError for a set without images."""
+        if self._first is None:
+            raise UserError(f"{self._where} would hold no images: nothing was selected")
+        if self._first[1] != "no label":
+            content: dict[str, object] = {"labels": [list(entry) for entry in self._labels]}
+            if label_names:
+                content["label_names"] = list(label_names)
+            self._put(LABELS_NAME, json.dumps(content).encode())
+
+    def summary(self) -> str:
+        """What was written, in a line: number, size, mode, classes."""
+        if self._first is None:
+            return "no images"
+        shape, kind = self._first
+        return f"{self.num:,} images, {shape}, {self._classes() if kind == 'a class' else kind.removeprefix('a ')}"
+
+    def _classes(self) -> str:
+        counts = Counter(label for _, label in self._labels if isinstance(label, int))
+        sizes = f"{min(counts.values())} to {max(counts.values())} images each"
+        empty = next((c for c in range(max(counts) + 1) if c not in counts), None)
+        gap = "" if empty is None else f"; no image has class {empty}, so train.py --cond=1 will refuse them"
+        return f"{len(counts)} classes, {sizes}{gap}"
+
+    def _check(self, shape: str, kind: str, source: str) -> None:
+        if self._first is None:
+            self._first = (shape, kind)
+        image = f"{self._where}: the image {shown(source or str(self.num))}"
+        if shape != self._first[0]:
+            raise UserError(
+                f"{image} is {shape}, and the first one is {self._first[0]}; give all one size and one mode"
+            )
+        if kind != self._first[1]:
+            raise UserError(f"{image} has {kind}, and the first one has {self._first[1]}; label all alike or none")
+
+
+def _mode_name(mode: str) -> str:
+    if mode not in ("L", "RGB"):
+        raise ValueError(f"DatasetWriter takes images of mode L and RGB, not {mode}")
+    return "grey" if mode == "L" else "RGB"
+
+
+def _kind_of(label: Label) -> str:
+    if label is None:
+        return "no label"
+    if is_vector(label):
+        assert isinstance(label, list)
+        return f"a vector of {len(label)} numbers"
+    return (
+        "a class" if is_class(label) else f"the label {shown(label)}, which is no class from 0 and no list of numbers"
+    )
+
+
+@contextmanager
+def write_dataset(dest: Path, *, option: str = "--dest", label_names: Sequence[str] = ()) -> Iterator[DatasetWriter]:
+    """A writer of the data set `dest`: `NAME.zip` (uncompressed), or a folder otherwise.
+
+    It is written under a hidden name and renamed when the block is left; an error removes it. A zip that is there is
+    replaced, a folder that is there must be empty. `label_names` says what each class is and goes into `dataset.json`.
+
+    Raises UserError: another suffix, a folder that is not empty, no images, or it cannot be written.
+    """
+    check_dest(dest, option=option)
+    where = f"{option}={dest}"
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with _zip_file(dest) if dest.suffix == ".zip" else _folder(dest) as put:
+            writer = DatasetWriter(put, where)
+            yield writer
+            writer.finish(label_names)
+    except OSError as e:
+        if e.filename is not None and not _is_inside(e.filename, dest.parent):
+            raise
+        raise UserError(f"{where} cannot be written: {e.strerror or e}; make room or name another place") from e
+
+
+def check_dest(dest: Path, *, option: str = "--dest") -> None:
+    """Raises UserError for a name that `write_dataset` would refuse; a command asks before its long work."""
+    if dest.suffix not in ("", ".zip"):
+        raise UserError(f"{option}={dest} ends in {dest.suffix}; name a .zip, or a folder by a name without a dot")
+    if dest.suffix == ".zip" and dest.is_dir():
+        raise UserError(f"{option}={dest} is a folder; name a .zip that does not exist")
+    if dest.suffix == "" and dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
+        raise UserError(f"{option}={dest} exists and is no empty folder; name another folder or a .zip")
+
+
+def _is_inside(path: object, folder: Path) -> bool:
+    return isinstance(path, str | os.PathLike) and Path(path).absolute().is_relative_to(folder.absolute())
+
+
+@contextmanager
+def _zip_file(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with atomic_write(dest) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+
+        def put(name: str, content: bytes) -> None:
+            entry = zipfile.ZipInfo(name, DATE)
+            entry.create_system = 3  # of Unix: the same bytes on every system
+            archive.writestr(entry, content)
+
+        yield put
+
+
+@contextmanager
+def _folder(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    temporary = dest.with_name(f".tmp-{secrets.token_hex(6)}")
+
+    def put(name: str, content: bytes) -> None:
+        path = temporary / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    try:
+        yield put
+        os.replace(temporary, dest)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
