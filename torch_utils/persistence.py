@@ -91,24 +91,41 @@ class Array(Record):
         self.value = np.frombuffer(raw, dtype.numpy).reshape(sizes, order="F" if fortran else "C")
 
 
+def _dtype(arguments: tuple[object, ...]) -> DType:
+    code = arguments[0] if arguments else None
+    if not isinstance(code, str) or not re.fullmatch(r"b1|f[248]|[iu][1248]", code):
+        raise UserError(f"refused: the pickle has the NumPy type {shown(code)}, which is no plain number")
+    return DType(code)
+
+
+def _array(arguments: tuple[object, ...]) -> Array:
+    if not arguments or arguments[0] is not _NDARRAY:
+        raise UserError("refused: the pickle builds a NumPy object that is no array")
+    return Array()
+
+
+_NDARRAY = Global("numpy.ndarray")
+NUMPY_NAMES = {  # what a pickle of arrays of plain numbers may mention
+    ("numpy", "dtype"): Global("numpy.dtype", _dtype),
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy.core.multiarray", "_reconstruct"): Global("numpy._reconstruct", _array),
+    ("numpy._core.multiarray", "_reconstruct"): Global("numpy._reconstruct", _array),
+}
+
+
 class Reader:
     """The constructors that a network pickle may call, and the budget that they share."""
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.budget = Budget(operations=MAX_OPERATIONS, nbytes=len(data))
-        ndarray = Global("numpy.ndarray")
         scalar = Global("numpy.scalar", self.scalar)
-        array = Global("numpy._reconstruct", lambda a: self.array(a, ndarray))
         self.names = {
+            **NUMPY_NAMES,
             ("collections", "OrderedDict"): Global("OrderedDict", _empty_dict, dict),
             ("dnnlib.util", "EasyDict"): Global("EasyDict", _empty_dict, dict),
-            ("numpy", "dtype"): Global("numpy.dtype", self.dtype),
-            ("numpy", "ndarray"): ndarray,
             ("numpy.core.multiarray", "scalar"): scalar,
             ("numpy._core.multiarray", "scalar"): scalar,
-            ("numpy.core.multiarray", "_reconstruct"): array,
-            ("numpy._core.multiarray", "_reconstruct"): array,
             ("torch._utils", "_rebuild_parameter"): Global("_rebuild_parameter", self.parameter),
             ("torch._utils", "_rebuild_tensor_v2"): Global("_rebuild_tensor_v2", self.tensor),
             ("torch.nn.modules.container", "ModuleDict"): Global("ModuleDict", new=ModuleDictStub),
@@ -131,22 +148,11 @@ class Reader:
             raise UserError(f"refused: the pickle has an object of class {shown(class_name)}, unknown in networks")
         return PersistentObject(class_name, state)
 
-    def dtype(self, arguments: tuple[object, ...]) -> DType:
-        code = arguments[0] if arguments else None
-        if not isinstance(code, str) or not re.fullmatch(r"b1|f[248]|[iu][1248]", code):
-            raise UserError(f"refused: the pickle has the NumPy type {shown(code)}, which is no plain number")
-        return DType(code)
-
     def scalar(self, arguments: tuple[object, ...]) -> object:
         match arguments:
             case (DType() as dtype, memoryview() as raw) if len(raw) == dtype.numpy.itemsize:
                 return np.frombuffer(raw, dtype.numpy)[0].item()
         raise UserError("refused: the pickle has a NumPy scalar that is no plain number")
-
-    def array(self, arguments: tuple[object, ...], ndarray: Global) -> Array:
-        if not arguments or arguments[0] is not ndarray:
-            raise UserError("refused: the pickle builds a NumPy object that is no array")
-        return Array()
 
     def parameter(self, arguments: tuple[object, ...]) -> Tensor:
         if not arguments or not isinstance(arguments[0], Tensor):
