@@ -18,7 +18,7 @@ from training.datasets.files import ImageFiles
 from training.datasets.images import BLACK
 from training.datasets.lint import lint
 from training.datasets.sources import open_source
-from training.datasets.writer import check_dest
+from training.datasets.writer import check_dests
 
 MODES = {"keep": "keep", "grey": "L", "rgb": "RGB"}
 
@@ -60,7 +60,7 @@ class Colour(click.ParamType):
 @click.option("--resolution", type=Size(), help="Resample to this size (Lanczos). Without it, sizes stay.")
 @click.option("--pad", type=click.IntRange(1, 16384), help="Centre each image on a canvas of so many pixels across.")
 @click.option("--background", type=Colour(),
-              help="Behind transparent images, which are refused without it, and of --pad's canvas (black).")  # fmt: skip
+              help="Colour behind transparent images (refused without it) and of --pad's canvas (black).")  # fmt: skip
 @click.option("--mode", type=click.Choice(list(MODES)), default="keep", show_default=True, help="Convert all images.")
 @click.option("--part", type=click.Choice(["train", "test"]), help="Of CIFAR-10.  [default: train]")
 @click.option("--held-out", type=click.Path(path_type=Path), help="A second data set, for the images held out.")
@@ -83,7 +83,7 @@ def main(**opts: Any) -> int:
         raise click.UsageError("--allow-duplicates belongs to --check; add it or leave it out")
     if opts["dest"] is None:
         raise click.UsageError("--dest is missing; name the data set to write, or add --check")
-    _check_dests(opts)
+    _check_places(opts)
     shaping = Shaping(
         opts["transform"], opts["resolution"], opts["pad"], opts["background"] or BLACK, MODES[opts["mode"]]
     )
@@ -111,20 +111,13 @@ def _refuse(opts: dict[str, Any], given: list[str], reason: str) -> None:
         raise click.UsageError(f"--check {reason}; leave out --{given[0].replace('_', '-')}")
 
 
-def _check_dests(opts: dict[str, Any]) -> None:
-    dest, held_out = opts["dest"], opts["held_out"]
-    if opts["every"] and not held_out:
+def _check_places(opts: dict[str, Any]) -> None:
+    if opts["every"] and not opts["held_out"]:
         raise click.UsageError(f"--every={opts['every']} needs --held-out=NAME.zip, where those images go")
-    if held_out is not None and held_out.resolve() == dest.resolve():
-        raise click.UsageError(f"--held-out={held_out} is --dest too; name two data sets")
-    for option, path in (("--dest", dest), ("--held-out", held_out)):
-        if path is None:
-            continue
-        if path.resolve() == opts["source"].resolve():
+    for option, path in (("--dest", opts["dest"]), ("--held-out", opts["held_out"])):
+        if path is not None and path.resolve() == opts["source"].resolve():
             raise click.UsageError(f"{option}={path} is the source; name another place")
-        check_dest(path, option=option)
-        if path.suffix == ".zip" and path.exists() and not opts["force"]:
-            raise click.UsageError(f"{option}={path} exists; name another place or add --force")
+    check_dests(opts["dest"], opts["held_out"], force=opts["force"])
 
 
 def _check(source: Path, *, allow_duplicates: bool) -> int:

@@ -131,8 +131,22 @@ def write_dataset(dest: Path, *, option: str = "--dest", label_names: Sequence[s
         raise UserError(f"{where} cannot be written: {e.strerror or e}; make room or name another place") from e
 
 
+def check_dests(dest: Path, held_out: Path | None, *, force: bool) -> None:
+    """What a command asks before its long work: raises UserError for data sets that it could or should not write.
+
+    A zip that exists may only be replaced with `force`.
+    """
+    if held_out is not None and held_out.resolve() == dest.resolve():
+        raise UserError(f"--held-out={held_out} is --dest too; name two data sets")
+    for option, path in (("--dest", dest), ("--held-out", held_out)):
+        if path is not None:
+            check_dest(path, option=option)
+            if path.suffix == ".zip" and path.exists() and not force:
+                raise UserError(f"{option}={path} exists; name another place or add --force")
+
+
 def check_dest(dest: Path, *, option: str = "--dest") -> None:
-    """Raises UserError for a name that `write_dataset` would refuse; a command asks before its long work."""
+    """Raises UserError for a name that `write_dataset` would refuse."""
     if dest.suffix not in ("", ".zip"):
         raise UserError(f"{option}={dest} ends in {dest.suffix}; name a .zip, or a folder by a name without a dot")
     if dest.suffix == ".zip" and dest.is_dir():
