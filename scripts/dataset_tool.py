@@ -126,7 +126,7 @@ def _check(source: Path, *, allow_duplicates: bool) -> int:
     report = lint(files, names, allow_duplicates=allow_duplicates)
     for problem in report.problems:
         click.echo(problem)
-    click.echo(f"{source}: {report.summary()}; {len(report.problems) or 'no'} problems")
+    click.echo(f"{source}: {report.summary()}; problems: {len(report.problems) or 'none'}")
     return 1 if report.problems else 0
 
 

@@ -90,7 +90,7 @@ def _selected(hands: Sequence[Hand], *, accessories: str, irregularities: str) -
 def _report_damaged(errors: list[str], resolution: int, damaged: str) -> None:
     if not errors:
         return
-    what = f"{len(errors):,} photographs cannot be made {resolution} pixels across: {', '.join(errors)}"
+    what = f"photographs that cannot be made {resolution} pixels across, {len(errors):,}: {', '.join(errors)}"
     if damaged == "stop":
         raise UserError(f"{what}; replace them and run the command again, or say --damaged=drop")
     click.echo(f"Warning: {what}; they are left out", err=True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from torch_utils.persistence import Array, read_pickle
+from torch_utils.persistence import read_pickle
+from torch_utils.pickle_arrays import Array
 
 
 def read(content: bytes) -> object:

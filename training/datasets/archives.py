@@ -21,7 +21,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError, shown
-from torch_utils.persistence import NUMPY_NAMES, Array
+from torch_utils.pickle_arrays import NUMPY_NAMES, Array
 from torch_utils.pickle_machine import Budget, Machine
 
 Pictures = Iterator[tuple[str, PIL.Image.Image, int | None]]  # name, picture, class

@@ -176,7 +176,7 @@ def finish(file: Path, done: Path, shape: Shape) -> str | None:
         try:
             png = shape.png(file)
         except UserError as e:
-            return str(e)
+            return str(e).split(";")[0]  # without the remedy, which is the same for all
         with atomic_write(done) as temporary:
             temporary.write_bytes(png)
     return None
@@ -223,9 +223,9 @@ def mismatches(folder: Folder) -> Iterator[str]:
     if len(folder.hands) != FULL_SET:
         yield f"{len(folder.hands):,} hands; the full set has {FULL_SET:,}"
     if folder.missing:
-        yield f"{len(folder.missing):,} images of {CSV_NAME} are missing: {_listed(folder.missing)}"
+        yield f"missing images of {CSV_NAME}, {len(folder.missing):,}: {_listed(folder.missing)}"
     if folder.extra:
-        yield f"{len(folder.extra):,} images are not in {CSV_NAME} and are left out: {_listed(folder.extra)}"
+        yield f"images not in {CSV_NAME}, left out, {len(folder.extra):,}: {_listed(folder.extra)}"
 
 
 def _listed(names: Sequence[str], limit: int = 100) -> str:
