@@ -34,7 +34,7 @@ class DatasetWriter:
     """
 
     def __init__(self, put: Callable[[str, bytes], None], where: str) -> None:
-        self._put, self._where = put, where
+        self._put_file, self._where = put, where
         self._first: tuple[str, str] | None = None  # the shape and kind of label of the first image
         self._labels: list[Label] = []
         self.num = 0
@@ -49,7 +49,8 @@ class DatasetWriter:
     def add_png(self, png: bytes, label: Label = None, *, source: str = "") -> None:
         """Writes an image that is PNG already, as `add` does."""
         header = PIL.Image.open(io.BytesIO(png))
-        self._check(f"{header.width}x{header.height} {_mode_name(header.mode)}", _kind_of(label), source)
+        image = f"{self._where}: the image {shown(source or str(self.num))}"
+        self._check(f"{header.width}x{header.height} {_mode_name(header.mode)}", _kind_of(label, image), image)
         self._put(_name(self.num), png)
         self._labels.append(label)
         self.num += 1
@@ -71,6 +72,12 @@ class DatasetWriter:
         shape, kind = self._first
         return f"{self.num:,} images, {shape}, {self._classes() if kind == 'a class' else kind.removeprefix('a ')}"
 
+    def _put(self, name: str, content: bytes) -> None:
+        try:
+            self._put_file(name, content)
+        except OSError as e:
+            raise _cannot_write(self._where, e) from e
+
     def _classes(self) -> str:
         counts = Counter(label for label in self._labels if isinstance(label, int))
         few, many = min(counts.values()), max(counts.values())
@@ -79,10 +86,9 @@ class DatasetWriter:
         gap = "" if empty is None else f"; no image has class {empty}, so train.py --cond=1 will refuse them"
         return f"{len(counts)} classes, {sizes}{gap}"
 
-    def _check(self, shape: str, kind: str, source: str) -> None:
+    def _check(self, shape: str, kind: str, image: str) -> None:
         if self._first is None:
             self._first = (shape, kind)
-        image = f"{self._where}: the image {shown(source or str(self.num))}"
         if shape != self._first[0]:
             raise UserError(
                 f"{image} is {shape}, and the first one is {self._first[0]}; give all one size and one mode"
@@ -101,15 +107,14 @@ def _mode_name(mode: str) -> str:
     return "grey" if mode == "L" else "RGB"
 
 
-def _kind_of(label: Label) -> str:
+def _kind_of(label: Label, image: str) -> str:
     if label is None:
         return "no labels"
-    if is_vector(label):
-        assert isinstance(label, list)
-        return f"a vector of {len(label)} numbers"
-    return (
-        "a class" if is_class(label) else f"the label {shown(label)}, which is no class from 0 and no list of numbers"
-    )
+    if is_class(label):
+        return "a class"
+    if not isinstance(label, list) or not is_vector(label):
+        raise UserError(f"{image} has the label {shown(label)}; label with whole numbers from 0 or lists of numbers")
+    return f"a vector of {len(label)} numbers"
 
 
 @contextmanager
@@ -123,16 +128,25 @@ def write_dataset(dest: Path, *, option: str = "--dest", label_names: Sequence[s
     """
     check_dest(dest, option=option)
     where = f"{option}={dest}"
+    theirs: OSError | None = None
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with _zip_file(dest) if dest.suffix == ".zip" else _folder(dest) as put:
             writer = DatasetWriter(put, where)
-            yield writer
+            try:
+                yield writer
+            except OSError as e:  # of what the images come from
+                theirs = e
+                raise
             writer.finish(label_names)
     except OSError as e:
-        if e.filename is not None and not _is_inside(e.filename, dest.parent):
+        if e is theirs:
             raise
-        raise UserError(f"{where} cannot be written: {e.strerror or e}; make room or name another place") from e
+        raise _cannot_write(where, e) from e
+
+
+def _cannot_write(where: str, error: OSError) -> UserError:
+    return UserError(f"{where} cannot be written: {error.strerror or error}; make room or name another place")
 
 
 def check_dests(dest: Path, held_out: Path | None, *, force: bool) -> None:
@@ -157,10 +171,6 @@ def check_dest(dest: Path, *, option: str = "--dest") -> None:
         raise UserError(f"{option}={dest} is a folder; name a .zip that does not exist")
     if dest.suffix == "" and dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
         raise UserError(f"{option}={dest} exists and is no empty folder; name another folder or a .zip")
-
-
-def _is_inside(path: object, folder: Path) -> bool:
-    return isinstance(path, str | os.PathLike) and Path(path).absolute().is_relative_to(folder.absolute())
 
 
 @contextmanager
