@@ -94,7 +94,7 @@ def main(**opts: Any) -> int:
         )
     click.echo(f"{opts['source']}: {source.kind}, {'with labels' if source.labelled else 'no labels'}")
     num = min((n for n in (source.num, opts["max_images"]) if n is not None), default=None)
-    items = tqdm(itertools.islice(source.items, num), total=num, unit="img", disable=None)
+    items = tqdm(itertools.islice(source.items, opts["max_images"]), total=num, unit="img", disable=None)
     outcome = convert(items, opts["dest"], shaping, held_out=opts["held_out"], every=opts["every"] or 5)
     for line in outcome.lines:
         click.echo(line)
