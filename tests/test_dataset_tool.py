@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickle_assembler import call, lst, name, num, obj, program, tup
 
@@ -332,6 +332,7 @@ def test_images_that_cannot_be_used_are_named(image: PIL.Image.Image, says: str,
 SIZES = st.integers(1, 60)
 
 
+@settings(deadline=None)
 @given(w=SIZES, h=SIZES, a=SIZES, b=SIZES)
 def test_centre_crop_is_the_largest_centred_window(w: int, h: int, a: int, b: int) -> None:
     window = centre_crop(PIL.Image.new("L", (w, h)), (a, b))
@@ -339,6 +340,7 @@ def test_centre_crop_is_the_largest_centred_window(w: int, h: int, a: int, b: in
     assert 2 * abs(window.width * b - window.height * a) <= max(a, b) or 1 in window.size  # to half a pixel
 
 
+@settings(deadline=None)
 @given(w=SIZES, h=SIZES, right=SIZES, down=SIZES)
 def test_centre_on_keeps_the_pixels(w: int, h: int, right: int, down: int) -> None:
     size = (w + right, h + down)
