@@ -26,7 +26,8 @@ class ImageDataset:
     """
 
     def __init__(self, path: str | Path, *, cond: bool = False, cache: bool = True) -> None:
-        self._files = ImageFiles(path)
+        self.path = Path(path)
+        self._files = ImageFiles(self.path)
         self._names = self._files.names
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
         self._shape: tuple[int, ...] | None = None
