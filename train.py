@@ -22,7 +22,8 @@ from training.folder import find_run_dir
 from training.loop import Draw, train
 from training.options import add_training_options
 from training.presets import NETWORK_OPTIONS, PRECOND_CLASSES, network_kwargs
-from training.run import Run
+from training.run import AUTOCAST, Run
+from training.validation import held_out_loss
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
@@ -48,6 +49,7 @@ def main(ctx: click.Context, **opts: Any) -> None:
     distributed.init(device)
     with distributed.rank0_first():
         dataset = ImageDataset(opts["data"], cond=opts["cond"], cache=opts["cache"])
+        held_out = held_out_data(opts, dataset)
     if opts["sigma_data"] == "auto":
         opts["sigma_data"] = measured_sigma_data(dataset, device)
     with distributed.rank0_first():
@@ -57,7 +59,8 @@ def main(ctx: click.Context, **opts: Any) -> None:
     if distributed.rank() == 0:
         describe(run, dataset)
     if not opts["dry_run"]:
-        train(run, settings, dataset, draw=picture(device) if opts["grid"] else None)
+        validate = None if held_out is None else partial(validation, run=run, dataset=held_out)
+        train(run, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
     elif distributed.rank() == 0:
         click.echo(f"Would train in {settings.run_dir}")
     distributed.close()
@@ -81,6 +84,30 @@ def check_options(opts: dict[str, Any], ctx: click.Context, device: torch.device
         raise UserError("--transfer and --resume both say where to start from; give one of them")
     if opts["batch"] < (ranks := distributed.world_size()):
         raise UserError(f"--batch={opts['batch']} leaves some of {ranks} ranks without an image; use --batch={ranks}")
+
+
+def held_out_data(opts: dict[str, Any], dataset: ImageDataset) -> ImageDataset | None:
+    """The images of --val, which have to be like those of --data. Raises UserError."""
+    if opts["val"] is None:
+        return None
+    try:
+        held_out = ImageDataset(opts["val"], cond=opts["cond"], cache=opts["cache"])
+    except UserError as e:
+        raise UserError(str(e).replace("--data=", "--val=")) from None
+    for name, what in (("resolution", "pixels"), ("num_channels", "channels"), ("label_dim", "numbers a label")):
+        theirs, ours = getattr(held_out, name), getattr(dataset, name)
+        if theirs != ours:
+            raise UserError(
+                f"--val={opts['val']} has {theirs} {what}, and --data={opts['data']} {ours}; prepare it alike"
+            )
+    return held_out
+
+
+def validation(net: torch.nn.Module, *, run: Run, dataset: ImageDataset) -> dict[str, Any]:
+    """The held-out loss of `net`, in the precision of the training."""
+    dtype = AUTOCAST[run.config.precision]
+    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        return held_out_loss(net, run.loss, dataset, device=run.device)
 
 
 def measured_sigma_data(dataset: ImageDataset, device: torch.device) -> float:

@@ -14,7 +14,7 @@ from dnnlib.util import atomic_write
 
 STATS_NAME = "stats.jsonl"
 TENSORBOARD_NAME = "tensorboard"
-_NOT_SHOWN = ("images_seen", "time", "val")
+_NOT_SHOWN = ("images_seen", "time", "val_images", "val_sigma", "val_loss_by_sigma")
 _NOT_PLOTTED = ("images_seen", "kimg", "time", "eta_s")
 
 

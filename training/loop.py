@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -29,7 +29,7 @@ from training.state import dump_name, keep_newest, load_newest, save_state, save
 from training.transfer import start_from_state, start_from_weights
 
 Draw = Callable[[nn.Module, Path], None]  # a picture of what the network draws, into this file
-Validate = Callable[[nn.Module], Mapping[str, Any]]  # entries for stats.jsonl
+Validate = Callable[[nn.Module], Mapping[str, Any]]  # entries for stats.jsonl; called on every rank
 
 
 class StopRequest:
@@ -83,11 +83,14 @@ def train(
         if lead:
             _go_on(run, settings, dataset, stop)
         run.share()
-        if lead:
-            _train_as_lead(run, settings, dataset, stop, draw, validate)
-        else:
-            for _ in _steps(run, settings, dataset, stop):
-                pass
+        log = RunLog(settings.run_dir, run.images_seen) if lead else None
+        _train_on(run, settings, dataset, stop, log, draw, validate)
+        if log is not None:
+            log.close()
+            if run.images_seen >= settings.total_images:
+                say(f"Finished: {write_snapshots(run, dataset, settings.run_dir, draw)}")
+            else:
+                say(f"Stopped at {run.images_seen / 1000:.1f} kimg; the same command goes on from here")
         distributed.barrier()
 
 
@@ -114,7 +117,7 @@ def _go_on(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopReq
     say(f"Going on in {settings.run_dir} at {run.images_seen / 1000:.1f} kimg")
 
 
-def _steps(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> Any:
+def _steps(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> Iterator[StepResult]:
     """Trains and yields the result of every step, up to the end or a stop, at the same step on every rank."""
     ranks = distributed.world_size()
     batches = feed(
@@ -140,23 +143,24 @@ def _steps(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopReq
                 return
 
 
-def _train_as_lead(
+def _train_on(
     run: Run,
     settings: RunSettings,
     dataset: ImageDataset,
     stop: StopRequest,
+    log: RunLog | None,
     draw: Draw | None,
     validate: Validate | None,
 ) -> None:
-    """The steps, with all that is written along the way."""
-    tick, total, log = settings.tick_images, settings.total_images, RunLog(settings.run_dir, run.images_seen)
+    """The steps of all ranks, with what happens at ticks; only the rank that has a log writes."""
+    tick, total = settings.tick_images, settings.total_images
     results, tick_time = list[StepResult](), time.time()
 
     def passed(every: int) -> bool:
         return every > 0 and (run.images_seen - run.config.batch) // every < run.images_seen // every
 
     # disable=None: a bar on terminals only
-    with tqdm(total=total, initial=run.images_seen, unit="img", disable=None) as progress:
+    with tqdm(total=total, initial=run.images_seen, unit="img", disable=True if log is None else None) as progress:
         for result in _steps(run, settings, dataset, stop):
             results.append(result)
             progress.update(run.config.batch)
@@ -164,20 +168,17 @@ def _train_as_lead(
             if not (done or result.stop or passed(tick)):
                 continue
             record = _record(run, settings, results, time.time() - tick_time)
-            log.write({**record, **(validate(run.emas[0]) if validate else {})})
-            if passed(tick * settings.snapshot_ticks):
-                write_snapshots(run, dataset, settings.run_dir, draw)
-            if result.good or done or result.stop:  # in a row of bad steps, older states are worth more
-                if passed(tick * settings.dump_ticks):
-                    save_state(settings.run_dir / dump_name(run.images_seen), run.state())
-                save_state(settings.run_dir / state_name(run.images_seen), run.state())  # last: else done again
-                keep_newest(settings.run_dir, settings.keep_states)
+            record.update(validate(run.emas[0]) if validate else {})  # the ranks share this work
+            if log is not None:
+                log.write(record)
+                if passed(tick * settings.snapshot_ticks):
+                    write_snapshots(run, dataset, settings.run_dir, draw)
+                if result.good or done or result.stop:  # in a row of bad steps, older states are worth more
+                    if passed(tick * settings.dump_ticks):
+                        save_state(settings.run_dir / dump_name(run.images_seen), run.state())
+                    save_state(settings.run_dir / state_name(run.images_seen), run.state())  # last: else done again
+                    keep_newest(settings.run_dir, settings.keep_states)
             results, tick_time = [], time.time()
-    log.close()
-    if run.images_seen >= total:
-        say(f"Finished: {write_snapshots(run, dataset, settings.run_dir, draw)}")
-    else:
-        say(f"Stopped at {run.images_seen / 1000:.1f} kimg; the same command goes on from here")
 
 
 def _decode_all(dataset: ImageDataset, stop: StopRequest) -> None:
