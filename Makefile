@@ -8,7 +8,7 @@ MIN_PYTHON := 3, 10
 .PHONY: help demo test check lint types bench crash-test
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
 
 demo: .venv/.installed ## sample hands with and without RODS, count fingers, print a table, write a picture
 	@$(PY) scripts/demo.py
