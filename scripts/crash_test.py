@@ -37,7 +37,7 @@ OPTIONS = (  # whatever draws, counts or averages
 )  # fmt: skip
 MOMENT, WRITE, BEFORE, AFTER = "at a random moment", "in a write", "before a rename", "after a rename"
 CASES = ((1, MOMENT), (1, WRITE), (1, BEFORE), (1, AFTER), (2, MOMENT), (2, WRITE))  # ranks, kill
-PATIENCE = 120  # seconds until a run counts as hung
+PATIENCE = 600  # seconds until a run counts as hung; machines can be busy
 GRACE = 3  # seconds for the other rank to notice; then it is killed too, as torchrun would do
 
 

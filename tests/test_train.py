@@ -7,9 +7,8 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
+import types
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from vectors import ROOT
 
 import generate
 import train as command
@@ -35,6 +33,7 @@ from training.folder import find_run_dir, open_run_dir
 from training.logging import append_stats, trim_stats
 from training.loop import StopRequest
 from training.networks import NETWORKS
+from training.precond import VEPrecond, VPPrecond
 from training.run import Run, StepResult
 from training.transfer import start_from_weights
 
@@ -297,35 +296,12 @@ def test_killed_while_writing(
     assert not list(parts.glob(".tmp-*"))
 
 
-def test_killed_between_ticks(data: Path, tmp_path: Path) -> None:
-    """A real process and a real SIGKILL: at most the tick under way is lost, and the run ends with the same bits."""
-    args = [f"--data={data}", f"--outdir={tmp_path / 'killed'}", *TINY, "--tick=.02", *HARD[:-1], "--snap=4"]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *args, "--duration=1"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    killed = tmp_path / "killed" / "00000-shades"
-    stats, deadline = killed / "stats.jsonl", time.time() + 120
-    try:
-        while not (stats.is_file() and stats.read_text().count("\n") >= 3):
-            assert process.poll() is None
-            assert time.time() < deadline
-            time.sleep(0.01)
-        with pytest.raises(UserError, match="another process is training in"), open_run_dir(killed, {}):
-            pass
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    last = int(json.loads(stats.read_text().splitlines()[-1])["images_seen"])
-    saved = newest(killed).images_seen
-    assert last - 20 <= saved <= last
-    duration = f"--duration={(last + 40) * 1e-6}"
-    assert run(*args, duration)[0] == 0
-    args[1] = f"--outdir={tmp_path / 'whole'}"
-    assert run(*args, duration)[0] == 0
-    assert_same(tmp_path / "whole" / "00000-shades", killed)
+def test_a_folder_is_used_by_one_process_at_a_time(data: Path, tmp_path: Path) -> None:
+    run_dir = trained(data, tmp_path, "--duration=4e-6")
+    options = json.loads((run_dir / "training-options.json").read_text())
+    with open_run_dir(run_dir, options):
+        code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, TICK_2, "--duration=8e-6")
+    assert (code, f"Error: another process is training in {run_dir}" in output) == (2, True)
 
 
 def test_stats_follow_the_state(tmp_path: Path) -> None:
@@ -483,6 +459,99 @@ def test_transfer_refuses_a_network_of_which_nothing_fits(data: Path, tmp_path: 
     assert not (tmp_path / "new").exists()
 
 
+def test_resume_starts_another_run_from_a_whole_state(data: Path, whole: Path, tmp_path: Path) -> None:
+    half = trained(data, tmp_path / "a", *HARD[:-1], "--duration=16e-6")
+    source = state.saved_states(half)[0]
+    args = [f"--data={data}", f"--outdir={tmp_path / 'b'}", *TINY, TICK_2, *HARD, f"--resume={source}"]
+    code, output = run(*args)
+    assert (code, f"State of {source} at 0.0 kimg" in output) == (0, True)
+    same = tmp_path / "b" / "00000-shades"
+    first, second = content(whole), content(same)
+    assert all(torch.equal(first["tensors"][k], second["tensors"][k]) for k in first["tensors"])
+    source.unlink()  # going on needs its own state alone
+    assert f"Going on in {same}" in run(*args)[1]
+
+    source = state.saved_states(half)[0]
+    code, output = run(*args[:-1], f"--resume={source}", "--lr=5e-4", "--ema=1e-5,2e-5")
+    assert code == 0
+    assert "options differ from there: lr=0.0005 instead of 0.001; ema_halflives=[10, 20] instead of [10]" in output
+    code, output = run(*args[:-1], f"--resume={source}", "--cbase=8")
+    assert (code, output.splitlines()[-1]) == (
+        2, f"Error: --resume={source} is the state of another network; --transfer takes the weights that fit"
+    )  # fmt: skip
+
+
+# --- more than the defaults -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precond", ["vp", "ve"])
+def test_the_other_preconditionings_train_and_sample(data: Path, tmp_path: Path, precond: str) -> None:
+    run_dir = trained(data, tmp_path, "--duration=8e-6", f"--precond={precond}", "--augment=.5")
+    net = load_denoiser(run_dir / SNAPSHOT)
+    assert type(net) is {"vp": VPPrecond, "ve": VEPrecond}[precond]
+    assert newest(run_dir).options["network"]["init_kwargs"]["augment_dim"] == 9
+    assert net(torch.zeros(1, 1, 16, 16), 1.0).isfinite().all()
+
+
+def test_several_averages_a_held_out_loss_and_a_picture(data: Path, tmp_path: Path) -> None:
+    args = ["--ema=1e-5,2.5", "--sigma-data=auto", f"--val={data}", "--grid", "--snap=2", "--cond=1"]
+    run_dir = trained(data, tmp_path, "--duration=12e-6", "--lr=.05", *args)
+    names = sorted(p.name for p in run_dir.glob("*.safetensors"))
+    assert names == ["network-snapshot-000000-ema2.5.safetensors", SNAPSHOT]
+    first, second = (load_snapshot(run_dir / name) for name in reversed(names))
+    assert (first.header.extra["ema_halflife"], second.header.extra["ema_halflife"]) == (10, 2_500_000)
+    emas = newest(run_dir).emas
+    for snapshot, ema in zip((first, second), emas, strict=True):
+        assert all(torch.equal(t, ema[k]) for k, t in snapshot.net.state_dict().items())
+    with PIL.Image.open(run_dir / "grid-000000.png") as image:
+        assert image.size[0] > 4 * 96
+    pixels = np.stack([np.asarray(PIL.Image.open(p)) for p in sorted(data.glob("*.png"))]) / 127.5 - 1
+    assert first.header.init_kwargs["sigma_data"] == pytest.approx(pixels.std(), rel=1e-3)
+    line = json.loads((run_dir / "stats.jsonl").read_text().splitlines()[-1])
+    assert line["val_images"] == 10
+    assert line["val_loss"] == pytest.approx(np.mean(line["val_loss_by_sigma"]))
+
+
+def test_held_out_images_must_be_like_the_others(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    PIL.Image.new("L", (8, 8)).save(other / "a.png")
+    code, output = run(f"--data={data}", f"--outdir={tmp_path / 'new'}", *TINY, STEPS_8, f"--val={other}")
+    expected = f"Error: --val={other} has 8 pixels, and --data={data} 16; prepare it alike"
+    assert (code, output.splitlines()[-1]) == (2, expected)
+
+
+@pytest.mark.usefixtures("idle")
+def test_tensorboard_gets_the_numbers_where_it_is_installed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str, *, purge_step: int) -> None:
+            written.append((Path(folder).name, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, step))
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None:
+            written.append(("closed",))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    trained(data, tmp_path, "--duration=8e-6")
+    assert written[0] == ("tensorboard", 0)
+    assert {("loss", 8), ("lr", 8), ("images_per_s", 8), ("grad_norm", 8)} <= set(written)
+    assert written[-1] == ("closed",)
+
+
+def test_the_time_to_go_is_readable() -> None:
+    assert [logging.duration(s) for s in (0, 89.6, 3600, 7384, 90_000)] == ["0m00s", "1m30s", "1h00m", "2h03m", "1d01h"]
+
+
 # --- mistakes and accidents -----------------------------------------------------------------------------------------
 
 
@@ -552,6 +621,18 @@ def test_damaged_images_are_found_before_training(data: Path, tmp_path: Path) ->
         (["--desc=a/b"], "--desc=a/b does not fit in a folder's name"),
         (["--data=nowhere"], "--data=nowhere does not exist; name a folder or a zip of images"),
         (["--transfer=nowhere.pkl"], "nowhere.pkl: there is no such file"),
+        (["--resume=nowhere.pt"], "--resume=nowhere.pt: there is no such file; name a training-state-*.pt"),
+        (["--resume=a", "--transfer=b"], "--transfer and --resume both say where to start from; give one of them"),
+        (["--precision=fp16"], "--precision=fp16 needs a CUDA device, and this is cpu; use bf16 or fp32"),
+        (["--fp16=1"], "--precision=fp16 needs a CUDA device, and this is cpu; use bf16 or fp32"),
+        (["--fp16=1", "--precision=bf16"], "--fp16=1 and --precision=bf16 contradict each other; give one of them"),
+        (["--precond=vp", "--p-mean=0"], "--p-mean=0.0: --precond=vp has no such setting; leave it out"),
+        (["--precond=ve", "--sigma-data=auto"], "--sigma-data=auto: --precond=ve has no such setting; leave it out"),
+        (["--sigma-data=automatic"], "Invalid value for '--sigma-data'"),
+        (["--ema=.1,.1"], "Invalid value for '--ema': '.1,.1' is no list of different half-lives"),
+        (["--ema=-1"], "Invalid value for '--ema'"),
+        (["--grad-clip=0"], "Invalid value for '--grad-clip'"),
+        (["--val=nowhere"], "--val=nowhere does not exist"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(data: Path, tmp_path: Path, args: list[str], says: str) -> None:
