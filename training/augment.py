@@ -23,9 +23,10 @@ from training.loss import stream_seed
 
 NUM_LABELS = 9  # x-flip, y-flip, log2-scale, rotation (cos - 1, sin), anisotropy (w cos r, w sin r), shift (x, y)
 SCALE_STD, ANISO_STD, SHIFT_STD = 0.2, 0.2, 0.125  # octaves, octaves, widths
+CHUNK = 8  # images resampled together: one takes 16 times its own memory, and caches are small
 
 # The scaling filter of the Daubechies wavelet with 6 vanishing moments that is nearest to symmetric (Daubechies, "Ten
-# Lectures on Wavelets", 1992, section 8.1.1), as PyWavelets prints it: pywt.Wavelet("sym6").dec_lo. The tests derive
+# Lectures on Wavelets", 1992, chapters 6 and 8), as PyWavelets lists it: pywt.Wavelet("sym6").dec_lo. The tests derive
 # it from its definition.
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
@@ -90,7 +91,8 @@ def augment(y: Tensor, labels: Tensor) -> Tensor:
     if not len(moved):
         return y
     rows, labels = moved.to(y.device), labels[moved].to(y)
-    return y.index_copy(0, rows, _resample(y[rows], labels))
+    parts = (slice(start, start + CHUNK) for start in range(0, len(rows), CHUNK))
+    return y.index_copy(0, rows, torch.cat([_resample(y[rows[part]], labels[part]) for part in parts]))
 
 
 def inverse_transform(labels: Tensor) -> Tensor:
