@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import ROOT, config_for, newest
+from test_train import config_for, newest
 from test_train import data as data  # a fixture
+from vectors import ROOT
 
 from dnnlib.errors import UserError
 from torch_utils import distributed
