@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import runpy
 import signal
 import socket
 import sys
@@ -25,9 +26,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-import train
+import training.loop  # what train.py imports, so that the forked processes need not
+import training.options
+import training.validation  # noqa: F401
 from dnnlib.cli import Command
 from training.state import load_state, saved_states
+
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 
 BATCH, TICK_STEPS, SNAP_TICKS = 4, 2, 2
 OPTIONS = (  # whatever draws, counts or averages
@@ -125,7 +130,8 @@ def _run_and_exit(args: Sequence[str], log: Path, death: Death | None) -> NoRetu
             os.dup2(f.fileno(), 2)
         if death:
             death.arm()
-        train.main(list(args))
+        sys.argv = [str(TRAIN), *args]
+        runpy.run_path(str(TRAIN), run_name="__main__")
     except SystemExit as e:
         status = e.code
     except BaseException:
