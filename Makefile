@@ -5,10 +5,10 @@ MIN_PYTHON := 3, 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types bench docs
+.PHONY: help demo test check lint types bench crash-test docs
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
 
 demo: .venv/.installed ## sample hands with and without RODS, count fingers, print a table, write a picture
 	@$(PY) scripts/demo.py
@@ -27,6 +27,9 @@ types: .venv/.installed ## mypy, strict
 
 bench: .venv/.installed ## the speed of every sampler as a ratio to Euler
 	@$(PY) scripts/bench_speed.py
+
+crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit
+	@$(PY) scripts/crash_test.py
 
 docs: .venv/.installed ## the documentation as a site, in build/site; it needs no internet to read
 	@$(PY) -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

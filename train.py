@@ -3,232 +3,163 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
-from dnnlib.cli import Command, NumberList
+from dnnlib.cli import Command
 from dnnlib.errors import UserError
 from torch_utils import distributed
+from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
+from training.feed import standard_deviation
 from training.folder import find_run_dir
-from training.loop import Run, RunSettings, TrainConfig, train
-
-MAX_SEED = 2**32 - 1
-NETWORK_OPTIONS = {  # constructor argument: option
-    "model_channels": "cbase",
-    "channel_mult": "cres",
-    "num_blocks": "blocks",
-    "attn_resolutions": "attn",
-}
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "ddpmpp": {
-        "model_type": "SongUNet",
-        "embedding_type": "positional",
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "channel_mult_noise": 1,
-        "resample_filter": [1, 1],
-        "model_channels": 128,
-        "channel_mult": [2, 2, 2],
-    },
-    "ncsnpp": {
-        "model_type": "SongUNet",
-        "embedding_type": "fourier",
-        "encoder_type": "residual",
-        "decoder_type": "standard",
-        "channel_mult_noise": 2,
-        "resample_filter": [1, 3, 3, 1],
-        "model_channels": 128,
-        "channel_mult": [2, 2, 2],
-    },
-    "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Small enough for two CPU cores: 1.2 M parameters, .18 GFLOP an image.
-    "hands-32": {
-        "arch": "ddpmpp",
-        "cbase": 16,
-        "cres": (1, 2, 4, 4),
-        "blocks": 1,
-        "attn": (8,),
-        "batch": 64,
-        "lr": 2e-3,
-        "lr_rampup": 0.01,
-        "ema": 0.02,
-        "dropout": 0.0,
-        "p_mean": -0.6,
-        "p_std": 1.3,
-        "duration": 0.3,
-        "tick": 2.0,
-        "snap": 10,
-    },
-}
-
-
-class Number(click.FloatRange):
-    """A finite number in a range: click lets nan and inf through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
-
-
-def _apply_preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A preset replaces the defaults; options given on the command line replace the preset."""
-    if value is not None:
-        ctx.default_map = {**(ctx.default_map or {}), **PRESETS[value]}
-        settings = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in PRESETS[value].items()}
-        click.echo(f"Preset {value}: " + " ".join(f"--{k.replace('_', '-')}={v}" for k, v in settings.items()))
-    return value
+from training.loop import Draw, train
+from training.options import add_training_options
+from training.presets import NETWORK_OPTIONS, PRECOND_CLASSES, network_kwargs
+from training.run import AUTOCAST, Run
+from training.validation import held_out_loss
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
-@click.option(
-    "--preset",
-    type=click.Choice(sorted(PRESETS)),
-    is_eager=True,
-    expose_value=False,
-    callback=_apply_preset,
-    help="Start from a named configuration; it prints what it sets.",
-)
-@click.option("--outdir", metavar="DIR", required=True, help="Where to put the run folder.")
-@click.option("--data", metavar="ZIP|DIR", required=True, help="Training images, a zip or a folder.")
-@click.option("--cond", type=bool, default=False, help="Train class-conditionally on dataset.json's labels.")
-@click.option("--arch", type=click.Choice(sorted(ARCHITECTURES)), default="ddpmpp", help="Network architecture.")
-@click.option(
-    "--duration",
-    metavar="MIMG",
-    type=Number(min=0, min_open=True),
-    default=200.0,
-    help="Millions of images to train on.",
-)
-@click.option("--batch", type=click.IntRange(min=1), default=512, help="Images per optimiser step.")
-@click.option(
-    "--cbase", type=click.IntRange(min=4), default=None, help="Channels of the finest level [default: by architecture]."
-)
-@click.option(
-    "--cres", type=NumberList(int), default=None, help="Channel multiplier of each level [default: by architecture]."
-)
-@click.option(
-    "--blocks", type=click.IntRange(min=1), default=None, help="Residual blocks per level [default: by architecture]."
-)
-@click.option(
-    "--attn", type=NumberList(int), default=None, help="Resolutions with self-attention [default: by architecture]."
-)
-@click.option("--lr", type=Number(min=0, min_open=True), default=1e-3, help="Learning rate after the ramp.")
-@click.option(
-    "--lr-rampup",
-    metavar="MIMG",
-    type=Number(min=0),
-    default=10.0,
-    help="Length of the linear learning-rate ramp.",
-)
-@click.option("--ema", metavar="MIMG", type=Number(min=0), default=0.5, help="Half-life of the weight average.")
-@click.option("--dropout", type=Number(0, 1, max_open=True), default=0.13, help="Dropout probability.")
-@click.option("--p-mean", type=Number(), default=-1.2, help="Mean of ln(sigma) in training.")
-@click.option("--p-std", type=Number(min=0, min_open=True), default=1.2, help="Standard deviation of ln(sigma).")
-@click.option("--xflip", type=bool, default=False, help="Mirror half of the images.")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    help="bf16: autocast; fast where the hardware has it.",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to train.")
-@click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads [default: torch's choice].")
-@click.option("--cache", type=bool, default=True, help="Keep decoded images in memory.")
-@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, help="Seed of weights, data order and noise.")
-@click.option("--transfer", metavar="FILE|URL", default=None, help="Start from the weights of this snapshot.")
-@click.option("--desc", default=None, help="Text for the name of the run folder.")
-@click.option("--nosubdir", is_flag=True, help="Use --outdir itself as the run folder.")
-@click.option(
-    "--tick",
-    metavar="KIMG",
-    type=Number(min=0, min_open=True),
-    default=50.0,
-    help="Save the state and log this often.",
-)
-@click.option(
-    "--snap",
-    metavar="TICKS",
-    type=click.IntRange(min=0),
-    default=50,
-    help="Write a snapshot this often; 0: at the end only.",
-)
-@click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and stop.")
-def main(**opts: Any) -> None:
+@add_training_options
+@click.pass_context
+def main(ctx: click.Context, **opts: Any) -> None:
     """Train a denoiser on a folder or zip of images.
 
     The same command goes on where it was stopped: the newest run folder in --outdir with equal options is resumed.
 
     \b
-    Example, on two CPU cores:
+    Examples:
       python scripts/draw_hands.py --dest=data/hands-32.zip
       python train.py --preset=hands-32 --data=data/hands-32.zip --outdir=training-runs
+      torchrun --standalone --nproc_per_node=8 train.py --preset=hands-128-ve --data=hands.zip --outdir=training-runs
     """
-    if (ranks := distributed.world_size()) > 1:
-        raise UserError(f"train.py runs as one process, and torchrun started {ranks}: use python train.py instead")
     device = distributed.pick_device(opts["device"])
+    check_options(opts, ctx, device)
     if opts["threads"]:
         torch.set_num_threads(opts["threads"])
     torch.set_flush_denormal(True)
-    dataset = ImageDataset(opts["data"], cond=opts["cond"], cache=opts["cache"])
-    config = train_config(opts, dataset)
-    run = build_run(config, device)
-    click.echo(json.dumps(config.options(), indent=2))
-    size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
-    classes = f", labels of {dataset.label_dim} numbers" if opts["cond"] else ""
-    click.echo(f"Data: {len(dataset):,} images, {size}{classes}")
-    attention = ", ".join(map(str, resolutions(run.net, of="qkv")))
-    millions = sum(p.numel() for p in run.net.parameters()) / 1e6
-    click.echo(f"Network: {millions:.2f} M parameters, attention at {attention} pixels, on {device}")
-    desc, nosubdir = opts["desc"] or dataset.name, opts["nosubdir"]
-    if not re.fullmatch(r"[\w.,=+-]+", desc):
-        raise UserError(f"--desc={desc} does not fit in a folder's name; use letters, digits and . , = + - _")
-    run_dir = find_run_dir(Path(opts["outdir"]), config.options(), desc=desc, nosubdir=nosubdir)
-    if opts["dry_run"]:
-        click.echo(f"Would train in {run_dir}")
-        return
-    total, tick = max(round(opts["duration"] * 1e6), 1), max(round(opts["tick"] * 1e3), 1)
-    train(run, RunSettings(run_dir, total, tick, opts["snap"]), dataset)
+    torch.backends.cudnn.benchmark = opts["bench"]
+    distributed.init(device)
+    with distributed.rank0_first():
+        dataset = ImageDataset(opts["data"], cond=opts["cond"], cache=opts["cache"])
+        held_out = held_out_data(opts, dataset)
+    if opts["sigma_data"] == "auto":
+        opts["sigma_data"] = measured_sigma_data(dataset, device)
+    with distributed.rank0_first():
+        config = train_config(opts, dataset)
+        run = build_run(config, device, opts)
+        settings = run_settings(opts, config, dataset)
+    if distributed.rank() == 0:
+        describe(run, dataset)
+    if not opts["dry_run"]:
+        validate = None if held_out is None else partial(validation, run=run, dataset=held_out)
+        train(run, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
+    elif distributed.rank() == 0:
+        click.echo(f"Would train in {settings.run_dir}")
+    distributed.close()
+
+
+def check_options(opts: dict[str, Any], ctx: click.Context, device: torch.device) -> None:
+    """Options that do not go together. Raises UserError."""
+    if opts["fp16"]:
+        given = ctx.get_parameter_source("precision") is not ParameterSource.DEFAULT
+        if given and opts["precision"] != "fp16":
+            raise UserError(f"--fp16=1 and --precision={opts['precision']} contradict each other; give one of them")
+        opts["precision"] = "fp16"
+    if opts["precision"] == "fp16" and device.type != "cuda":
+        raise UserError(f"--precision=fp16 needs a CUDA device, and this is {device.type}; use bf16 or fp32")
+    if opts["precond"] != "edm":
+        for option in ("sigma_data", "p_mean", "p_std"):
+            if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+                name = f"--{option.replace('_', '-')}={opts[option]}"
+                raise UserError(f"{name}: --precond={opts['precond']} has no such setting; leave it out")
+    if opts["transfer"] and opts["resume"]:
+        raise UserError("--transfer and --resume both say where to start from; give one of them")
+    if opts["batch"] < (ranks := distributed.world_size()):
+        raise UserError(f"--batch={opts['batch']} leaves some of {ranks} ranks without an image; use --batch={ranks}")
+
+
+def held_out_data(opts: dict[str, Any], dataset: ImageDataset) -> ImageDataset | None:
+    """The images of --val, which have to be like those of --data. Raises UserError."""
+    if opts["val"] is None:
+        return None
+    try:
+        held_out = ImageDataset(opts["val"], cond=opts["cond"], cache=opts["cache"])
+    except UserError as e:
+        raise UserError(str(e).replace("--data=", "--val=")) from None
+    for name, what in (("resolution", "pixels"), ("num_channels", "channels"), ("label_dim", "numbers a label")):
+        theirs, ours = getattr(held_out, name), getattr(dataset, name)
+        if theirs != ours:
+            raise UserError(
+                f"--val={opts['val']} has {theirs} {what}, and --data={opts['data']} {ours}; prepare it alike"
+            )
+    return held_out
+
+
+def validation(net: torch.nn.Module, *, run: Run, dataset: ImageDataset) -> dict[str, Any]:
+    """The held-out loss of `net`, in the precision of the training."""
+    dtype = AUTOCAST[run.config.precision]
+    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
+        return held_out_loss(net, run.loss, dataset, device=run.device)
+
+
+def measured_sigma_data(dataset: ImageDataset, device: torch.device) -> float:
+    """The standard deviation of the data, measured by rank 0."""
+    measured = None
+    if distributed.rank() == 0:
+        measured = json.dumps(standard_deviation(dataset)).encode()
+    sigma_data = float(json.loads(distributed.from_rank0(measured, device)))
+    if distributed.rank() == 0:
+        click.echo(f"sigma_data: {sigma_data} (the standard deviation of the data, in [-1, 1])")
+    if not sigma_data:
+        raise UserError("--sigma-data=auto: all values of all images are equal; give a number")
+    return sigma_data
 
 
 def train_config(opts: dict[str, Any], dataset: ImageDataset) -> TrainConfig:
     """What decides the weights, of the options."""
+    kwargs = network_kwargs(
+        opts, img_resolution=dataset.resolution, img_channels=dataset.num_channels, label_dim=dataset.label_dim
+    )
+    if opts["precond"] == "edm":
+        kwargs["sigma_data"] = opts["sigma_data"]
     return TrainConfig(
         data=opts["data"],
         num_images=len(dataset),
-        network={"class_name": "EDMPrecond", "init_kwargs": network_kwargs(opts, dataset)},
+        network={"class_name": PRECOND_CLASSES[opts["precond"]], "init_kwargs": kwargs},
         cond=opts["cond"],
         batch=opts["batch"],
         lr=opts["lr"],
         lr_rampup=round(opts["lr_rampup"] * 1e6),
-        ema_halflife=round(opts["ema"] * 1e6),
+        ema_halflives=tuple(round(halflife * 1e6) for halflife in opts["ema"]),
         P_mean=opts["p_mean"],
         P_std=opts["p_std"],
+        augment=opts["augment"],
         xflip=opts["xflip"],
         seed=opts["seed"],
         precision=opts["precision"],
+        loss_scale=opts["ls"],
+        grad_clip=opts["grad_clip"],
         transfer=opts["transfer"],
+        resume=opts["resume"],
     )
 
 
-def build_run(config: TrainConfig, device: torch.device) -> Run:
+def build_run(config: TrainConfig, device: torch.device, opts: dict[str, Any]) -> Run:
     """The run, its errors in the words of the command line."""
+    execution = Execution(opts["batch_gpu"], compiled=opts["compiled"], channels_last=opts["channels_last"])
     try:
-        run = Run(config, device)
+        run = Run(config, device, execution)
     except ValueError as e:
         text = str(e)
-        for argument, option in NETWORK_OPTIONS.items():
+        for argument, option in {**NETWORK_OPTIONS, "sigma_data": "sigma-data"}.items():
             text = text.replace(argument, f"--{option}")
         raise UserError(f"this network cannot be built: {text}") from None
     levels, wanted = resolutions(run.net), config.network["init_kwargs"].get("attn_resolutions", ())
@@ -240,25 +171,48 @@ def build_run(config: TrainConfig, device: torch.device) -> Run:
     return run
 
 
+def run_settings(opts: dict[str, Any], config: TrainConfig, dataset: ImageDataset) -> RunSettings:
+    """Where, how far and how often. The folder is that of rank 0, the one that writes."""
+    desc = opts["desc"] or dataset.name
+    if not re.fullmatch(r"[\w.,=+-]+", desc):
+        raise UserError(f"--desc={desc} does not fit in a folder's name; use letters, digits and . , = + - _")
+    return RunSettings(
+        find_run_dir(Path(opts["outdir"]), config.options(), desc=desc, nosubdir=opts["nosubdir"]),
+        total_images=max(round(opts["duration"] * 1e6), 1),
+        tick_images=max(round(opts["tick"] * 1e3), 1),
+        snapshot_ticks=opts["snap"],
+        dump_ticks=opts["dump"],
+        keep_states=opts["keep_states"],
+        max_bad_steps=opts["max_bad_steps"],
+        workers=opts["workers"],
+    )
+
+
+def describe(run: Run, dataset: ImageDataset) -> None:
+    """Prints what will be trained."""
+    click.echo(json.dumps(run.config.options(), indent=2))
+    size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
+    classes = f", labels of {dataset.label_dim} numbers" if dataset.label_dim else ""
+    click.echo(f"Data: {len(dataset):,} images, {size}{classes}")
+    attention = ", ".join(map(str, resolutions(run.net, of="qkv")))
+    millions = sum(p.numel() for p in run.net.parameters()) / 1e6
+    ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""
+    click.echo(f"Network: {millions:.2f} M parameters, attention at {attention} pixels, on {run.device}{ranks}")
+    if busy := distributed.oversubscription(torch.get_num_threads()):
+        click.echo(f"Slow: {busy}; --threads=N divides the cores")
+
+
 def resolutions(net: torch.nn.Module, *, of: str = "") -> list[int]:
     """The resolutions at which the U-Net has layers, or blocks with a layer `of` this name; finest first."""
     found = [re.search(rf"\.(\d+)x\d+_.*{of}", name) for name, _ in net.named_modules()]
     return sorted({int(m[1]) for m in found if m}, reverse=True)
 
 
-def network_kwargs(opts: dict[str, Any], dataset: ImageDataset) -> dict[str, Any]:
-    """EDMPrecond's constructor arguments: the architecture, with what the options replace."""
-    kwargs = {
-        "img_resolution": dataset.resolution,
-        "img_channels": dataset.num_channels,
-        "label_dim": dataset.label_dim,
-        **ARCHITECTURES[opts["arch"]],
-        "dropout": opts["dropout"],
-    }
-    for name, option in NETWORK_OPTIONS.items():
-        if opts[option] is not None:
-            kwargs[name] = list(opts[option]) if isinstance(opts[option], tuple) else opts[option]
-    return kwargs
+def picture(device: torch.device) -> Draw:
+    """What draws the pictures of --grid: training knows nothing of samplers."""
+    from rods.runs.grids import draw_grid
+
+    return partial(draw_grid, device=device)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dnnlib.errors import UserError
 from scripts.convert import main as convert
 from torch_utils.persistence import read_pickle
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
+from training.precond import EDMPrecond
 
 TOLERANCE = 1e-5
 SMALL = "edm-ncsnpp-cond"
@@ -190,3 +191,15 @@ def test_a_bare_denoiser_without_the_dict_loads_too(tmp_path) -> None:
     assert content[:begin].count(b"\x94") == 2
     (tmp_path / "bare.pkl").write_bytes(b"\x80\x04" + memo_before[:4] + content[begin:end] + b".")
     check_outputs(load_denoiser(tmp_path / "bare.pkl"), SMALL)
+
+
+def test_a_snapshot_whose_first_byte_is_that_of_a_pickle_loads(tmp_path) -> None:
+    kwargs = {"img_resolution": 8, "img_channels": 1, "model_type": "SongUNet", "model_channels": 4,
+              "channel_mult": [1], "num_blocks": 1}  # fmt: skip
+    net = EDMPrecond(**kwargs)
+    path, first = tmp_path / "network.safetensors", set()
+    for padding in range(0, 256, 8):
+        save_snapshot(path, net, init_kwargs=kwargs, extra={"padding": "x" * padding})
+        first.add(path.read_bytes()[0])
+        assert load_snapshot(path).header.extra == {"padding": "x" * padding}
+    assert 0x80 in first

@@ -11,6 +11,7 @@ from typing import TypeVar
 import psutil
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from dnnlib.errors import UserError
 
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 # How long ranks wait for each other: as long as one chunk of images may take, which is far more than torch's default.
 PATIENCE = timedelta(days=1)
+_BROADCAST_BYTES = 1 << 26
 
 
 def pick_device(name: str) -> torch.device:
@@ -59,13 +61,52 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def launched() -> bool:
+    """Whether torchrun started this process: it then passes signals on, and each may arrive twice."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """The other ranks take part in this block. UserError if one of them is gone."""
+    try:
+        yield
+    except RuntimeError:
+        raise UserError(f"rank {rank()} stops because another rank has failed; its message says why") from None
+
+
 def barrier() -> None:
     """Wait for all ranks. UserError if one of them is gone."""
     if dist.is_initialized():
-        try:
+        with _together():
             dist.barrier()
-        except RuntimeError:
-            raise UserError(f"rank {rank()} stops because another rank has failed; its message says why") from None
+
+
+def all_sum(x: Tensor) -> None:
+    """Adds up `x` over all ranks, in place; equal bits on every rank. UserError if one of them is gone."""
+    if dist.is_initialized():
+        with _together():
+            dist.all_reduce(x)
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)  # nccl reports a lost rank no earlier
+
+
+def from_rank0(data: bytes | None, device: torch.device) -> bytes:
+    """The bytes that rank 0 gives, on every rank; the others give None. UserError if a rank is gone."""
+    if not dist.is_initialized():
+        assert data is not None
+        return data
+    with _together():
+        length = torch.tensor([0 if data is None else len(data)], device=device)
+        dist.broadcast(length, src=0)
+        content = torch.empty(int(length), dtype=torch.uint8)
+        if data is not None:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else content
+        for part in content.split(_BROADCAST_BYTES):  # type: ignore[no-untyped-call]
+            on_device = part.to(device)
+            dist.broadcast(on_device, src=0)
+            part.copy_(on_device)
+    return content.numpy().tobytes()
 
 
 @contextmanager

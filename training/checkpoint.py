@@ -131,10 +131,11 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         raise UserError("the file is empty; fetch it again")
     if looks_like_html(start):
         raise UserError("this is a web page, not a network; download the file itself")
+    # A snapshot starts with the length of its JSON in 8 bytes, whose first may be that of a pickle.
+    if start[8:9] == b"{" and (start[:1] != b"\x80" or start[4:8] == bytes(4)):
+        return _read_safetensors(path)
     if start[:1] == b"\x80":
         return _read_pickle(path)
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
     if start[:4] == b"PK\x03\x04":
         raise UserError("this is a zip file (of torch.save?), not a network; an EDM pickle or safetensors is needed")
     raise UserError("this is neither an EDM pickle nor a safetensors snapshot")

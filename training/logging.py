@@ -1,4 +1,4 @@
-"""What a run says: lines on the terminal, and `stats.jsonl`, which follows the saved state through kills."""
+"""What a run says: lines on the terminal, `stats.jsonl`, which follows the saved state through kills, TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from tqdm import tqdm
 from dnnlib.util import atomic_write
 
 STATS_NAME = "stats.jsonl"
+TENSORBOARD_NAME = "tensorboard"
+_NOT_SHOWN = ("images_seen", "time", "val_images", "val_sigma", "val_loss_by_sigma")
+_NOT_PLOTTED = ("images_seen", "kimg", "time", "eta_s")
 
 
 def say(text: str) -> None:
@@ -48,3 +51,43 @@ def _images_seen(line: str) -> float:
         return int(json.loads(line)["images_seen"])
     except (ValueError, TypeError, LookupError):
         return float("inf")
+
+
+class RunLog:
+    """Writes a record to the terminal, to `stats.jsonl` and, where TensorBoard is installed, to `tensorboard/`."""
+
+    def __init__(self, run_dir: Path, images_seen: int) -> None:
+        self._path = run_dir / STATS_NAME
+        trim_stats(self._path, images_seen)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._board = None
+        else:  # what was plotted after the saved state is hidden
+            self._board = SummaryWriter(str(run_dir / TENSORBOARD_NAME), purge_step=images_seen)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        append_stats(self._path, record)
+        shown = {k: v for k, v in record.items() if k not in _NOT_SHOWN}
+        if "eta_s" in shown:
+            shown["eta"] = duration(shown.pop("eta_s"))
+        say(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()))
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name not in _NOT_PLOTTED:
+                    self._board.add_scalar(name, value, record["images_seen"])
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def duration(seconds: float) -> str:
+    """As days, hours, minutes or seconds, the two largest: `3d04h`, `2h05m`, `1m30s`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02d}h"
+    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s"

@@ -1,170 +1,42 @@
-"""The training loop: EDM loss, Adam, EMA; resumable at any step, deterministic in (seed, images seen)."""
+"""The training loop: what happens at every step, tick and stop; resumable at any moment, the same on all ranks."""
 
 from __future__ import annotations
 
-import copy
-import json
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
 import psutil
-import torch
+from torch import nn
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
-from training.checkpoint import load_snapshot, save_snapshot
-from training.dataset import ImageDataset, data_order
+from torch_utils import distributed
+from training.checkpoint import save_snapshot
+from training.config import RunSettings, learning_rate
+from training.dataset import ImageDataset
+from training.feed import feed
 from training.folder import open_run_dir, refuse_other_options
-from training.logging import STATS_NAME, append_stats, say, trim_stats
-from training.loss import EDMLoss, image_draws, stream_seed
-from training.networks import NETWORKS
-from training.schema import check_init_kwargs
-from training.state import STATE_NAME, TrainingState, load_state, save_state
+from training.logging import RunLog, say
+from training.run import Run, StepResult
+from training.state import dump_name, keep_newest, load_newest, save_state, saved_states, state_name
+from training.transfer import start_from_state, start_from_weights
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What decides a run's weights after any number of images, and so what tells runs apart.
-
-    Runs with equal configs have equal weights, bit for bit on one machine with one number of CPU threads.
-    """
-
-    data: str
-    num_images: int  # in the data set
-    network: dict[str, Any]  # {"class_name": ..., "init_kwargs": {...}}
-    cond: bool = False
-    batch: int = 512
-    lr: float = 1e-3
-    lr_rampup: int = 10_000_000  # images
-    ema_halflife: int = 500_000  # images
-    ema_rampup_ratio: float = 0.05
-    P_mean: float = -1.2
-    P_std: float = 1.2
-    xflip: bool = False
-    seed: int = 0
-    precision: str = "fp32"
-    transfer: str | None = None
-
-    def options(self) -> dict[str, Any]:
-        """As JSON gives it back, so that files and configs compare."""
-        options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return options
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What does not change the weights along the way: where, how far, how often to save."""
-
-    run_dir: Path
-    total_images: int
-    tick_images: int  # the state is saved whenever a multiple of this is passed
-    snapshot_ticks: int  # and a snapshot at every so many ticks; 0: at the end only
-
-
-def learning_rate(config: TrainConfig, images_seen: int) -> float:
-    """Linear from 0 at the first image to `lr` at `lr_rampup`."""
-    return config.lr * min(images_seen / config.lr_rampup, 1) if config.lr_rampup else config.lr
-
-
-def ema_beta(config: TrainConfig, images_seen: int) -> float:
-    """.5^(batch / half-life), the half-life held to a share of what was seen (EDM, Appendix F)."""
-    halflife = min(config.ema_halflife, images_seen * config.ema_rampup_ratio)
-    return float(0.5 ** (config.batch / max(halflife, 1e-8)))
-
-
-class Run:
-    """Network, EMA and optimiser of one run, with their state."""
-
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        class_name = config.network["class_name"]
-        kwargs = check_init_kwargs(class_name, config.network["init_kwargs"])  # what no snapshot could hold
-        torch.manual_seed(config.seed)
-        self.config, self.device, self.images_seen = config, device, 0
-        self.net = NETWORKS[class_name](**kwargs).train().requires_grad_(True).to(device)
-        self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
-        self.loss = EDMLoss(config.P_mean, config.P_std, kwargs.get("sigma_data", 0.5))
-
-    def transfer(self, source: str) -> None:
-        """Start from the weights of a snapshot. Raises UserError: they are those of another network."""
-        snapshot = load_snapshot(source)
-        found = {name: list(t.shape) for name, t in snapshot.net.state_dict().items()}
-        wanted = {name: list(t.shape) for name, t in self.net.state_dict().items()}
-        odd = [k for k in {**wanted, **found} if found.get(k) != wanted.get(k)]
-        classes = snapshot.header.class_name, self.config.network["class_name"]
-        if odd or classes[0] != classes[1]:
-            shapes = [f"{k} is {found.get(k, 'missing')} there and {wanted.get(k, 'missing')} here" for k in odd[:1]]
-            why = f"{len(odd)} of its tensors do not fit ({shapes[0]})" if odd else f"it is no {classes[1]}"
-            raise UserError(f"--transfer={source}: {why}; give this run the options of that network")
-        self.net.load_state_dict(snapshot.net.state_dict())
-        self.ema.load_state_dict(snapshot.net.state_dict())
-        say(f"Weights of {snapshot.describe()}")
-
-    def state(self) -> TrainingState:
-        return TrainingState(
-            self.net.state_dict(),
-            self.ema.state_dict(),
-            self.optimizer.state_dict(),
-            self.images_seen,
-            self.config.options(),
-        )
-
-    def restore(self, state: TrainingState) -> None:
-        self.net.load_state_dict(state.net)
-        self.ema.load_state_dict(state.ema)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.images_seen = state.images_seen
-
-    def step(self, dataset: ImageDataset, indices: list[int]) -> float:
-        """One optimiser step on the images `indices`, 1 F + 1 B to the weights; returns the mean loss per pixel.
-
-        Raises UserError: gradients that are not finite; the weights stay as they were.
-        """
-        config, start = self.config, self.images_seen
-        images, labels = dataset.batch(indices)
-        y = images.to(self.device, torch.float32) / 127.5 - 1  # [B, C, H, W]
-        n, noise, flips = image_draws(config.seed, range(start, start + len(y)), y.shape[1:], flip=config.xflip)
-        y = torch.where(flips.to(self.device)[:, None, None, None], y.flip(3), y)
-        torch.manual_seed(stream_seed(config.seed, start, use=1))  # dropout masks
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, start)
-        self.optimizer.zero_grad(set_to_none=True)
-        draws = {"n": n.to(self.device), "noise": noise.to(self.device)}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = self.loss(self.net, y, labels.to(self.device) if dataset.label_dim else None, **draws)
-        objective = loss.sum(dim=(1, 2, 3)).mean()  # the squared norm of eq. 8, so that Adam's eps stays negligible
-        objective.backward()  # type: ignore[no-untyped-call]
-        self.check_gradients()
-        self.optimizer.step()
-        self.images_seen += len(y)
-        self.update_ema()
-        return float(objective.detach()) / y[0].numel()
-
-    def check_gradients(self) -> None:
-        finite = [p.grad.isfinite().all() for p in self.net.parameters() if p.grad is not None]
-        if not torch.stack(finite).all():
-            raise UserError(
-                f"gradients are not finite at image {self.images_seen:,}; the state of the last tick is kept. "
-                "Lower --lr, lengthen --lr-rampup or use --precision=fp32, and --transfer from the last snapshot"
-            )
-
-    @torch.no_grad()
-    def update_ema(self) -> None:
-        beta = ema_beta(self.config, self.images_seen)
-        for p_ema, p in zip(self.ema.parameters(), self.net.parameters(), strict=True):
-            p_ema.lerp_(p, 1 - beta)
-        for b_ema, b in zip(self.ema.buffers(), self.net.buffers(), strict=True):
-            b_ema.copy_(b)
+Draw = Callable[[nn.Module, Path], None]  # a picture of what the network draws, into this file
+Validate = Callable[[nn.Module], Mapping[str, Any]]  # entries for stats.jsonl; called on every rank
 
 
 class StopRequest:
-    """Within the block, SIGTERM and SIGINT ask for a save after the current step; a second Ctrl-C interrupts."""
+    """Within the block, SIGTERM and SIGINT ask for a save after the current step; a second Ctrl-C interrupts.
+
+    Under torchrun it does not: there a Ctrl-C reaches a rank twice, from the terminal and from torchrun.
+    """
 
     def __init__(self) -> None:
         self.received = False
@@ -181,59 +53,132 @@ class StopRequest:
             signal.signal(s, signal.SIG_DFL if handler is None else handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self.received and signum == signal.SIGINT:
+        if self.received and signum == signal.SIGINT and not distributed.launched():
             raise KeyboardInterrupt
         self.received = True
 
 
-def train(run: Run, settings: RunSettings, dataset: ImageDataset) -> None:
-    """Train to `total_images` or until told to stop, going on from the state in `run_dir` if there is one.
+def train(
+    run: Run,
+    settings: RunSettings,
+    dataset: ImageDataset,
+    *,
+    draw: Draw | None = None,
+    validate: Validate | None = None,
+) -> None:
+    """Train to `total_images` or until told to stop, going on from the last state in `run_dir` if there is one.
 
-    Writes there `stats.jsonl` (a line a tick), `training-state.pt` (at each tick and on SIGTERM/SIGINT) and
-    `network-snapshot-{kimg:06d}.safetensors` (the EMA). A kill at any moment loses what followed the last state.
+    Every rank of a run calls this. Rank 0 alone writes there: `stats.jsonl` (a line a tick), states (at each tick and
+    on SIGTERM/SIGINT, which may come to any rank), `network-snapshot-{kimg:06d}.safetensors` (the EMA), and, where
+    `draw` is given, `grid-{kimg:06d}.png` with each. A kill at any moment loses what followed the last state.
 
     Raises:
-        UserError: a folder in use or of other options, a damaged state or image, gradients that are not finite.
+        UserError: a folder in use or of other options, a damaged state or image, a rank that is gone, or
+            `max_bad_steps` in a row with gradients that are not finite.
     """
-    state_path, config = settings.run_dir / STATE_NAME, run.config
-    if config.transfer and not state_path.exists():
-        run.transfer(config.transfer)
-    with open_run_dir(settings.run_dir, config.options()), StopRequest() as stop:
-        if state_path.exists():
-            state = load_state(state_path)
-            refuse_other_options(settings.run_dir, state.options, config.options())
-            run.restore(state)
-            say(f"Going on in {settings.run_dir} at {run.images_seen / 1000:.1f} kimg")
-        else:
-            say(f"Starting in {settings.run_dir}")
-            _decode_all(dataset, stop)
-        trim_stats(settings.run_dir / STATS_NAME, run.images_seen)
-        _train_on(run, settings, dataset, stop)
-        if run.images_seen >= settings.total_images:
-            say(f"Finished: {write_snapshot(run, dataset, settings.run_dir)}")
-        else:
-            say(f"Stopped at {run.images_seen / 1000:.1f} kimg; the same command goes on from here")
+    lead = distributed.rank() == 0
+    if lead and not saved_states(settings.run_dir):
+        _start(run)  # before the folder is made, for it may fail
+    with open_run_dir(settings.run_dir, run.config.options()) if lead else nullcontext(), StopRequest() as stop:
+        if lead:
+            _go_on(run, settings, dataset, stop)
+        run.share()
+        log = RunLog(settings.run_dir, run.images_seen) if lead else None
+        _train_on(run, settings, dataset, stop, log, draw, validate)
+        if log is not None:
+            log.close()
+            if run.images_seen >= settings.total_images:
+                say(f"Finished: {write_snapshots(run, dataset, settings.run_dir, draw)}")
+            else:
+                say(f"Stopped at {run.images_seen / 1000:.1f} kimg; the same command goes on from here")
+        distributed.barrier()
 
 
-def _train_on(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> None:
-    batch, tick, total = run.config.batch, settings.tick_images, settings.total_images
-    order = data_order(len(dataset), seed=run.config.seed, start=run.images_seen)
-    losses, tick_time = list[float](), time.time()
+def _start(run: Run) -> None:
+    lines: list[str] = []
+    if run.config.resume:
+        lines += start_from_state(run, run.config.resume)
+    elif run.config.transfer:
+        lines += start_from_weights(run, run.config.transfer)
+    for line in lines:
+        say(line)
+
+
+def _go_on(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> None:
+    state, problems = load_newest(settings.run_dir)
+    if state is None:
+        say(f"Starting in {settings.run_dir}")
+        _decode_all(dataset, stop)
+        return
+    refuse_other_options(settings.run_dir, state.options, run.config.options())
+    run.restore(state)
+    for problem in problems:
+        say(f"Passed over: {problem}")
+    say(f"Going on in {settings.run_dir} at {run.images_seen / 1000:.1f} kimg")
+
+
+def _steps(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> Iterator[StepResult]:
+    """Trains and yields the result of every step, up to the end or a stop, at the same step on every rank."""
+    ranks = distributed.world_size()
+    batches = feed(
+        dataset,
+        run.config,
+        run.images_seen,
+        rank=distributed.rank(),
+        ranks=ranks,
+        batch_gpu=run.execution.batch_gpu,
+        workers=settings.workers,
+    )
+    with batches as rounds:
+        while run.images_seen < settings.total_images:
+            result = run.step(next(rounds), stop=stop.received)
+            yield result
+            if run.bad_in_a_row >= settings.max_bad_steps:
+                raise UserError(
+                    f"gradients are not finite in {run.bad_in_a_row} steps in a row, up to image {run.images_seen:,}; "
+                    "the last good state is kept. Lower --lr, set --grad-clip or use --precision=fp32, and --resume "
+                    "from a state or --transfer from a snapshot"
+                )
+            if result.stop:
+                return
+
+
+def _train_on(
+    run: Run,
+    settings: RunSettings,
+    dataset: ImageDataset,
+    stop: StopRequest,
+    log: RunLog | None,
+    draw: Draw | None,
+    validate: Validate | None,
+) -> None:
+    """The steps of all ranks, with what happens at ticks; only the rank that has a log writes."""
+    tick, total = settings.tick_images, settings.total_images
+    results, tick_time = list[StepResult](), time.time()
+
+    def passed(every: int) -> bool:
+        return every > 0 and (run.images_seen - run.config.batch) // every < run.images_seen // every
+
     # disable=None: a bar on terminals only
-    with tqdm(total=total, initial=run.images_seen, unit="img", disable=None) as progress:
-        while run.images_seen < total and not stop.received:
-            start = run.images_seen
-            losses.append(run.step(dataset, [next(order) for _ in range(batch)]))
-            progress.update(batch)
+    with tqdm(total=total, initial=run.images_seen, unit="img", disable=True if log is None else None) as progress:
+        for result in _steps(run, settings, dataset, stop):
+            results.append(result)
+            progress.update(run.config.batch)
             done = run.images_seen >= total
-            if not (done or stop.received or start // tick < run.images_seen // tick):
+            if not (done or result.stop or passed(tick)):
                 continue
-            _log(run, settings, losses, time.time() - tick_time)
-            every = tick * settings.snapshot_ticks
-            if every and start // every < run.images_seen // every:
-                write_snapshot(run, dataset, settings.run_dir)
-            save_state(settings.run_dir / STATE_NAME, run.state())  # last: what is not in the state is done again
-            losses, tick_time = [], time.time()
+            record = _record(run, settings, results, time.time() - tick_time)
+            record.update(validate(run.emas[0]) if validate else {})  # the ranks share this work
+            if log is not None:
+                log.write(record)
+                if passed(tick * settings.snapshot_ticks):
+                    write_snapshots(run, dataset, settings.run_dir, draw)
+                if result.good or done or result.stop:  # in a row of bad steps, older states are worth more
+                    if passed(tick * settings.dump_ticks):
+                        save_state(settings.run_dir / dump_name(run.images_seen), run.state())
+                    save_state(settings.run_dir / state_name(run.images_seen), run.state())  # last: else done again
+                    keep_newest(settings.run_dir, settings.keep_states)
+            results, tick_time = [], time.time()
 
 
 def _decode_all(dataset: ImageDataset, stop: StopRequest) -> None:
@@ -244,32 +189,46 @@ def _decode_all(dataset: ImageDataset, stop: StopRequest) -> None:
         dataset.image(i)
 
 
-def write_snapshot(run: Run, dataset: ImageDataset, run_dir: Path) -> Path:
-    """The EMA as `network-snapshot-{kimg:06d}.safetensors`, for `load_denoiser` and generate.py."""
-    path = run_dir / f"network-snapshot-{run.images_seen // 1000:06d}.safetensors"
-    save_snapshot(
-        path,
-        run.ema,
-        init_kwargs=run.config.network["init_kwargs"],
-        kimg=run.images_seen / 1000,
-        dataset=dataset.name,
-        extra={"training": run.config.options()},
-    )
-    return path
+def write_snapshots(run: Run, dataset: ImageDataset, run_dir: Path, draw: Draw | None = None) -> Path:
+    """The EMAs, for `load_denoiser` and generate.py; the path of the first one, `network-snapshot-{kimg:06d}`.
+
+    The others' names end with their half-life in millions of images, `-ema0.5`. `draw` gets the first EMA.
+    """
+    kimg = run.images_seen // 1000
+    paths = [run_dir / f"network-snapshot-{kimg:06d}.safetensors"]
+    paths += [
+        run_dir / f"network-snapshot-{kimg:06d}-ema{halflife / 1e6:g}.safetensors"
+        for halflife in run.config.ema_halflives[1:]
+    ]
+    for path, ema, halflife in zip(paths, run.emas, run.config.ema_halflives, strict=True):
+        save_snapshot(
+            path,
+            ema,
+            init_kwargs=run.config.network["init_kwargs"],
+            kimg=run.images_seen / 1000,
+            dataset=dataset.name,
+            extra={"training": run.config.options(), "ema_halflife": halflife},
+        )
+    if draw is not None:
+        draw(run.emas[0], run_dir / f"grid-{kimg:06d}.png")
+    return paths[0]
 
 
-def _log(run: Run, settings: RunSettings, losses: list[float], seconds: float) -> None:
-    rate = len(losses) * run.config.batch / max(seconds, 1e-9)
-    line = {
+def _record(run: Run, settings: RunSettings, results: list[StepResult], seconds: float) -> dict[str, Any]:
+    """A line of stats.jsonl: means over the good steps of a tick."""
+    good = [r for r in results if r.good]
+    rate = len(results) * run.config.batch / max(seconds, 1e-9)
+    record: dict[str, Any] = {
         "kimg": round(run.images_seen / 1000, 3),
         "images_seen": run.images_seen,
-        "loss": float(np.mean(losses)),
+        "loss": float(np.mean([r.loss for r in good])) if good else None,
+        "grad_norm": float(np.mean([r.grad_norm for r in good])) if good else None,
+        "bad_steps": run.bad_steps,
         "lr": learning_rate(run.config, run.images_seen),
         "images_per_s": round(rate, 2),
         "eta_s": round(max(settings.total_images - run.images_seen, 0) / max(rate, 1e-9)),
+        "ranks": distributed.world_size(),
         "rss_gib": round(psutil.Process().memory_info().rss / 2**30, 3),
         "time": round(time.time(), 1),
     }
-    append_stats(settings.run_dir / STATS_NAME, line)
-    shown = {k: v for k, v in line.items() if k not in ("images_seen", "time")}
-    say(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()))
+    return record

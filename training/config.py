@@ -1,0 +1,76 @@
+"""What a training run is: the options that decide its weights, those that do not, and the schedules they set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What decides a run's weights after any number of images, and so what tells runs apart.
+
+    Runs with equal configs have equal weights: bit for bit on one machine with one number of ranks, of images per
+    round and of CPU threads, else up to rounding (dropout draws one mask for a round, and so differs with them).
+    """
+
+    data: str
+    num_images: int  # in the data set
+    network: dict[str, Any]  # {"class_name": ..., "init_kwargs": {...}}
+    cond: bool = False
+    batch: int = 512
+    lr: float = 1e-3
+    lr_rampup: int = 10_000_000  # images
+    ema_halflives: tuple[int, ...] = (500_000,)  # images; the first one's snapshots have the plain name
+    ema_rampup_ratio: float = 0.05
+    P_mean: float = -1.2
+    P_std: float = 1.2
+    augment: float = 0.0  # probability of each transformation; 0: none, and a network without its labels
+    xflip: bool = False
+    seed: int = 0
+    precision: str = "fp32"  # or bf16, fp16
+    loss_scale: float = 1.0  # of the backward pass alone: the gradients are divided by it again
+    grad_clip: float | None = None  # largest norm of the gradient of a step
+    transfer: str | None = None  # start from the weights of this snapshot
+    resume: str | None = None  # start from this state of another run
+
+    def options(self) -> dict[str, Any]:
+        """As JSON gives it back, so that files and configs compare."""
+        options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return options
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What does not change the weights along the way: where, how far, how often to save."""
+
+    run_dir: Path
+    total_images: int
+    tick_images: int  # the state is saved whenever a multiple of this is passed
+    snapshot_ticks: int  # and a snapshot at every so many ticks; 0: at the end only
+    dump_ticks: int = 0  # and a state that is kept for good; 0: none
+    keep_states: int = 2
+    max_bad_steps: int = 20  # in a row, with gradients that are not finite
+    workers: int = 1  # threads that prepare batches ahead; 0: none
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the arithmetic is carried out. Changes weights by rounding at most (and which dropout masks are drawn)."""
+
+    batch_gpu: int | None = None  # images per round of a rank, None: all at once
+    compiled: bool = False
+    channels_last: bool = False
+
+
+def learning_rate(config: TrainConfig, images_seen: int) -> float:
+    """Linear from 0 at the first image to `lr` at `lr_rampup`."""
+    return config.lr * min(images_seen / config.lr_rampup, 1) if config.lr_rampup else config.lr
+
+
+def ema_beta(config: TrainConfig, halflife: int, images_seen: int) -> float:
+    """.5^(batch / half-life), the half-life held to a share of what was seen (EDM, Appendix F)."""
+    held = min(halflife, images_seen * config.ema_rampup_ratio)
+    return float(0.5 ** (config.batch / max(held, 1e-8)))

@@ -1,0 +1,66 @@
+"""Starting a run from what another one learned: the weights of a snapshot, or a whole state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dnnlib.errors import UserError
+from training.checkpoint import load_snapshot
+from training.run import Run
+from training.state import TrainingState, load_state
+
+_SHOWN = 8
+
+
+def start_from_weights(run: Run, source: str) -> list[str]:
+    """Net and EMAs from a snapshot, tensor by tensor where name and shape agree; what to say about it.
+
+    Tensors that do not agree keep their initial values. Raises UserError: no such file, or no tensor fits.
+    """
+    snapshot = load_snapshot(source)
+    found, wanted = snapshot.net.state_dict(), run.net.state_dict()
+    fits = {k: t for k, t in found.items() if k in wanted and t.shape == wanted[k].shape}
+    trained = {name for name, _ in run.net.named_parameters()}
+    if not trained & fits.keys():
+        raise UserError(f"--transfer={source}: none of its tensors fits this network; give the options of that network")
+    for net in (run.net, *run.emas):
+        net.load_state_dict(fits, strict=False)
+    shapes = [
+        f"{k} {list(t.shape)} there, {list(wanted[k].shape)} here"
+        for k, t in found.items()
+        if k in wanted and t.shape != wanted[k].shape
+    ]
+    lines = [f"Weights of {snapshot.describe()}: {len(fits)} of {len(wanted)} tensors loaded"]
+    lines += _listed("mismatched, left at their initial values", shapes)
+    lines += _listed("missing there, left at their initial values", [k for k in wanted if k not in found])
+    lines += _listed("not used", [k for k in found if k not in wanted])
+    if (theirs := snapshot.header.class_name) != (ours := run.config.network["class_name"]):
+        lines.append(f"  it was trained as {theirs}, and this run is {ours}: the network has to learn other inputs")
+    return lines
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"  {len(names)} {what}: {'; '.join(names[:_SHOWN])}{more}"]
+
+
+def start_from_state(run: Run, source: str) -> list[str]:
+    """Everything from a state of another run, whose options may differ in all but the network; what to say about it.
+
+    Raises UserError: no such file, no state, or one of another network.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"--resume={source}: there is no such file; name a training-state-*.pt")
+    state = load_state(path)
+    theirs, ours = state.options, run.config.options()
+    if theirs["network"] != ours["network"]:
+        raise UserError(f"--resume={source} is the state of another network; --transfer takes the weights that fit")
+    halflives = [int(n) for n in theirs["ema_halflives"]]
+    emas = [state.emas[halflives.index(n) if n in halflives else 0] for n in run.config.ema_halflives]
+    run.restore(TrainingState(**{**vars(state), "emas": emas}))
+    changed = [f"{k}={ours[k]} instead of {theirs[k]}" for k in ours if k not in ("resume",) and ours[k] != theirs[k]]
+    lines = [f"State of {source} at {state.images_seen / 1000:.1f} kimg"]
+    return lines + _listed("options differ from there", changed)
