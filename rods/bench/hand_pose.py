@@ -12,7 +12,8 @@ from rods.bench.hand_mesh import BONES, METACARPAL, Rig, _along, joint_chain, tu
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-STUMP = 0.42  # where on its first bone a missing finger ends: where fingers leave the palm
+STUMP = (0.95, 0.40, 0.40, 0.40, 0.40)  # bones from its base to where a missing finger ends: where it leaves the palm
+ROOT = -0.35  # where a copied finger begins, inside the palm, and narrower there
 UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -61,9 +62,9 @@ def pose_hand(rig: Rig, vertices: F64, joints: F64, fingers: list[FingerPose], e
     rotations, shifts = np.tile(np.eye(3), (21, 1, 1)), np.zeros((21, 3))
     shifts[:, :2] = extra.shift
     _set_bones(rotations, shifts, joints, extra)
-    copied = (rig.finger == extra.source) & (rig.along > -0.35)
+    copied = (rig.finger == extra.source) & (rig.along > ROOT)
     kept = np.flatnonzero(copied)
-    again = _skin(_resize(vertices[kept], joints, extra), rig.weights[kept], rotations, shifts)
+    again = _skin(_root(_resize(vertices[kept], joints, extra), joints, extra), rig.weights[kept], rotations, shifts)
     number = np.full(len(posed), -1)
     number[kept] = len(posed) + np.arange(len(kept))
     faces = number[rig.faces[copied[rig.faces].all(axis=1)]]
@@ -118,16 +119,22 @@ def _resize(points: F64, joints: F64, finger: FingerPose) -> F64:
     return np.asarray(chain[0] + (thinner - chain[0]) * (1 + (finger.length - 1) * onset))
 
 
+def _root(points: F64, joints: F64, finger: FingerPose) -> F64:
+    """Narrows a copied finger towards its open end, so that the end stays inside the palm."""
+    place, offset = _along(points, joint_chain(joints, finger.source))
+    return points - offset * (0.55 * np.clip((0.35 - place) / (0.35 - ROOT), 0, 1))[:, None]
+
+
 def _draw_back(points: F64, weights: F64, joints: F64, finger: int) -> tuple[F64, F64]:
     """Points of a finger beyond its base, drawn back to a dome, and their weights moved to its first bone."""
     chain = joint_chain(joints, finger)
     place, offset = _along(points, chain)
-    beyond = place > STUMP
-    phi = np.clip((place - STUMP) / (3 - STUMP), 0, 1)[:, None] * np.pi / 2
+    end = STUMP[finger]
+    beyond = place > end
+    phi = np.clip((place - end) / (3 - end), 0, 1)[:, None] * np.pi / 2
     radius = float(np.median(np.linalg.norm(offset[beyond], axis=1)))
     ahead = (chain[1] - chain[0]) / np.linalg.norm(chain[1] - chain[0])
-    axis = chain[0] + STUMP * (chain[1] - chain[0])
-    dome = axis + np.sin(phi) * 0.25 * radius * ahead + np.cos(phi) * offset
+    dome = chain[0] + end * (chain[1] - chain[0]) + np.sin(phi) * 0.25 * radius * ahead + np.cos(phi) * offset
     moved = weights.copy()
     moved[:, BONES[finger, 0]] += moved[:, BONES[finger, 1:]].sum(axis=1)
     moved[:, BONES[finger, 1:]] = 0

@@ -29,7 +29,7 @@ MARGIN = 0.035  # of the picture, kept free around the hand
 HIDDEN = -0.22  # everything behind this y (hand's frame) may leave the picture
 NUM_DRAWS = 96
 KNUCKLES = ((-0.24, 0.37), (-0.25, 1.01), (0.0, 1.0), (0.19, 0.94), (0.37, 0.85))  # of the mesh, x and y
-BESIDE_LITTLE = (0.12, -0.14)
+BESIDE_LITTLE = (0.05, -0.16)
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ def _change(
         return tuple(fingers), None, ""
     if num_fingers == 4:
         fingers[which] = replace(fingers[which], missing=True)
+        if which == 0:  # what is left of it lies beside the palm
+            fingers[0] = _turned(fingers[0], np.radians(-20) - fingers[0].azimuth)
         if which in (2, 3) and closing > 0:  # its neighbours come closer, on some hands until no gap is left
             gap = fingers[which + 1].azimuth - fingers[which - 1].azimuth
             fingers = _part(fingers, which, -closing * (gap - np.radians(room)), -0.08 * closing)
@@ -152,7 +154,7 @@ def _change(
         return tuple(fingers), _turned(fingers[0], np.radians(18 + room)), "thumb"
     if which == 4:
         fingers = [_turned(finger, np.radians(-room) / 2) for finger in fingers]
-        return tuple(fingers), replace(_turned(fingers[4], np.radians(7 + room)), shift=BESIDE_LITTLE), "little"
+        return tuple(fingers), replace(_turned(fingers[4], np.radians(12 + room)), shift=BESIDE_LITTLE), "little"
     gap = fingers[which + 1].azimuth - fingers[which].azimuth
     fingers = _part(fingers, which + 0.5, max(2 * np.radians(room) - gap, 0), 0.07)
     first, second = fingers[which : which + 2]
