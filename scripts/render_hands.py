@@ -26,8 +26,9 @@ from dnnlib.util import alone, atomic_write
 from rods.bench.hand_mesh import load_rig
 from rods.bench.rendered import MIN_RESOLUTION, Hand, draw_hand, render_hands
 
-COLUMNS = "id,age,gender,skinColor,accessories,nailPolish,aspectOfHand,imageName,irregularities".split(",")
-TRUTH = "numFingers,changed,seed,index,tone,rotation".split(",")  # beside those of 11k-hands
+COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish"]
+COLUMNS += ["aspectOfHand", "imageName", "irregularities"]
+TRUTH = ["numFingers", "changed", "seed", "index", "tone", "rotation"]  # beside those of 11k-hands
 SKIN = ("very fair", "fair", "medium", "dark")
 CHUNK = 16
 OPTIONS = ".render-hands.json"
@@ -70,7 +71,7 @@ class Options:
 def main(
     dest: Path, num: int, seed: int, resolution: tuple[int, int], fingers: int, quality: int, workers: int
 ) -> None:
-    """Render hands in the layout of 11k-hands. The same command goes on where it was stopped; HandInfo.csv comes last."""
+    """Render hands in the layout of 11k-hands; HandInfo.csv comes last. The same command goes on where it was stopped."""
     options = Options(seed, *resolution, fingers, quality)
     load_rig()  # before anything is written: it may be missing
     hands = dest / "Hands"

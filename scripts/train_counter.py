@@ -33,7 +33,7 @@ from rods.bench.hand_mesh import load_rig
 from rods.bench.rendered import as_grey, render_hands
 
 SEEDS = {"train": 910_000, "held-out": 910_001, "fresh": 910_002}
-NUMBERS = {"train": (2000, 2000, 2000), "held-out": (300, 1000, 300), "fresh": (400, 1000, 400)}  # of 4, 5, 6 fingers
+NUMBERS = {"train": (1500, 1500, 1500), "held-out": (200, 800, 200), "fresh": (250, 1000, 250)}  # of 4, 5, 6 fingers
 CHUNK = 50
 
 
@@ -108,21 +108,19 @@ def _member(outdir: Path, hands: dict[int, U8], recipe: Recipe, m: int) -> Count
     if not path.exists():
         with tqdm(train_member(hands, recipe, seed=m), total=recipe.steps, unit="step", desc=f"member {m}") as bar:
             smooth = 1.4
-            for step, loss, net in bar:
+            for step, loss, member in bar:
                 smooth += 0.02 * (loss - smooth)
                 if step % 25 == 0:
                     bar.set_postfix(loss=f"{smooth:.3f}")
         with atomic_write(path) as temporary:
-            save_file({k: v.contiguous() for k, v in net.state_dict().items()}, temporary)
+            save_file({k: v.contiguous() for k, v in member.state_dict().items()}, temporary)
     member = CountingNet()
     stored = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in load_file(path).items()}
     member.load_state_dict(stored)  # what is measured below is what the counter's file will hold
     return member.eval().requires_grad_(False)
 
 
-def _finish(
-    dest: Path, members: tuple[CountingNet, ...], hands: dict[str, dict[int, U8]], recipe: Recipe
-) -> None:
+def _finish(dest: Path, members: tuple[CountingNet, ...], hands: dict[str, dict[int, U8]], recipe: Recipe) -> None:
     """Thresholds, measurements and the file."""
     trial = Counter(members, Thresholds(0.5, 0.5), {})
     p = {}

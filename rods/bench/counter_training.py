@@ -54,7 +54,7 @@ def train_member(hands: Mapping[int, U8], recipe: Recipe, *, seed: int) -> Itera
         logits = net(x.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, y, label_smoothing=recipe.smoothing)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         plan.step()
         yield step, float(loss.detach()), net
@@ -90,5 +90,3 @@ def measure(p: Mapping[str, NDArray[np.float32]], thresholds: Thresholds) -> dic
         shares = {code.name.lower(): proportion_interval(int((codes == code).sum()), len(codes)) for code in Label}
         labels[truth] = {name: [s.rate, s.low, s.high] for name, s in shares.items()}
     return {"classes": list(CLASSES), "confusion": confusion, "labels": labels}
-
-

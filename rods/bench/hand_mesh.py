@@ -1,8 +1,8 @@
 """The hand mesh of the Python package anny (Apache-2.0, mesh CC0) as plain arrays, posed finger by finger.
 
 Everything happens in the hand's own frame: the origin at the wrist, y towards the knuckle of the middle finger, x
-towards the little finger, z out of the back of the hand (a right hand seen from its back); the unit is the distance from the wrist to that knuckle. Fingers are
-numbered 0 (thumb) to 4 (little finger).
+towards the little finger, z out of the back of the hand (a right hand seen from its back). The unit is the distance
+from the wrist to that knuckle. Fingers are numbered 0 (thumb) to 4 (little finger).
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def load_rig() -> Rig:
 
     Raises UserError where anny or one of its needs is missing, with the command that installs it.
     """
-    try:
-        import anny
-    except ImportError as e:
-        raise UserError(f"rendered hands need the package anny ({e}); {INSTALL}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of anny: deprecated defaults, no CUDA skinning
+        try:
+            import anny  # type: ignore[import-not-found, import-untyped]
+        except ImportError as e:
+            raise UserError(f"rendered hands need the package anny ({e}); run {INSTALL}") from None
         model: Any = anny.create_fullbody_model(rig="anny-hand.R", topology="hand.R", local_changes="default")
     rest = {name: _rest(model, *changes) for name, changes in {"rest": ({}, {}), **SHAPES}.items()}
     vertices, joints = rest.pop("rest")
@@ -154,7 +154,7 @@ def _finger_coordinates(vertices: F64, joints: F64, weights: F64) -> tuple[I64, 
     along = np.full(len(vertices), -1.0)
     for f in range(5):
         mine = finger == f
-        along[mine] = _along(vertices[mine], joint_chain(joints, f))[0]
+        along[mine] = along_chain(vertices[mine], joint_chain(joints, f))[0]
     return finger, along
 
 
@@ -163,7 +163,7 @@ def joint_chain(joints: F64, finger: int) -> F64:
     return joints[[*BONES[finger], 21 + finger]]
 
 
-def _along(points: F64, chain: F64) -> tuple[F64, F64]:
+def along_chain(points: F64, chain: F64) -> tuple[F64, F64]:
     """Place on the chain of joints nearest to each point, in bones (negative before the first), and the offset."""
     best = np.full(len(points), np.inf)
     place, offset = np.zeros(len(points)), np.zeros((len(points), 3))
@@ -175,6 +175,11 @@ def _along(points: F64, chain: F64) -> tuple[F64, F64]:
         closer = distance < best
         best[closer], place[closer], offset[closer] = distance[closer], j + t[closer], away[closer]
     return place, offset
+
+
+def cross(a: F64, b: F64) -> F64:
+    """The cross product of two vectors [3]; numpy's own takes ten times as long for so little."""
+    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
 def turn(axis: F64, angle: float) -> F64:

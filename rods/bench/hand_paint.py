@@ -80,13 +80,14 @@ def shade(
     place = at_pixels(rig.vertices[source])  # [P, 3] in the hand at rest
     palm, nails = at_pixels(palmar[source]), at_pixels(nail[source])
     colour = _skin_colour(skin, palm, nails)
-    lines = 0.10 * at_pixels(crease[source]) * (1 - nails) + 0.12 * palm * _palm_lines(place)
+    lines, inner = 0.10 * at_pixels(crease[source]) * (1 - nails), palm > 0
+    lines[inner] += 0.12 * palm[inner] * _palm_lines(place[inner])
     mottle = 0.02 * np.sin(place @ skin.mottle[:3].T + skin.mottle[3]).sum(axis=1)
     falling = np.clip((n @ skin.light + 0.3) / 1.3, 0, 1)  # light wraps a little around skin
     light = skin.ambient + (1 - skin.ambient) * falling
     light *= 0.76 + 0.24 * np.sqrt(np.clip(n[:, 2], 0, 1))  # skin is darker where it turns away
     light *= 1 - _occlusion(at_pixels(depth), seen.pixel, W, H)
-    halfway = skin.light + [0, 0, 1]
+    halfway = skin.light + np.array([0.0, 0.0, 1.0])
     gloss = (0.05 + 0.10 * nails) * np.clip(n @ (halfway / np.linalg.norm(halfway)), 0, 1) ** 24
     picture = np.ones((H * W, 3))
     picture[seen.pixel] = np.clip(colour * (light * (1 + mottle - lines))[:, None] + gloss[:, None], 0, 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench.hand_mesh import BONES, METACARPAL, Rig, _along, joint_chain, turn
+from rods.bench.hand_mesh import BONES, METACARPAL, Rig, along_chain, cross, joint_chain, turn
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -40,7 +40,7 @@ class PosedHand:
 
 
 def pose_hand(rig: Rig, vertices: F64, joints: F64, fingers: list[FingerPose], extra: FingerPose | None) -> PosedHand:
-    """Poses the shaped mesh (`vertices`, `joints`): one entry of `fingers` for each of the mesh's five; `extra` adds one.
+    """Poses the shaped mesh (`vertices`, `joints`): one of `fingers` for each of the mesh's five; `extra` adds one.
 
     A missing finger is drawn back into a rounded knuckle. An extra one is a copy of its source's faces, whose open end
     lies inside the palm.
@@ -89,22 +89,22 @@ def _joint_rotations(chain: F64, finger: FingerPose) -> list[F64]:
     """Rotations at the knuckle and the two joints of a finger, in the frame of the hand at rest."""
     d = np.diff(chain, axis=0)
     d = d / np.linalg.norm(d, axis=1, keepdims=True)
-    axis = np.cross(d[0], d[2])
+    axis = cross(d[0], d[2])
     axis = axis / np.linalg.norm(axis)  # at rest every finger is a little bent: this turns it further
-    bent = [float(np.arctan2(axis @ np.cross(d[j], d[j + 1]), d[j] @ d[j + 1])) for j in range(2)]
+    bent = [float(np.arctan2(axis @ cross(d[j], d[j + 1]), d[j] @ d[j + 1])) for j in range(2)]
     knuckle, *rest = finger.bends
     joints = [turn(axis, bend - was) for bend, was in zip(rest, bent, strict=True)]
     heading = np.array([np.sin(finger.azimuth), np.cos(finger.azimuth), 0.0])
     ahead = np.cos(knuckle) * heading - np.sin(knuckle) * UP
     if finger.source == 0:  # the thumb keeps its own twist: the least rotation
-        across = np.cross(d[0], ahead)
+        across = cross(d[0], ahead)
         s = float(np.linalg.norm(across))
         return [turn(across / max(s, 1e-9), float(np.arctan2(s, d[0] @ ahead))), *joints]
-    level = np.cross(ahead, UP)
+    level = cross(ahead, UP)
     level = -level / np.linalg.norm(level)  # the axis about which it shall bend, in the plane of the palm
-    before = np.stack([d[0], axis, np.cross(d[0], axis)], axis=1)
+    before = np.stack([d[0], axis, cross(d[0], axis)], axis=1)
     before[:, 1] -= (before[:, 1] @ d[0]) * d[0]
-    after = np.stack([ahead, level, np.cross(ahead, level)], axis=1)
+    after = np.stack([ahead, level, cross(ahead, level)], axis=1)
     return [after @ np.linalg.inv(before), *joints]
 
 
@@ -113,7 +113,7 @@ def _resize(points: F64, joints: F64, finger: FingerPose) -> F64:
     if finger.width == finger.length == 1.0:
         return points
     chain = joint_chain(joints, finger.source)
-    place, offset = _along(points, chain)
+    place, offset = along_chain(points, chain)
     onset = np.clip(place / 0.4, 0, 1)[:, None]
     thinner = points - offset * (1 - finger.width) * onset
     return np.asarray(chain[0] + (thinner - chain[0]) * (1 + (finger.length - 1) * onset))
@@ -121,14 +121,14 @@ def _resize(points: F64, joints: F64, finger: FingerPose) -> F64:
 
 def _root(points: F64, joints: F64, finger: FingerPose) -> F64:
     """Narrows a copied finger towards its open end, so that the end stays inside the palm."""
-    place, offset = _along(points, joint_chain(joints, finger.source))
+    place, offset = along_chain(points, joint_chain(joints, finger.source))
     return points - offset * (0.55 * np.clip((0.35 - place) / (0.35 - ROOT), 0, 1))[:, None]
 
 
 def _draw_back(points: F64, weights: F64, joints: F64, finger: int) -> tuple[F64, F64]:
     """Points of a finger beyond its base, drawn back to a dome, and their weights moved to its first bone."""
     chain = joint_chain(joints, finger)
-    place, offset = _along(points, chain)
+    place, offset = along_chain(points, chain)
     end = STUMP[finger]
     beyond = place > end
     phi = np.clip((place - end) / (3 - end), 0, 1)[:, None] * np.pi / 2
@@ -145,5 +145,3 @@ def _skin(rest: F64, weights: F64, rotations: F64, shifts: F64) -> F64:
     """Linear blend skinning [V, 3]: each vertex moves with the weighted mean of its bones' transforms."""
     matrices = (weights @ rotations.reshape(21, 9)).reshape(-1, 3, 3)
     return np.asarray(np.einsum("vij,vj->vi", matrices, rest) + weights @ shifts)
-
-

@@ -74,7 +74,8 @@ def render_hands(
 
 def as_grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Luma (ITU-R 601) of pictures [..., 3] -> [...]."""
-    return np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    return grey  # [...]
 
 
 def draw_hand(seed: int, index: int, *, num_fingers: int = 5) -> Hand:
@@ -216,7 +217,8 @@ def _render(rig: Rig, hand: Hand, normal: Hand, size: tuple[int, int]) -> NDArra
     seen = rasterise(screen, posed.faces, width=W, height=H)
     picture = shade(rig, posed.source, posed.faces, normals, screen[:, 2], seen, hand.skin, size=(W, H))
     picture = picture.reshape(size[1], SAMPLES, size[0], SAMPLES, 3).mean(axis=(1, 3))
-    return np.rint(255 * picture).astype(np.uint8)
+    image: NDArray[np.uint8] = np.rint(255 * picture).astype(np.uint8)
+    return image
 
 
 def _box(rig: Rig, posed: PosedHand, view: F64) -> F64:

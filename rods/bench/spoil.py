@@ -87,7 +87,8 @@ def _drown(x: Tensor, other: Tensor, g: Generator) -> Tensor:
     return torch.where(torch.rand(len(x), 1, 1, 1, generator=g) < 0.6, blurred, noisy).clamp(-1, 2)
 
 
-SPOILERS: tuple[Callable[[Tensor, Tensor, Generator], Tensor], ...] = (_blend, _cut, _smear, _melt, _swap, _blob, _drown)
+Spoiler = Callable[[Tensor, Tensor, Generator], Tensor]
+SPOILERS: tuple[Spoiler, ...] = (_blend, _cut, _smear, _melt, _swap, _blob, _drown)
 
 
 def _sym(g: Generator, *shape: int) -> Tensor:
