@@ -71,7 +71,7 @@ class Options:
 def main(
     dest: Path, num: int, seed: int, resolution: tuple[int, int], fingers: int, quality: int, workers: int
 ) -> None:
-    """Render hands in the layout of 11k-hands; HandInfo.csv comes last. The same command goes on where it was stopped."""
+    """Render hands in the layout of 11k-hands; HandInfo.csv comes last. The same command resumes where it stopped."""
     options = Options(seed, *resolution, fingers, quality)
     load_rig()  # before anything is written: it may be missing
     hands = dest / "Hands"

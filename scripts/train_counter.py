@@ -108,12 +108,12 @@ def _member(outdir: Path, hands: dict[int, U8], recipe: Recipe, m: int) -> Count
     if not path.exists():
         with tqdm(train_member(hands, recipe, seed=m), total=recipe.steps, unit="step", desc=f"member {m}") as bar:
             smooth = 1.4
-            for step, loss, member in bar:
-                smooth += 0.02 * (loss - smooth)
+            for step, loss, net in bar:
+                trained, smooth = net, smooth + 0.02 * (loss - smooth)
                 if step % 25 == 0:
                     bar.set_postfix(loss=f"{smooth:.3f}")
         with atomic_write(path) as temporary:
-            save_file({k: v.contiguous() for k, v in member.state_dict().items()}, temporary)
+            save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, temporary)
     member = CountingNet()
     stored = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in load_file(path).items()}
     member.load_state_dict(stored)  # what is measured below is what the counter's file will hold

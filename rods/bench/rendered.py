@@ -151,8 +151,10 @@ def _change(
             fingers = _part(fingers, which, -closing * (gap - np.radians(room)), -0.08 * closing)
         return tuple(fingers), None, NAMES[which]
     if which == 0:
-        fingers[0] = _turned(fingers[0], np.radians(-6 - room) / 2)
-        return tuple(fingers), _turned(fingers[0], np.radians(18 + room)), "thumb"
+        inner = min(fingers[0].azimuth + np.radians(10), fingers[1].azimuth - np.radians(12))
+        extra = _turned(fingers[0], inner - fingers[0].azimuth)
+        fingers[0] = _turned(extra, -np.radians(20 + room))
+        return tuple(fingers), extra, "thumb"
     if which == 4:
         fingers = [_turned(finger, np.radians(-room) / 2) for finger in fingers]
         return tuple(fingers), replace(_turned(fingers[4], np.radians(12 + room)), shift=BESIDE_LITTLE), "little"
