@@ -1,20 +1,23 @@
-"""Renders hands into a folder with exactly the layout of 11k-hands: Hands/*.jpg and HandInfo.csv, with ground truth."""
+"""Renders hands into a folder with exactly the layout of 11k-hands, with ground truth, or into a zip for train.py."""
 
 import csv
+import io
 import json
 import multiprocessing
 import re
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -24,14 +27,16 @@ from dnnlib.cli import Command
 from dnnlib.errors import UserError
 from dnnlib.util import alone, atomic_write
 from rods.bench.hand_mesh import load_rig
-from rods.bench.rendered import MIN_RESOLUTION, Hand, draw_hand, render_hands
+from rods.bench.rendered import MIN_RESOLUTION, Hand, as_grey, draw_hand, render_hands
 
 COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish"]
 COLUMNS += ["aspectOfHand", "imageName", "irregularities"]
 TRUTH = ["numFingers", "changed", "seed", "index", "tone", "rotation"]  # beside those of 11k-hands
 SKIN = ("very fair", "fair", "medium", "dark")
 CHUNK = 16
+Result = TypeVar("Result")
 OPTIONS = ".render-hands.json"
+DATE = (1980, 1, 1, 0, 0, 0)  # the same images give the same zip
 
 
 class Resolution(click.ParamType):  # type: ignore[type-arg]
@@ -61,7 +66,7 @@ class Options:
 
 
 @click.command(cls=Command)
-@click.option("--dest", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
+@click.option("--dest", type=click.Path(path_type=Path), required=True, help="Folder, or NAME.zip (grey PNG).")
 @click.option("--num", type=click.IntRange(1, 1_000_000), required=True, help="Hands.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Hand i depends on (seed, i).")
 @click.option("--resolution", type=Resolution(), default="160x120", show_default=True, help="Of the pictures.")
@@ -74,6 +79,37 @@ def main(
     """Render hands in the layout of 11k-hands; HandInfo.csv comes last. The same command resumes where it stopped."""
     options = Options(seed, *resolution, fingers, quality)
     load_rig()  # before anything is written: it may be missing
+    if dest.suffix == ".zip":
+        _write_zip(dest, num, options, workers)
+    else:
+        _fill(dest, num, options, workers)
+    click.echo(f"{dest}: {num} hands of {options.width}x{options.height}, {fingers} fingers, seed {seed}")
+
+
+def _write_zip(dest: Path, num: int, options: Options, workers: int) -> None:
+    """Grey PNG files in EDM's data-set format, uncompressed zip; it appears when it is complete."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    chunks = [list(range(s, min(s + CHUNK, num))) for s in range(0, num, CHUNK)]
+    with (
+        atomic_write(dest) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        tqdm(total=num, unit="hand", desc=dest.name) as bar,
+    ):
+        for chunk, images in zip(chunks, _run(partial(_grey, options=options), chunks, workers), strict=True):
+            for i, image in zip(chunk, images, strict=True):
+                png = io.BytesIO()
+                Image.fromarray(image).save(png, format="png", compress_level=6)
+                archive.writestr(zipfile.ZipInfo(f"{i // 1000:05d}/img{i:08d}.png", DATE), png.getvalue())
+            bar.update(len(chunk))
+
+
+def _grey(indices: list[int], *, options: Options) -> NDArray[np.uint8]:
+    size = (options.width, options.height)
+    return as_grey(render_hands(indices, seed=options.seed, resolution=size, num_fingers=options.fingers))
+
+
+def _fill(dest: Path, num: int, options: Options, workers: int) -> None:
+    """The folder: pictures that are missing, then the table."""
     hands = dest / "Hands"
     hands.mkdir(parents=True, exist_ok=True)
     with alone(hands, busy=f"another process is rendering into {dest}; wait for it or choose another --dest"):
@@ -86,7 +122,6 @@ def main(
             for done in _run(partial(_render, hands=hands, options=options), chunks, workers):
                 bar.update(done)
         _write_table(dest / "HandInfo.csv", num, options)
-    click.echo(f"{dest}: {num} hands of {options.width}x{options.height}, {fingers} fingers, seed {seed}")
 
 
 def _claim(dest: Path, options: Options) -> None:
@@ -106,7 +141,7 @@ def _claim(dest: Path, options: Options) -> None:
         temporary.write_text(json.dumps(asdict(options)) + "\n")
 
 
-def _run(work: "partial[int]", chunks: list[list[int]], workers: int) -> Iterator[int]:
+def _run(work: Callable[[list[int]], Result], chunks: list[list[int]], workers: int) -> Iterator[Result]:
     """Results of `work` over the chunks, in this process or in several."""
     with ExitStack() as stack:
         if workers == 1:

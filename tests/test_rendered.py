@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,19 @@ def test_the_folder_has_the_layout_of_11k_hands_and_grows(tmp_path):
     refused = CliRunner().invoke(command.main, [*options[:2], "--num=3"])
     assert refused.exit_code == 2
     assert "holds hands with other options" in refused.output
+
+
+@needs_anny
+def test_a_zip_for_training_holds_the_same_hands_in_grey(tmp_path):
+    options = ["--num=3", "--resolution=32", "--seed=6"]
+    for name in ("a", "b"):
+        assert CliRunner().invoke(command.main, [f"--dest={tmp_path / name}.zip", *options]).exit_code == 0
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    expected = as_grey(render_hands(3, seed=6, resolution=32))
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.namelist() == [f"00000/img{i:08d}.png" for i in range(3)]
+        for name, image in zip(archive.namelist(), expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(archive.open(name))), image)
 
 
 @needs_anny
