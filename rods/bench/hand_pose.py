@@ -12,7 +12,6 @@ from rods.bench.hand_mesh import BONES, METACARPAL, Rig, along_chain, cross, joi
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-STUMP = (0.95, 0.40, 0.40, 0.40, 0.40)  # bones from its base to where a missing finger ends: where it leaves the palm
 ROOT = -0.35  # where a copied finger begins, inside the palm, and narrower there
 UP = np.array([0.0, 0.0, 1.0])
 
@@ -28,6 +27,7 @@ class FingerPose:
     width: float = 1.0
     length: float = 1.0
     missing: bool = False
+    stump: float = 0.0  # of a missing finger: how many of its bones are left, from its base
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def pose_hand(rig: Rig, vertices: F64, joints: F64, fingers: list[FingerPose], e
     for f, finger in enumerate(fingers):
         mine = rig.finger == f
         if finger.missing:
-            rest[mine], weights[mine] = _draw_back(rest[mine], weights[mine], joints, f)
+            rest[mine], weights[mine] = _draw_back(rest[mine], weights[mine], joints, finger)
         else:
             rest[mine] = _resize(rest[mine], joints, finger)
         _set_bones(rotations, shifts, joints, finger)
@@ -125,19 +125,19 @@ def _root(points: F64, joints: F64, finger: FingerPose) -> F64:
     return points - offset * (0.55 * np.clip((0.35 - place) / (0.35 - ROOT), 0, 1))[:, None]
 
 
-def _draw_back(points: F64, weights: F64, joints: F64, finger: int) -> tuple[F64, F64]:
+def _draw_back(points: F64, weights: F64, joints: F64, finger: FingerPose) -> tuple[F64, F64]:
     """Points of a finger beyond its base, drawn back to a dome, and their weights moved to its first bone."""
-    chain = joint_chain(joints, finger)
+    chain, bones = joint_chain(joints, finger.source), BONES[finger.source]
     place, offset = along_chain(points, chain)
-    end = STUMP[finger]
+    end = finger.stump
     beyond = place > end
     phi = np.clip((place - end) / (3 - end), 0, 1)[:, None] * np.pi / 2
     radius = float(np.median(np.linalg.norm(offset[beyond], axis=1)))
     ahead = (chain[1] - chain[0]) / np.linalg.norm(chain[1] - chain[0])
     dome = chain[0] + end * (chain[1] - chain[0]) + np.sin(phi) * 0.25 * radius * ahead + np.cos(phi) * offset
     moved = weights.copy()
-    moved[:, BONES[finger, 0]] += moved[:, BONES[finger, 1:]].sum(axis=1)
-    moved[:, BONES[finger, 1:]] = 0
+    moved[:, bones[0]] += moved[:, bones[1:]].sum(axis=1)
+    moved[:, bones[1:]] = 0
     return np.where(beyond[:, None], dome, points), moved
 
 

@@ -140,10 +140,11 @@ def _change(
 ) -> tuple[tuple[FingerPose, ...], FingerPose | None, str]:
     """Takes one finger away or adds one: the fingers, the extra one, and where it happened."""
     which, closing, room = min(int(uniform(0, 5)), 4), uniform(-0.7, 1), uniform(11, 14)
+    stump = uniform(0.0, 0.4)  # fingers leave the palm at about 0.4 of their first bone
     if num_fingers == 5:
         return tuple(fingers), None, ""
     if num_fingers == 4:
-        fingers[which] = replace(fingers[which], missing=True)
+        fingers[which] = replace(fingers[which], missing=True, stump=stump if which else 0.5 + stump)
         if which == 0:  # what is left of it lies beside the palm
             fingers[0] = _turned(fingers[0], np.radians(-20) - fingers[0].azimuth)
         if which in (2, 3) and closing > 0:  # its neighbours come closer, on some hands until no gap is left
