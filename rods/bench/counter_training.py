@@ -20,14 +20,15 @@ from rods.eval.labels import Label
 U8 = NDArray[np.uint8]
 
 FALSE_FLAGS, FALSE_PASSES = 0.002, 0.01  # of held-out real and planted hands, that the thresholds aim at
+MOST_LOW, LEAST_HIGH = 0.2, 0.8  # between them nothing is sure, however well the classes separate
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a member is trained."""
 
-    steps: int = 700
-    per_class: int = 18  # pictures of each class in a batch
+    steps: int = 500
+    per_class: int = 16  # pictures of each class in a batch
     lr: float = 2e-3
     weight_decay: float = 0.02
     smoothing: float = 0.02  # of the labels
@@ -76,8 +77,7 @@ def choose_thresholds(five: NDArray[np.float32], other: NDArray[np.float32]) -> 
     """
     low = float(np.quantile(five[:, :, FIVE].max(axis=1), FALSE_FLAGS))
     high = float(np.quantile(other[:, :, FIVE].min(axis=1), 1 - FALSE_PASSES))
-    low = min(max(low, 0.02), 0.5)
-    return Thresholds(round(low, 4), round(min(max(high, 0.5), 0.95), 4))
+    return Thresholds(round(min(max(low, 0.02), MOST_LOW), 4), round(min(max(high, LEAST_HIGH), 0.95), 4))
 
 
 def measure(p: Mapping[str, NDArray[np.float32]], thresholds: Thresholds) -> dict[str, Any]:
