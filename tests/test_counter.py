@@ -200,9 +200,10 @@ def test_batches_hold_every_class_and_training_lowers_the_loss(hands):
     x, y = next(batches(hands, recipe, 0))
     assert x.shape == (24, 1, 64, 64)
     assert torch.bincount(y).tolist() == [6] * 4
+    recipe = Recipe(steps=30, per_class=4)
     losses = [loss for _, loss, _ in train_member(hands, recipe, seed=0)]
-    assert losses == [loss for _, loss, _ in train_member(hands, recipe, seed=0)]
-    assert losses[-1] < losses[0]
+    assert losses[:3] == [loss for (_, loss, _), _ in zip(train_member(hands, recipe, seed=0), range(3), strict=False)]
+    assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.1
 
 
 def test_spoilt_pictures_are_pictures(hands):

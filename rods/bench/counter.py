@@ -89,6 +89,8 @@ def prepare(images: NDArray[Any]) -> tuple[Tensor, NDArray[np.bool_]]:
         raise ValueError(f"the counter reads pictures of {RESOLUTION}x{RESOLUTION} or a multiple, not {H}x{H}")
     k = H // RESOLUTION
     unit = unit.reshape(N, RESOLUTION, k, RESOLUTION, k).mean(axis=(2, 4))
+    if not N:
+        return torch.empty(0, 1, RESOLUTION, RESOLUTION), np.empty(0, dtype=np.bool_)
     normal, contrast = normalise(unit)
     return torch.from_numpy(np.clip(normal, -1, 2)[:, None]), contrast >= MIN_CONTRAST
 
@@ -104,7 +106,10 @@ def probabilities(images: NDArray[Any], counter: Counter | None = None) -> NDArr
     with torch.no_grad():
         for batch in torch.split(x, BATCH):
             both = torch.cat([batch, batch.flip(3)])
-            votes = [member(both).softmax(dim=1).reshape(2, len(batch), -1).mean(dim=0) for member in counter.members]
+            votes = [
+                member(both).softmax(dim=1).reshape(2, len(batch), len(CLASSES)).mean(dim=0)
+                for member in counter.members
+            ]
             parts.append(torch.stack(votes, dim=1))
     result = torch.cat(parts).numpy() if parts else np.empty((0, len(counter.members), len(CLASSES)), np.float32)
     result[~shows] = np.eye(len(CLASSES), dtype=np.float32)[NO_HAND]
