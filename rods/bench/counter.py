@@ -35,7 +35,7 @@ BATCH = 128
 
 
 class CountingNet(nn.Module):
-    """Normalised pictures [B, 1, 64, 64] -> logits of CLASSES [B, 4]. About 0.13 M parameters, 15 M multiplications."""
+    """Normalised pictures [B, 1, 64, 64] -> logits of CLASSES [B, 4]. About .14 M parameters, 16 M multiplications."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def probabilities(images: NDArray[Any], counter: Counter | None = None) -> NDArr
 def label_rendered(images: NDArray[Any], counter: Counter | None = None) -> NDArray[np.int8]:
     """Labels [N] (codes of `rods.eval.labels.Label`); surely well: every member reads five fingers at both thresholds.
 
-    About 2 ms a picture. Types and errors of `prepare`.
+    About 5 ms a picture. Types and errors of `prepare`.
     """
     counter = load_counter() if counter is None else counter
     return labels_of(probabilities(images, counter), counter.thresholds)

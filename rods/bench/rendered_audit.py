@@ -24,7 +24,7 @@ AUDIT_SEED, REAL_SEED = 1_000_003, 3_000_000  # the generator was trained on see
 
 
 def real_hands(n: int, seed: int) -> F64:
-    """n fresh real hands [n, 1, 64, 64] in -1..1, of a seed that nothing was trained on; needs anny, 20 ms a hand.
+    """n fresh real hands [n, 1, 64, 64] in -1..1, of a seed that nothing was trained on; needs anny, 15 ms a hand.
 
     Raises ValueError for a negative n or seed; UserError where anny is missing.
     """
