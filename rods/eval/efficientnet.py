@@ -62,8 +62,13 @@ def _load() -> tuple[nn.Module, str]:
 def _fused(net: nn.Module) -> nn.Module:
     """Each batch normalisation folded into the convolution before it: a third fewer passes over memory."""
     for module in list(net.modules()):
-        for conv, bn in (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"),
-                         ("_project_conv", "_bn2"), ("_conv_head", "_bn1")):
+        for conv, bn in (
+            ("_conv_stem", "_bn0"),
+            ("_expand_conv", "_bn0"),
+            ("_depthwise_conv", "_bn1"),
+            ("_project_conv", "_bn2"),
+            ("_conv_head", "_bn1"),
+        ):
             if hasattr(module, conv):
                 setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
                 setattr(module, bn, nn.Identity())

@@ -40,7 +40,9 @@ class Extractor:
         with torch.inference_mode():
             features = self.extract(images.to(self.device).expand(-1, 3, -1, -1)).float().cpu().numpy()
         if features.shape != (len(images), self.dim):
-            raise ValueError(f"--detector={self.name} gives features of shape {list(features.shape)}, not [B, {self.dim}]")
+            raise ValueError(
+                f"--detector={self.name} gives features of shape {list(features.shape)}, not [B, {self.dim}]"
+            )
         if not np.isfinite(features).all():
             raise ValueError(f"--detector={self.name} gives features that are not finite; its file may be damaged")
         return np.asarray(features)

@@ -35,7 +35,7 @@ def frechet_distance(
         raise ValueError(
             f"frechet_distance: features of {len(m1)} and {len(m2)} dimensions; use one extractor for both"
         )
-    A1, A2 = _factor(C1, "cov1"), _factor(C2, "cov2")
+    A1, A2 = covariance_factor(C1, "cov1"), covariance_factor(C2, "cov2")
     root_trace = float(np.linalg.svd(A1.T @ A2, compute_uv=False).sum())  # of [r1, r2]
     difference = m1 - m2
     return max(0.0, float(difference @ difference + np.trace(C1) + np.trace(C2)) - 2 * root_trace)
@@ -54,7 +54,7 @@ def _moments(mean: NDArray[np.floating], cov: NDArray[np.floating], which: str) 
     return m, (C + C.T) / 2
 
 
-def _factor(C: F64, name: str) -> F64:
+def covariance_factor(C: F64, name: str) -> F64:
     """A [d, r] with A A^T = C, r the number of eigenvalues that are not 0 but for rounding."""
     eigenvalues, Q = np.linalg.eigh(C)
     largest = float(np.abs(eigenvalues).max())

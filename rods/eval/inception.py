@@ -1,7 +1,7 @@
 """The TF-Inception of 2015-12-05, whose 2048 pooled features are those of the FID, as a native module.
 
-It reads the state dict of the widely used PyTorch port, `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, and keeps
-its names. Source: Szegedy et al. 2016 (arXiv 1512.00567), figures 5 to 7. Where the TensorFlow graph behind the FID
+It reads the state dict of the widely used PyTorch port, `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, and
+keeps its names. Source: Szegedy et al. 2016 (arXiv 1512.00567), figures 5 to 7. Where the TensorFlow graph behind the FID
 leaves the paper, this follows the graph, as the port documents: average pooling does not count the padding, the last
 block pools by maximum, and the epsilon of batch normalisation is .001.
 """

@@ -115,7 +115,11 @@ def _archives(path: Path) -> Iterator[bytes]:
     try:
         with open(path, "rb") as f:
             for _, argument, _ in pickletools.genops(f):
-                if isinstance(argument, bytes | bytearray) and argument[:2] == b"PK" and _has_code(io.BytesIO(argument)):
+                if (
+                    isinstance(argument, bytes | bytearray)
+                    and argument[:2] == b"PK"
+                    and _has_code(io.BytesIO(argument))
+                ):
                     yield bytes(argument)
     except Exception:  # not a pickle after all, or cut short: genops raises ValueError, IndexError, UnicodeError, ...
         return
