@@ -87,12 +87,11 @@ def network_source(
 
     Raises UserError: options that do not suit the network.
     """
-    if snapshot.net.img_channels not in CHANNELS:
-        raise UserError(
-            f"--from-network makes images of {snapshot.net.img_channels} channels; only 1 or 3 have features"
-        )
+    made = snapshot.header.init_kwargs
+    if made["img_channels"] not in CHANNELS:
+        raise UserError(f"--from-network makes images of {made['img_channels']} channels; features need 1 or 3")
     try:
-        check_class(class_index, snapshot.net.label_dim)
+        check_class(class_index, made.get("label_dim", 0))
         config.rehearse(snapshot.net)
     except ValueError as e:
         raise UserError(respell(str(e))) from None

@@ -33,7 +33,7 @@ def efficientnet_extractor(*, device: torch.device, resize: str | None = None) -
         raise UserError(f"--resize={resize}: --detector={NAME} has {', '.join(RESIZES)}")
     size = RESIZES[resize]
     net, sha256 = _load()
-    net = net.to(device=device, memory_format=torch.channels_last)
+    net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def extract(images: Tensor) -> Tensor:
         x = F.interpolate(images.float(), size=(size, size), mode="bicubic", align_corners=False, antialias=True)

@@ -1,9 +1,9 @@
 """The TF-Inception of 2015-12-05, whose 2048 pooled features are those of the FID, as a native module.
 
 It reads the state dict of the widely used PyTorch port, `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, and
-keeps its names. Source: Szegedy et al. 2016 (arXiv 1512.00567), figures 5 to 7. Where the TensorFlow graph behind the FID
-leaves the paper, this follows the graph, as the port documents: average pooling does not count the padding, the last
-block pools by maximum, and the epsilon of batch normalisation is .001.
+keeps its names. Source: Szegedy et al. 2016 (arXiv 1512.00567), figures 5 to 7. Where the TensorFlow graph behind the
+FID leaves the paper, this follows the graph, as the port documents: average pooling does not count the padding, the
+last block pools by maximum, and the epsilon of batch normalisation is .001.
 """
 
 from __future__ import annotations
@@ -85,16 +85,16 @@ class BlockC(nn.Module):
 
     def __init__(self, c7: int) -> None:
         super().__init__()
-        row, column = {"kernel": (1, 7), "pad": (0, 3)}, {"kernel": (7, 1), "pad": (3, 0)}
+        row, column = partial(Conv, kernel=(1, 7), pad=(0, 3)), partial(Conv, kernel=(7, 1), pad=(3, 0))
         self.branch1x1 = Conv(768, 192, 1)
         self.branch7x7_1 = Conv(768, c7, 1)
-        self.branch7x7_2 = Conv(c7, c7, **row)
-        self.branch7x7_3 = Conv(c7, 192, **column)
+        self.branch7x7_2 = row(c7, c7)
+        self.branch7x7_3 = column(c7, 192)
         self.branch7x7dbl_1 = Conv(768, c7, 1)
-        self.branch7x7dbl_2 = Conv(c7, c7, **column)
-        self.branch7x7dbl_3 = Conv(c7, c7, **row)
-        self.branch7x7dbl_4 = Conv(c7, c7, **column)
-        self.branch7x7dbl_5 = Conv(c7, 192, **row)
+        self.branch7x7dbl_2 = column(c7, c7)
+        self.branch7x7dbl_3 = row(c7, c7)
+        self.branch7x7dbl_4 = column(c7, c7)
+        self.branch7x7dbl_5 = row(c7, 192)
         self.branch_pool = Conv(768, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -101,9 +101,9 @@ def _resampled(result: Result, x: F64, W: F64, reference: Reference | None) -> F
         return _kernel(x, W, reference.features.astype(np.float64))
     if result.metric == "inception-var":
         x = x - x.mean(axis=0)
-        return (x.shape[0] * (W @ (x**2).sum(axis=1)) - ((W @ x) ** 2).sum(axis=1)) / _pairs(W) / x.shape[1]
+        return np.asarray((len(x) * (W @ (x**2).sum(axis=1)) - ((W @ x) ** 2).sum(axis=1)) / _pairs(W) / x.shape[1])
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    return 1 - (((W @ unit) ** 2).sum(axis=1) - (W**2).sum(axis=1)) / _pairs(W)
+    return np.asarray(1 - (((W @ unit) ** 2).sum(axis=1) - (W**2).sum(axis=1)) / _pairs(W))
 
 
 def _pairs(W: F64) -> F64:
@@ -142,4 +142,4 @@ def _kernel(x: F64, W: F64, y: F64) -> F64:
         within += (W[:, rows] * (W @ K.T)).sum(axis=1)
         for begin in range(0, len(y), 4 * _ROWS):
             across[rows] += ((x[rows] @ y[begin : begin + 4 * _ROWS].T / d + 1) ** 3).sum(axis=1)
-    return within / _pairs(W) - 2 * (W @ across) / (n * len(y))
+    return np.asarray(within / _pairs(W) - 2 * (W @ across) / (n * len(y)))

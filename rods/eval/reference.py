@@ -55,8 +55,9 @@ class Reference:
 def write_reference(path: str | os.PathLike[str], reference: Reference) -> None:
     """Writes an .npz, atomically: equal statistics give equal bytes. EDM's programs read it too."""
     arrays: dict[str, Any] = {k: getattr(reference, k) for k in ("mu", "sigma", "n", *_TEXTS, "features")}
+    known: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
     with atomic_write(path) as temporary:
-        np.savez(temporary, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
+        np.savez(temporary, **known)
 
 
 def read_reference(source: str | os.PathLike[str], *, option: str = "--ref") -> Reference:

@@ -99,7 +99,7 @@ def load_torchscript(path: Path, device: torch.device, *, where: str) -> torch.j
         archives = iter([path.read_bytes()]) if f.read(2) == b"PK" else _archives(path)
     for archive in archives:
         try:
-            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(archive), map_location=device)
+            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(archive), map_location=device)  # type: ignore[no-untyped-call]
         except RuntimeError as e:
             raise UserError(f"{where}: its TorchScript cannot be read ({shown(str(e))}); fetch it again") from None
         return module.eval()
