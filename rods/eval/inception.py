@@ -236,8 +236,9 @@ def inception_extractor(
     resize = resize or "half-pixel"
     if resize not in RESIZES:
         raise UserError(f"--resize={resize}: {where} has {', '.join(RESIZES)}")
+    weights = read_weights(path, where=where)
     net = Inception()
-    load_into(net, read_weights(path, where=where), where=where)
+    load_into(net, weights, where=where)
     net = net.to(device).eval().requires_grad_(False)
     genuine = trust is not None or sha256.startswith(KNOWN_SHA256_START)
     suffix = "" if genuine else f"Inception-{sha256[:8]}"
