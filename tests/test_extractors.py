@@ -233,7 +233,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says):
             load_into(net, {**weights, **change}, where="x")
     del weights["0.bias"]
-    with pytest.raises(UserError, match="lacks tensor '0.bias'; it holds"):
+    with pytest.raises(UserError, match=r"lacks tensor '0.bias'; it holds"):
         load_into(net, weights, where="x")
 
 
@@ -244,12 +244,12 @@ def test_torchscript_runs_only_where_its_checksum_is_named(tmp_path: Path) -> No
     (tmp_path / "script.pkl").write_bytes(inside)
     for name in ("script.pt", "script.pkl"):
         path = tmp_path / name
-        with pytest.raises(UserError, match="holds TorchScript, which is a program and runs .*--trust-detector="):
+        with pytest.raises(UserError, match=r"holds TorchScript, which is a program and runs .*--trust-detector="):
             open_extractor(str(path), device=CPU)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        with pytest.raises(UserError, match="is TorchScript and resizes by itself"):
+        with pytest.raises(UserError, match=r"is TorchScript and resizes by itself"):
             open_extractor(str(path), device=CPU, trust=digest, resize="tf1")
-        with pytest.raises(UserError, match="^--trust-detector="):
+        with pytest.raises(UserError, match=r"^--trust-detector="):
             open_extractor(str(path), device=CPU, trust="0" * 64)
         extractor = open_extractor(str(path), device=CPU, trust=digest)
         assert (extractor.frechet_name, extractor.resize) == ("FID", "torchscript")
@@ -275,7 +275,7 @@ def test_what_is_no_batch_of_images_is_refused() -> None:
         with pytest.raises(ValueError, match=r"pass uint8 \[B, 1 or 3, H, W\]"):
             extractor(images)
     wrong = Extractor("x", "X", 3, "", "", CPU, lambda x: torch.full((len(x), 3), torch.inf))
-    with pytest.raises(ValueError, match="features that are not finite"):
+    with pytest.raises(ValueError, match=r"features that are not finite"):
         wrong(IMAGES)
     short = Extractor("x", "X", 3, "", "", CPU, lambda x: torch.zeros(len(x), 2))
     with pytest.raises(ValueError, match=r"shape \[2, 2\], not \[B, 3\]"):
@@ -283,11 +283,11 @@ def test_what_is_no_batch_of_images_is_refused() -> None:
 
 
 def test_options_that_an_extractor_does_not_have() -> None:
-    with pytest.raises(UserError, match="^--resize=tf1: --detector=pixels resizes in one way only"):
+    with pytest.raises(UserError, match=r"^--resize=tf1: --detector=pixels resizes in one way only"):
         open_extractor("pixels", device=CPU, resize="tf1")
-    with pytest.raises(UserError, match="^--trust-detector is for files"):
+    with pytest.raises(UserError, match=r"^--trust-detector is for files"):
         open_extractor("efficientnet-lite0", device=CPU, trust="0" * 64)
-    with pytest.raises(UserError, match="^--resize=tf1: --detector=efficientnet-lite0 has bicubic-224, bicubic-128"):
+    with pytest.raises(UserError, match=r"^--resize=tf1: --detector=efficientnet-lite0 has bicubic-224, bicubic-128"):
         open_extractor("efficientnet-lite0", device=CPU, resize="tf1")
 
 
@@ -333,5 +333,5 @@ def test_dreamsim_through_its_package(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("no route to host")
 
     monkeypatch.setitem(sys.modules, "dreamsim", types.SimpleNamespace(dreamsim=offline))
-    with pytest.raises(UserError, match="its weights cannot be loaded .'no route to host'.; without internet, run it"):
+    with pytest.raises(UserError, match=r"its weights cannot be loaded .'no route to host'.; without internet, run it"):
         dreamsim_extractor(device=CPU, cache_dir=tmp_path)

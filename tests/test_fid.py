@@ -252,15 +252,7 @@ def test_mistakes(data: dict[str, Path], tmp_path: Path) -> None:
         (("ref", f"--data={data['a']}", "--dest=stats.txt"), "--dest=stats.txt must be a file that ends in .npz"),
         (("compare", data["a"], one), "have 1 images of equal names"),
     ):
-        extra = (
-            ()
-            if arguments[0] == "ref"
-            else ("--metrics=fid",)
-            if "--metrics" not in " ".join(map(str, arguments))
-            else ()
-        )
-        if arguments[0] == "compare":
-            extra = (ref, "--metrics=fid")
+        extra = (ref,) if arguments[0] == "compare" else ()
         assert says in error(*arguments, *extra, *PIXELS)
     assert not (Path.cwd() / "stats.txt").exists()
 
@@ -358,12 +350,6 @@ def test_resampled_metrics_are_metrics(n: int) -> None:
             K = (y32 @ y32.T / 4 + 1) ** 3
             value += (K.sum() - np.trace(K)) / (30 * 29)
         assert value == pytest.approx(result.value, rel=1e-6, abs=1e-9), result.metric
-
-
-def within(y: np.ndarray) -> float:
-    """2 E k(y, y') over pairs minus the same: what `kid(y, y)` adds and takes away, so that E k(y, y') is left."""
-    K = (y @ y.T / y.shape[1] + 1) ** 3
-    return float((K.sum() - np.trace(K)) / (len(y) * (len(y) - 1)))
 
 
 def test_differences_and_their_intervals() -> None:
