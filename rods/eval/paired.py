@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rods.eval.extraction import FeatureSet
 from rods.eval.features import Extractor
 from rods.eval.frechet import covariance_factor
+from rods.eval.kernel import kernel
 from rods.eval.metrics import Result, measure
 from rods.eval.reference import Reference
 
@@ -133,13 +134,13 @@ def _frechet(x: F64, W: F64, reference: Reference) -> F64:
 
 def _kernel(x: F64, W: F64, y: F64) -> F64:
     """The terms of MMD^2 that hold x, of every resample [R]: mean of k(x, x') over pairs - 2 mean of k(x, y)."""
-    n, d = x.shape
+    n = len(x)
     within, across = np.zeros(len(W)), np.zeros(n)
     for start in range(0, n, _ROWS):
         rows = slice(start, start + _ROWS)
-        K = (x[rows] @ x.T / d + 1) ** 3  # [rows, n]
+        K = kernel(x[rows], x)  # [rows, n]
         K[np.arange(len(K)), np.arange(n)[rows]] = 0  # an image with itself
         within += (W[:, rows] * (W @ K.T)).sum(axis=1)
         for begin in range(0, len(y), 4 * _ROWS):
-            across[rows] += ((x[rows] @ y[begin : begin + 4 * _ROWS].T / d + 1) ** 3).sum(axis=1)
+            across[rows] += kernel(x[rows], y[begin : begin + 4 * _ROWS]).sum(axis=1)
     return np.asarray(within / _pairs(W) - 2 * (W @ across) / (n * len(y)))
