@@ -27,7 +27,8 @@ from rods.eval.metrics import METRICS, NEED_REFERENCE, measure, parse_metrics, s
 from rods.eval.paired import paired_differences
 from rods.eval.reference import Reference, read_reference, write_reference
 from rods.eval.statistics import feature_statistics
-from rods.runs.options import add_sampler_options, given_options, sampler_choice, sampler_config
+from rods.pipeline import SAMPLERS
+from rods.runs.options import add_sampler_options, given_options, sampler_choice, sampler_config, spelling
 from rods.runs.presets import find_preset
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
@@ -86,10 +87,10 @@ def main() -> None:
 @click.option("--images", metavar="DIR|ZIP", help="The images.")
 @click.option("--from-network", metavar="FILE|URL", help="Sample from this network in place of --images.")
 @click.option("--num", type=click.IntRange(2), help=f"How many images [default: all, {NUM} at most].")
-@click.option("--seed", type=int, default=0, show_default=True, help="Which images, where there are more than --num.")
+@click.option("--seed", type=int, help="Which images, where there are more than --num [default: 0].")
 @click.option("--seeds", type=SeedList(), help="Seeds to sample, with --from-network [default: 0 to --num - 1].")
 @click.option("--class", "class_index", type=int, help="Class label, with --from-network [default: random per seed].")
-@click.option("--sampler", help="Sampler, as generate.py's; so are the options of samplers below.")
+@click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Sampler; its options, below, are generate.py's.")
 @click.option("--preset", metavar="NAME|FILE", help="Settings of the sampler, as generate.py's.")
 @_reference_options
 @_extractor_options
@@ -97,12 +98,13 @@ def calc(**opts: Any) -> None:
     """Distance of images, or of a network's samples, to reference statistics."""
     if (opts["images"] is None) == (opts["from_network"] is None):
         raise UserError("give either --images=DIR or --from-network=FILE")
+    _refuse_idle_options(opts)
     names, device = parse_metrics(opts["metrics"]), _start(opts)
     with distributed.rank0_first():
         extractors = _extractors(names, opts, device)
         reference, warnings = _reference(names, opts, extractors[0])
         source = _network(opts, device) if opts["images"] is None else image_source(
-            opts["images"], option="--images", batch=opts["batch"], num=opts["num"], most=NUM, seed=opts["seed"]
+            opts["images"], option="--images", batch=opts["batch"], num=opts["num"], most=NUM, seed=opts["seed"] or 0
         )  # fmt: skip
     found = extract(source.num_blocks, source.load, extractors, num_images=source.num)
     if found is not None:
@@ -240,10 +242,27 @@ def _statistics(found: FeatureSet, extractor: Extractor, *, keep: int, seed: int
     )  # fmt: skip
 
 
+def _sampler_options(opts: dict[str, Any]) -> dict[str, Any]:
+    """The sampler options that were given. --detector is the features' here: restart's comes from a preset."""
+    return given_options({name: value for name, value in opts.items() if name != "detector"})
+
+
+def _refuse_idle_options(opts: dict[str, Any]) -> None:
+    """UserError for what would be ignored in silence."""
+    if opts["from_network"] is not None:
+        if opts["seed"] is not None:
+            raise UserError("--seed chooses among --images; the seeds of --from-network are --seeds")
+        if opts["seeds"] is not None and opts["num"] is not None:
+            raise UserError("--num and --seeds both say how many images; give one of them")
+        return
+    own = {"seeds": "--seeds", "class_index": "--class", "sampler": "--sampler", "preset": "--preset"}
+    idle = [option for name, option in own.items() if opts[name] is not None]
+    if idle := idle + [spelling(name) for name in _sampler_options(opts)]:
+        raise UserError(f"{idle[0]} is for --from-network; leave it out with --images")
+
+
 def _network(opts: dict[str, Any], device: torch.device) -> Source:
-    if opts["seeds"] is not None and opts["num"] is not None:
-        raise UserError("--num and --seeds both say how many images; give one of them")
-    given = given_options({name: value for name, value in opts.items() if name != "detector"})
+    given = _sampler_options(opts)
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
     snapshot = load_snapshot(opts["from_network"], device=device)
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)

@@ -116,7 +116,7 @@ def test_a_number_is_printed_with_n_and_warnings(data: dict[str, Path]) -> None:
 def test_warnings_by_size() -> None:
     assert len(size_warnings(["fid"], 2047, 10_000)) == 1
     assert "fewer than 10000" in size_warnings(["fid"], 2048, 10_000)[0]
-    assert "9999 reference images are fewer than 10000" in size_warnings(["kid"], 10_000, 9999)[0]
+    assert "9999 reference images are fewer than 10000" in size_warnings(["fid", "kid"], 10_000, 9999)[0]
     assert size_warnings(["fid"], 10_000, None) == size_warnings(["cosine"], 5, None) == []
 
 
@@ -249,6 +249,9 @@ def test_mistakes(data: dict[str, Path], tmp_path: Path) -> None:
         (("calc", f"--from-network={SMALL}", ref, "--num=2", "--seeds=0-3"), "--num and --seeds both say how many"),
         (("calc", f"--from-network={SMALL}", ref, "--num=2", "--class=1"), "--class: 1 given, but the network is"),
         (("calc", f"--from-network={SMALL}", ref, "--num=2", "--rho=7"), "The exponent of the noise grid"),
+        (("calc", f"--from-network={SMALL}", ref, "--seed=2"), "the seeds of --from-network are --seeds"),
+        (("calc", a, ref, "--class=1"), "--class is for --from-network; leave it out with --images"),
+        (("calc", a, ref, "--steps=9"), "--steps is for --from-network; leave it out with --images"),
         (("ref", f"--data={data['a']}", "--dest=stats.txt"), "--dest=stats.txt must be a file that ends in .npz"),
         (("compare", data["a"], one), "have 1 images of equal names"),
     ):

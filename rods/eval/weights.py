@@ -41,7 +41,8 @@ def read_weights(path: Path, *, where: str) -> dict[str, Tensor]:
 
     Raises UserError: TorchScript, damaged, or something else than named tensors.
     """
-    start = path.read_bytes()[:1024]
+    with open(path, "rb") as f:
+        start = f.read(1024)
     if looks_like_html(start):
         raise UserError(f"{where} is a web page, not a file of weights; open its address in a browser to see why")
     if is_torchscript(path):
