@@ -37,9 +37,9 @@ def kid(x: NDArray[np.floating], y: NDArray[np.floating], *, within_y: float | N
 
 
 def kernel_within(x: NDArray[np.floating]) -> float:
-    """The mean kernel of two different samples of x [n, d]."""
-    x = np.asarray(x, dtype=np.float64)
-    return (_kernel_sum(x, x) - _diagonal_sum(x)) / (len(x) * (len(x) - 1))
+    """The mean kernel of two different samples of x [n, d]. Raises ValueError for what `kid` refuses."""
+    a, _ = _checked(x, x)
+    return (_kernel_sum(a, a) - _diagonal_sum(a)) / (len(a) * (len(a) - 1))
 
 
 def subset_kid(
@@ -69,7 +69,7 @@ def subset_kid(
 
 def kernel(x: F64, y: F64) -> F64:
     """(x.y / d + 1)^3 for every pair, [n, m]."""
-    k = x @ y.T / x.shape[1] + 1
+    k: F64 = x @ y.T / x.shape[1] + 1
     return k * k * k  # numpy's ** 3 is ten times slower
 
 
