@@ -142,7 +142,7 @@ def ref(**opts: Any) -> None:
         reference = _statistics(found, extractor, keep=opts["features"], seed=opts["seed"])
         write_reference(dest, reference)
         click.echo(f"{dest}: {extractor.describe()}, n = {found.n}")
-        _warn([w.replace("images", "reference images", 1) for w in size_warnings(["fid"], found.n, None)])
+        _warn(size_warnings(["fid"], None, found.n))
     distributed.close()
 
 

@@ -96,8 +96,11 @@ def measure(
     return results
 
 
-def size_warnings(names: Sequence[str], n: int, n_ref: int | None) -> list[str]:
-    """What to say about small samples: the Fréchet distance is biased by them, the other metrics are not."""
+def size_warnings(names: Sequence[str], n: int | None, n_ref: int | None) -> list[str]:
+    """What to say about small samples: the Fréchet distance is biased by them, the other metrics are not.
+
+    None for a number that is unknown, or of no concern.
+    """
     if "fid" not in names:
         return []
     warnings = []

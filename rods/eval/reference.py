@@ -21,8 +21,8 @@ from dnnlib.util import atomic_write, looks_like_html, open_url
 from rods.eval.features import F32, Extractor
 
 F64 = NDArray[np.float64]
-_MAX_DIM = 20_000
-_MAX_BYTES = 4 << 30
+_MAX_DIM = 10_000
+_MAX_BYTES = 1 << 30  # of one array
 _TEXTS = ("detector", "detector_sha256", "resize", "data_sha256", "version")
 
 
