@@ -79,7 +79,7 @@ def main() -> None:
       python fid.py ref --data=train.zip --dest=train.npz --detector=efficientnet-lite0
       python fid.py calc --images=out --ref=train.npz --detector=efficientnet-lite0
       python fid.py compare out-edm out-rods --ref=train.npz --detector=efficientnet-lite0
-      torchrun --standalone --nproc_per_node=3 fid.py calc --images=out --ref=train.npz
+      torchrun --standalone --nproc_per_node=3 -- fid.py calc --images=out --ref=train.npz
     """
 
 
