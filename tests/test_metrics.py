@@ -11,7 +11,7 @@ from vectors import vector_file
 
 from rods.eval.diversity import cosine_diversity, inception_var
 from rods.eval.frechet import frechet_distance
-from rods.eval.kernel import kid, subset_kid
+from rods.eval.kernel import kernel_within, kid, subset_kid
 from rods.eval.statistics import FeatureStatistics
 
 F64 = NDArray[np.float64]
@@ -147,6 +147,8 @@ def test_kid_is_its_definition() -> None:
     xy = np.mean([k(a, b) for a in x for b in y])
     assert kid(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
     assert kid(y, x) == pytest.approx(kid(x, y), rel=1e-12)
+    assert kernel_within(x) == pytest.approx(xx, rel=1e-12)
+    assert kid(x, y, within_y=kernel_within(y)) == kid(x, y)
 
 
 def test_kid_in_blocks_is_kid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,11 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def names(self) -> list[str]:
+        """The images' paths in the folder or zip, in order of index."""
+        return list(self._names)
+
     def image(self, index: int) -> np.ndarray:
         """uint8 [C, H, W]; grey images have C = 1, RGB and palette images C = 3."""
         if self._cache is not None and index in self._cache:

@@ -17,17 +17,17 @@ def frechet_distance(
 ) -> float:
     """||m1 - m2||^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2), by symmetric eigenvalues in float64.
 
-    With C1 = A A^T the eigenvalues of C1 C2 are those of the symmetric A^T C2 A, and A needs no columns for the
-    eigenvalues of C1 that are 0: covariances of fewer samples than dimensions lose no digits, where a general matrix
-    square root leaves the real numbers. Rounding changes the result by about d 1e-8 of the largest eigenvalue at
-    worst; what it makes negative is 0.
+    With C1 = A1 A1^T and C2 = A2 A2^T the eigenvalues of C1 C2 are the squared singular values of A1^T A2, so the last
+    trace is their sum and no root of a small rounded number is taken. A needs no columns for the eigenvalues that are
+    0: covariances of fewer samples than dimensions lose no digits, where a general matrix square root leaves the real
+    numbers. A total below 0 is rounding, and is 0.
 
     Args:
         mean1, mean2: [d].
         cov1, cov2: [d, d], symmetric and positive semi-definite.
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or a matrix that is no covariance.
-    Cost: two symmetric eigendecompositions with vectors and one without, of d x d.
+    Cost: two symmetric eigendecompositions and the singular values of one matrix, of d x d or smaller.
     """
     m1, C1 = _moments(mean1, cov1, "1")
     m2, C2 = _moments(mean2, cov2, "2")
@@ -35,10 +35,8 @@ def frechet_distance(
         raise ValueError(
             f"frechet_distance: features of {len(m1)} and {len(m2)} dimensions; use one extractor for both"
         )
-    A1, A2 = _factor(C1, "cov1"), _factor(C2, "cov2")
-    A, C = (A1, C2) if A1.shape[1] <= A2.shape[1] else (A2, C1)  # of the smaller rank r
-    eigenvalues = np.linalg.eigvalsh(A.T @ C @ A) if A.size else np.zeros(0)  # [r]
-    root_trace = float(np.sqrt(eigenvalues.clip(min=0)).sum())
+    A1, A2 = covariance_factor(C1, "cov1"), covariance_factor(C2, "cov2")
+    root_trace = float(np.linalg.svd(A1.T @ A2, compute_uv=False).sum())  # of [r1, r2]
     difference = m1 - m2
     return max(0.0, float(difference @ difference + np.trace(C1) + np.trace(C2)) - 2 * root_trace)
 
@@ -56,7 +54,7 @@ def _moments(mean: NDArray[np.floating], cov: NDArray[np.floating], which: str) 
     return m, (C + C.T) / 2
 
 
-def _factor(C: F64, name: str) -> F64:
+def covariance_factor(C: F64, name: str) -> F64:
     """A [d, r] with A A^T = C, r the number of eigenvalues that are not 0 but for rounding."""
     eigenvalues, Q = np.linalg.eigh(C)
     largest = float(np.abs(eigenvalues).max())

@@ -24,17 +24,22 @@ class SubsetKid:
     subsets: int
 
 
-def kid(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+def kid(x: NDArray[np.floating], y: NDArray[np.floating], *, within_y: float | None = None) -> float:
     """Unbiased MMD^2 of all samples x [n, d] and y [m, d] under the kernel (x.y / d + 1)^3; may be negative.
 
+    `within_y` is `kernel_within(y)`, for those who compare many x with one y.
     Raises ValueError for shapes that do not fit, fewer than two samples, or values that are not finite.
     Cost: (n + m)^2 d multiplications; memory for 1024 rows of the kernel matrix.
     """
     x, y = _checked(x, y)
-    n, m = len(x), len(y)
-    within_x = (_kernel_sum(x, x) - _diagonal_sum(x)) / (n * (n - 1))
-    within_y = (_kernel_sum(y, y) - _diagonal_sum(y)) / (m * (m - 1))
-    return within_x + within_y - 2 * _kernel_sum(x, y) / (n * m)
+    within_y = kernel_within(y) if within_y is None else within_y
+    return kernel_within(x) + within_y - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+
+
+def kernel_within(x: NDArray[np.floating]) -> float:
+    """The mean kernel of two different samples of x [n, d]. Raises ValueError for what `kid` refuses."""
+    a, _ = _checked(x, x)
+    return (_kernel_sum(a, a) - _diagonal_sum(a)) / (len(a) * (len(a) - 1))
 
 
 def subset_kid(
@@ -62,6 +67,12 @@ def subset_kid(
     return SubsetKid(float(np.mean(values)), float(np.std(values, ddof=1)), size, subsets)
 
 
+def kernel(x: F64, y: F64) -> F64:
+    """(x.y / d + 1)^3 for every pair, [n, m]."""
+    k: F64 = x @ y.T / x.shape[1] + 1
+    return k * k * k  # numpy's ** 3 is ten times slower
+
+
 def _checked(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[F64, F64]:
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
@@ -75,7 +86,7 @@ def _checked(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[F64, F64
 
 def _kernel_sum(x: F64, y: F64) -> float:
     rows = range(0, len(x), _ROWS)
-    return sum(float((((x[i : i + _ROWS] @ y.T) / x.shape[1] + 1) ** 3).sum()) for i in rows)
+    return sum(float(kernel(x[i : i + _ROWS], y).sum()) for i in rows)
 
 
 def _diagonal_sum(x: F64) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
@@ -71,9 +72,9 @@ class Job:
         return names
 
 
-def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
-    """Sample a chunk and write it; an image that is not finite is recorded and never becomes a picture."""
-    done = sample_chunk(
+def sample(job: Job, chunk: Chunk) -> ChunkResult:
+    """The images of a chunk. Cost: that of the job's sampler."""
+    return sample_chunk(
         job.denoiser,
         chunk,
         job.config,
@@ -82,6 +83,23 @@ def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
         rng_on_cpu=job.rng == "cpu",
         dtype=DTYPES[job.dtype],
     )
+
+
+def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
+    """The images of a chunk as uint8 [B, C, H, W], the pixels that `sample_to_folder` saves.
+
+    Raises UserError: one of them is not finite.
+    """
+    images = sample(job, chunk).images
+    if not images.isfinite().all():
+        bad = images.isfinite().flatten(1).all(dim=1).logical_not().nonzero()[0].item()
+        raise UserError(f"the image of seed {chunk.row_seeds()[int(bad)][0]} is not finite; choose other noise levels")
+    return torch.from_numpy(to_uint8(images.cpu().numpy()))
+
+
+def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
+    """Sample a chunk and write it; an image that is not finite is recorded and never becomes a picture."""
+    done = sample(job, chunk)
     is_finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
     pixels = done.images.cpu().numpy()
     images = [to_pil(to_uint8(x)) if ok else None for x, ok in zip(pixels, is_finite, strict=True)]

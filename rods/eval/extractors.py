@@ -1,0 +1,30 @@
+"""Feature extractors by name."""
+
+from __future__ import annotations
+
+import torch
+
+from dnnlib.errors import UserError
+from rods.eval.efficientnet import efficientnet_extractor
+from rods.eval.features import Extractor, pixel_extractor
+from rods.eval.inception import inception_extractor
+
+NAMES = ("inception", "efficientnet-lite0", "pixels")
+
+
+def open_extractor(
+    name: str, *, device: torch.device, resize: str | None = None, trust: str | None = None
+) -> Extractor:
+    """The extractor `name` of `NAMES`, or the Inception in a file or at an address.
+
+    Raises UserError: its file or package is missing or damaged, or an option that it does not have.
+    """
+    if name in ("efficientnet-lite0", "pixels") and trust is not None:
+        raise UserError(f"--trust-detector is for files; --detector={name} has none: leave it out")
+    if name == "efficientnet-lite0":
+        return efficientnet_extractor(device=device, resize=resize)
+    if name == "pixels":
+        if resize is not None:
+            raise UserError(f"--resize={resize}: --detector=pixels resizes in one way only; leave it out")
+        return pixel_extractor(device)
+    return inception_extractor(None if name == "inception" else name, device=device, resize=resize, trust=trust)

@@ -1,0 +1,120 @@
+"""Metrics by name: what each needs, what it is called, and what it must not be printed without.
+
+Source: `spec/benchmark.md`, Metrics by name; docs/metrics.md has the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dnnlib.errors import UserError
+from rods.eval.diversity import cosine_diversity, inception_var
+from rods.eval.extraction import FeatureSet
+from rods.eval.features import Extractor
+from rods.eval.frechet import frechet_distance
+from rods.eval.kernel import kid, subset_kid
+from rods.eval.reference import Reference
+from rods.eval.statistics import feature_statistics
+
+METRICS = {
+    "fid": "Fréchet distance to the reference; kid comes with it",
+    "kid": "kernel distance to the reference",
+    "inception-var": "trace of the feature covariance / dimension",
+    "cosine": "mean pairwise 1 - cosine of the features",
+    "dreamsim": "the same of DreamSim's features (the extra dreamsim)",
+}
+NEED_REFERENCE = ("fid", "kid")
+FEW, ENOUGH = 2048, 10_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """A number with what it cannot be read without."""
+
+    metric: str
+    label: str
+    value: float
+    n: int
+    n_ref: int | None = None  # None where there is no reference, or it does not say
+    sd: float | None = None  # over subsets
+    mean: float | None = None
+    subset_size: int | None = None
+    subsets: int | None = None
+
+    def describe(self) -> str:
+        """One line: name, value, n."""
+        line = f"{self.label:<22} {self.value:<12.6g} n = {self.n}"
+        if self.metric in NEED_REFERENCE:
+            line += f" against {self.n_ref or 'an unknown number'}"
+        if self.sd is not None:
+            line += f"; {self.mean:.4g} +- {self.sd:.2g} over {self.subsets} subsets of {self.subset_size}"
+        return line
+
+
+def parse_metrics(text: str) -> list[str]:
+    """`fid,kid` -> names, in the order of `METRICS`; fid brings kid. Raises UserError for an unknown name."""
+    given = [part.strip() for part in text.split(",")]
+    if unknown := [name for name in given if name not in METRICS]:
+        raise UserError(f"--metrics={text}: {unknown[0]!r} is unknown; use some of {','.join(METRICS)}")
+    wanted = {*given, *(["kid"] if "fid" in given else [])}
+    return [name for name in METRICS if name in wanted]
+
+
+def measure(
+    names: Sequence[str], found: FeatureSet, extractors: Sequence[Extractor], reference: Reference | None
+) -> list[Result]:
+    """The metrics `names` of a feature set. `extractors` are those of the set: the main one, then DreamSim's if wanted.
+
+    kid is left out where the reference keeps no features. Raises ValueError for fewer than two images.
+    """
+    x, extractor, n = found.features[0], extractors[0], found.n
+    results = []
+    statistics = feature_statistics(x)
+    for name in names:
+        if name == "fid":
+            assert reference is not None
+            value = frechet_distance(statistics.mean, statistics.cov, reference.mu, reference.sigma)
+            results.append(Result(name, extractor.frechet_name, value, n, reference.n))
+        elif name == "kid" and reference is not None and reference.features is not None:
+            y, subset = reference.features, None
+            if min(n, len(y)) >= 4:
+                subset = subset_kid(x, y)
+            results.append(
+                Result(
+                    name, extractor.kernel_name, kid(x, y), n, len(y),
+                    *((subset.sd, subset.mean, subset.size, subset.subsets) if subset else ()),
+                )
+            )  # fmt: skip
+        elif name == "inception-var":
+            results.append(Result(name, extractor.variance_name, inception_var(statistics.cov), n))
+        elif name == "cosine":
+            label = f"Cosine-{extractor.suffix or 'Inception'}"
+            results.append(Result(name, label, cosine_diversity(x), n))
+        elif name == "dreamsim":
+            results.append(Result(name, "DreamSim diversity", cosine_diversity(found.features[1]), n))
+    return results
+
+
+def size_warnings(names: Sequence[str], n: int | None, n_ref: int | None) -> list[str]:
+    """What to say about small samples: the Fréchet distance is biased by them, the other metrics are not.
+
+    None for a number that is unknown, or of no concern.
+    """
+    if "fid" not in names:
+        return []
+    warnings = []
+    for count, what in ((n, "images"), (n_ref, "reference images")):
+        if count is None:
+            continue
+        if count < FEW:
+            warnings.append(
+                f"{count} {what} are fewer than {FEW}: the covariance is poorly known and the Fréchet distance far too "
+                "high; compare it only at equal numbers, and read the kernel distance"
+            )
+        elif count < ENOUGH:
+            warnings.append(
+                f"{count} {what} are fewer than {ENOUGH}: the Fréchet distance is biased upwards; "
+                "compare it only at equal numbers"
+            )
+    return warnings
