@@ -69,8 +69,8 @@ def label_shapes(images: NDArray[Any]) -> NDArray[np.int8]:
     images: uint8, or floats as a sampler returns them (in -1..1), white on black. Costs no network passes.
     Raises ValueError for other shapes or types, and values that are not finite.
     """
-    well: Bool = np.concatenate([_passes(c).all(axis=2) for c in _chunks(images)])  # [N, readings]
-    return combine_readings(well)
+    none = np.empty((0, len(READINGS)), dtype=bool)
+    return combine_readings(np.concatenate([none, *(_passes(c).all(axis=2) for c in _chunks(images))]))
 
 
 def present_shapes(images: NDArray[Any]) -> NDArray[np.int64]:
@@ -79,11 +79,11 @@ def present_shapes(images: NDArray[Any]) -> NDArray[np.int64]:
     Number b - 1, where b has bit 0 for a triangle, bit 1 for a square, bit 2 for a pentagon; -1 where the picture is
     not well at this reading. In the data each has probability 1/7. Arguments and errors as `label_shapes`.
     """
-    sets = []
+    sets = [np.empty(0, dtype=np.int64)]
     for c in _chunks(images):
         present = _pieces(c.shape, READINGS[1].threshold)[0] > 0  # [n, 3]
         sets.append(np.where(_passes(c)[:, 1].all(axis=1), present @ np.array([1, 2, 4]) - 1, -1))
-    return np.concatenate(sets).astype(np.int64)
+    return np.concatenate(sets)
 
 
 def faults(images: NDArray[Any]) -> Sequence[str]:
@@ -109,7 +109,7 @@ def _chunks(images: NDArray[Any]) -> Sequence[_Columns]:
     unit = as_unit(images)
     if unit.shape[1] != RESOLUTION:
         raise ValueError(f"images have shape {list(images.shape)}, Simple Shapes are {RESOLUTION}x{RESOLUTION}")
-    return [_columns(unit[i : i + CHUNK]) for i in range(0, max(len(unit), 1), CHUNK)]
+    return [_columns(unit[i : i + CHUNK]) for i in range(0, len(unit), CHUNK)]
 
 
 def _columns(unit: F32) -> _Columns:
