@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rods.bench.digits import mnist
 from rods.bench.grid25 import grid25, grid25_exact
 from rods.bench.hands_task import hands_32
 from rods.bench.shapes_task import shapes
@@ -14,4 +15,5 @@ TASKS: dict[str, Callable[[], Task]] = {
     "grid25-exact": grid25_exact,
     "shapes": shapes,
     "hands-32": hands_32,
+    "mnist": mnist,
 }
