@@ -43,7 +43,8 @@ def audit(*, num: int = 10_000, num_planted: int = 2_000) -> list[AuditLine]:
     pictures = draw_hands(num, seed=AUDIT_SEED)
     real = label_hands(pictures)
     planted = {f: draw_hands(num_planted, seed=AUDIT_SEED, num_fingers=f) for f in PLANTED}
-    mixed = np.concatenate([pictures[:num_planted], *planted.values()])
+    few = max(1, num_planted // 4)
+    mixed = np.concatenate([pictures[: 4 * few], *(hands[:few] for hands in planted.values())])
     return [
         audit_line("real data, fresh", real, Label.BAD, most=MAX_FALSE_FLAGS),
         audit_line("real data, fresh", real, Label.AMBIGUOUS),
