@@ -31,9 +31,13 @@ def main(task: str, picture: Path | None) -> int:
         p = line.share
         bar = "" if line.bar is None else f"{'at least' if line.must_reach else 'at most'} {100 * line.bar:g} %"
         verdict = "" if line.bar is None else "passes" if line.passes else "MISSES"
-        share = f"{100 * p.rate:.2f} % ({100 * p.low:.2f}-{100 * p.high:.2f})"
+        share = f"{_percent(p.rate)} % ({_percent(p.low)}-{_percent(p.high)})"
         click.echo(f"| {line.what} | {line.label} | {p.k} of {p.n} | {share} | {bar} | {verdict} |")
     return 0 if all(line.passes for line in lines) else 1
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}" if share == 0 or share >= 1e-4 else f"{100 * share:.1g}"
 
 
 if __name__ == "__main__":

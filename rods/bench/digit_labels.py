@@ -40,6 +40,7 @@ MADE_BY = "python scripts/train_digit_labeller.py"
 CLASSES, RESOLUTION = 10, 32
 NUM_NETS = 3
 REACHED_BY = (0.9975, 0.995, 0.99)  # shares of real digits: the three thresholds, the middle one as in the spec
+BRIGHTEST = 1.2  # what lies above, in units of the strokes' level, is cut off
 CHUNK = 512
 
 
@@ -117,7 +118,7 @@ def prepared(images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool
     if unit.shape[1] != RESOLUTION:
         raise ValueError(f"images have shape {list(images.shape)}, digits are {RESOLUTION}x{RESOLUTION}")
     digits, contrast = normalise(unit)
-    return np.clip(digits, 0, 1.2), contrast >= MIN_CONTRAST
+    return np.clip(digits, 0, BRIGHTEST), contrast >= MIN_CONTRAST
 
 
 def calibrated(nets: Sequence[DigitNet], digits: NDArray[Any]) -> DigitLabeller:

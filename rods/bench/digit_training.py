@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rods.bench.digit_labels import CLASSES, RESOLUTION, DigitNet, prepared
+from rods.bench.digit_labels import BRIGHTEST, CLASSES, RESOLUTION, DigitNet, prepared
+from rods.bench.tone import normalise
 
-TURN, STRETCH, SHEAR, SHIFT = math.radians(12), 0.15, 0.2, 2.5  # of the distortions: at most; the shift in pixels
-ELASTIC, KNOTS = 1.3, 6  # pixels (s.d.) of displacement at each of 6x6 knots
+TURN, STRETCH, SHEAR, SHIFT = math.radians(10), 0.12, 0.15, 2.5  # of the distortions: at most; the shift in pixels
+ELASTIC, KNOTS = 1.0, 6  # pixels (s.d.) of displacement at each of 6x6 knots
 GAMMA, NOISE, SOFT = 0.4, 0.06, 0.6  # of the tone: |ln gamma|, s.d. of noise, share of a 3x3 mean; at most
 MIX = (0.35, 0.65)  # share of either digit in a blend
 MELT = 3.0  # pixels of blur that leave no digit
+SHARES = (0.4, 0.25, 0.2, 0.15)  # of the four kinds of nothing
 LABELS = NDArray[np.int64]
 
 
@@ -27,7 +29,7 @@ class DigitTraining:
     """How a classifier is trained. Raises ValueError for sizes below 1."""
 
     seed: int = 0
-    epochs: int = 16
+    epochs: int = 12
     batch: int = 96  # digits
     nothings: int = 32  # pictures of no digit beside them
     lr: float = 2e-3  # down to 0 along a cosine
@@ -62,7 +64,7 @@ def train_digit_net(
                 group["lr"] = config.lr * (1 + math.cos(math.pi * (epoch + i / batches) / config.epochs)) / 2
             rows = order[i * config.batch : (i + 1) * config.batch]
             none = _nothings(x, y, config.nothings, g)
-            seen = distorted(torch.cat([x[rows], none]), g)
+            seen = _as_read(distorted(torch.cat([x[rows], none]), g))
             target = torch.full((len(seen), CLASSES), 1 / CLASSES)
             target[: len(rows)] = F.one_hot(y[rows], CLASSES).float()
             loss = F.cross_entropy(net(seen), target)
@@ -96,26 +98,36 @@ def distorted(x: Tensor, g: torch.Generator) -> Tensor:
     soft = torch.rand(N, 1, 1, 1, generator=g) * SOFT
     x = x + soft * (F.avg_pool2d(x, 3, stride=1, padding=1) - x)
     x = x.clamp(min=0) ** uniform(GAMMA, 1, 1, 1).exp()
-    return (x + torch.randn(x.shape, generator=g) * torch.rand(N, 1, 1, 1, generator=g) * NOISE)[:, 0].clamp(0, 1.2)
+    return (x + torch.randn(x.shape, generator=g) * torch.rand(N, 1, 1, 1, generator=g) * NOISE)[:, 0].clamp(0, 1)
+
+
+def _as_read(x: Tensor) -> Tensor:
+    """Pictures [N, 32, 32] in the tone in which the labeller reads them."""
+    return torch.from_numpy(np.clip(normalise(x.numpy())[0], 0, BRIGHTEST))
 
 
 def _nothings(x: Tensor, y: Tensor, n: int, g: torch.Generator) -> Tensor:
-    """n pictures of no digit: means of two digits of different classes, halves of digits, and blobs."""
-    a = torch.randint(len(x), (n,), generator=g)
-    b = torch.randint(len(x), (n,), generator=g)
+    """n pictures of no digit: means of two digits of different classes, halves of two, halves of one, and blobs."""
+    a, b = torch.randint(len(x), (2, n), generator=g)
+    other = torch.where((y[a] != y[b])[:, None, None], x[b], 0)
     share = MIX[0] + (MIX[1] - MIX[0]) * torch.rand(n, 1, 1, generator=g)
-    blend = torch.where((y[a] != y[b])[:, None, None], share * x[a] + (1 - share) * x[b], 0)
     angle = 2 * math.pi * torch.rand(n, 1, 1, generator=g)
     axis = torch.arange(RESOLUTION) - (RESOLUTION - 1) / 2
     mass = x[a].sum(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     cx = (x[a] * axis[None, None, :]).sum(dim=(1, 2), keepdim=True) / mass
     cy = (x[a] * axis[None, :, None]).sum(dim=(1, 2), keepdim=True) / mass
-    side = (axis[None, None, :] - cx) * angle.cos() + (axis[None, :, None] - cy) * angle.sin()
-    cut = x[a] * (side > 0)
+    side = (axis[None, None, :] - cx) * angle.cos() + (axis[None, :, None] - cy) * angle.sin() > 0
     t = torch.arange(-9, 10)
     kernel = torch.exp(-(t**2) / (2 * MELT**2))[None, None]
     kernel = kernel / kernel.sum()
     blob = F.conv2d(F.conv2d(x[a][:, None], kernel[..., None, :], padding=(0, 9)), kernel[..., None], padding=(9, 0))
-    kind = torch.randint(3, (n, 1, 1), generator=g)
-    mixed = torch.where(kind == 0, blend, torch.where(kind == 1, cut, blob[:, 0]))
+    kinds = torch.stack(
+        [
+            share * x[a] + (1 - share) * other,
+            torch.where(side, x[a], other.roll(4, 1).roll(-4, 2)),
+            torch.where(side, x[a], 0),
+            blob[:, 0],
+        ]
+    )
+    mixed = kinds[torch.multinomial(torch.tensor(SHARES), n, replacement=True, generator=g), torch.arange(n)]
     return mixed / mixed.amax(dim=(1, 2), keepdim=True).clamp(min=1e-3)  # as bright as digits are
