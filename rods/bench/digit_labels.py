@@ -84,6 +84,8 @@ class DigitLabeller:
         images: uint8, or floats as a sampler returns them (in -1..1), bright on dark. Raises ValueError for other
         shapes or types, and values that are not finite.
         """
+        if not len(images):
+            return np.empty((0, CLASSES))
         digits, seen = prepared(images)
         x = torch.from_numpy(digits)
         with torch.no_grad():
@@ -91,7 +93,7 @@ class DigitLabeller:
                 torch.stack([net(x[i : i + CHUNK]).softmax(dim=1) for net in self.nets]).mean(dim=0)
                 for i in range(0, len(x), CHUNK)
             ]
-        p = torch.cat(chunks).double().numpy() if chunks else np.empty((0, CLASSES))
+        p = torch.cat(chunks).double().numpy()
         return np.asarray(p * seen[:, None])
 
     def label(self, images: NDArray[Any]) -> NDArray[np.int8]:
