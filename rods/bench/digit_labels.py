@@ -1,0 +1,170 @@
+"""Labels pictures of digits: does an ensemble of small classifiers recognise one, as surely as it does real digits?
+
+How a picture is read (`spec/benchmark.md`, task 4 and "Labels that cannot be fooled"):
+
+1. Tone: background and strokes are mapped to 0 and 1 (`rods.bench.tone`), so an affine change of tone changes nothing.
+2. Confidence: the probability of the likeliest class, averaged over NUM_NETS networks that were trained from different
+   random numbers. They have seen distorted digits under their class, and blends, pieces and blurred digits under none
+   (all classes equally likely), so that "no digit" is an answer that they can give.
+3. The confidence is compared with three thresholds: those that 99.75, 99.5 and 99 % of held-out real digits reach. A
+   picture below all three is surely bad, one above all surely well, and every other one is ambiguous.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dnnlib.errors import UserError, shown
+from dnnlib.util import atomic_write
+from rods.bench.embedded import MODELS
+from rods.bench.tone import MIN_CONTRAST, as_unit, normalise
+from rods.eval.labels import combine_readings
+
+F64 = NDArray[np.float64]
+
+PATH = MODELS / "mnist-labeller.safetensors"
+MADE_BY = "python scripts/train_digit_labeller.py"
+CLASSES, RESOLUTION = 10, 32
+NUM_NETS = 3
+REACHED_BY = (0.9975, 0.995, 0.99)  # shares of real digits: the three thresholds, the middle one as in the spec
+BRIGHTEST = 1.2  # what lies above, in units of the strokes' level, is cut off
+CHUNK = 512
+
+
+class DigitNet(nn.Module):
+    """Logits [N, 10] of digits [N, 32, 32] with background 0 and strokes 1: three convolutions with stride 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (1, 16, 32, 64)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], 5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1)
+            for i in range(3)
+        )
+        self.out = nn.Linear(64 * 4 * 4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x[:, None]  # [N, 1, 32, 32]
+        for conv in self.convs:
+            h = F.silu(conv(h))  # [N, 64, 4, 4] in the end
+        return self.out(h.flatten(1))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The confidences that REACHED_BY of the digits reach, and on how many digits they were measured."""
+
+    thresholds: tuple[float, ...]
+    num: int
+
+
+@dataclass(frozen=True, eq=False)
+class DigitLabeller:
+    """An ensemble with its thresholds."""
+
+    nets: Sequence[DigitNet]
+    calibration: Calibration
+
+    def probabilities(self, images: NDArray[Any]) -> F64:
+        """Mean class probabilities [N, 10] of pictures [N, 32, 32] or [N, 1, 32, 32]; all 0 where nothing is seen.
+
+        images: uint8, or floats as a sampler returns them (in -1..1), bright on dark. Raises ValueError for other
+        shapes or types, and values that are not finite.
+        """
+        if not len(images):
+            return np.empty((0, CLASSES))
+        digits, seen = prepared(images)
+        x = torch.from_numpy(digits)
+        with torch.no_grad():
+            chunks = [
+                torch.stack([net(x[i : i + CHUNK]).softmax(dim=1) for net in self.nets]).mean(dim=0)
+                for i in range(0, len(x), CHUNK)
+            ]
+        p = torch.cat(chunks).double().numpy()
+        return np.asarray(p * seen[:, None])
+
+    def label(self, images: NDArray[Any]) -> NDArray[np.int8]:
+        """Labels int8 [N] (codes of `rods.eval.labels.Label`). Arguments and errors as `probabilities`."""
+        return combine_readings(
+            self.probabilities(images).max(axis=1)[:, None] >= np.array(self.calibration.thresholds)
+        )
+
+    def classes(self, images: NDArray[Any]) -> NDArray[np.int64]:
+        """The digit [N] in each picture, -1 where none is recognised at the middle threshold."""
+        p = self.probabilities(images)
+        return np.where(p.max(axis=1) >= self.calibration.thresholds[1], p.argmax(axis=1), -1)
+
+    def faults(self, images: NDArray[Any]) -> Sequence[str]:
+        """ "" for a digit, else "no digit" and the class that it is most like."""
+        p = self.probabilities(images)
+        found = p.max(axis=1) >= self.calibration.thresholds[1]
+        return ["" if ok else f"no digit (most like {k})" for ok, k in zip(found, p.argmax(axis=1), strict=True)]
+
+
+def prepared(images: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(pictures [N, 32, 32] with background 0 and strokes 1, whether there is any contrast [N])."""
+    unit = as_unit(images)
+    if unit.shape[1] != RESOLUTION:
+        raise ValueError(f"images have shape {list(images.shape)}, digits are {RESOLUTION}x{RESOLUTION}")
+    digits, contrast = normalise(unit)
+    return np.clip(digits, 0, BRIGHTEST), contrast >= MIN_CONTRAST
+
+
+def calibrated(nets: Sequence[DigitNet], digits: NDArray[Any]) -> DigitLabeller:
+    """The labeller whose thresholds REACHED_BY of these real digits [N, 32, 32] reach; the nets never saw them."""
+    unset = DigitLabeller(nets, Calibration((0.0,), 0))
+    confidence = unset.probabilities(digits).max(axis=1)
+    thresholds = tuple(float(np.quantile(confidence, 1 - share, method="lower")) for share in REACHED_BY)
+    return DigitLabeller(nets, Calibration(thresholds, len(digits)))
+
+
+def save_labeller(path: Path, labeller: DigitLabeller, *, facts: Mapping[str, Any]) -> None:
+    """Writes a labeller as safetensors, atomically; `facts` (JSON) say how it was made."""
+    tensors = {f"{i}.{k}": v.contiguous() for i, net in enumerate(labeller.nets) for k, v in net.state_dict().items()}
+    header = json.dumps({"calibration": asdict(labeller.calibration), "facts": dict(facts)}, sort_keys=True)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata={"digit_labeller": header}))
+
+
+@cache
+def load_labeller(path: Path = PATH) -> DigitLabeller:
+    """The labeller in a file that `save_labeller` wrote; nothing in the file is run.
+
+    Raises UserError: no such file, or one that holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: fetch it from the project's repository, or make it with `{MADE_BY}`")
+    try:
+        with safe_open(path, framework="pt") as f:
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a mapping)
+            calibration = _calibration(json.loads((f.metadata() or {})["digit_labeller"]))
+        nets = []
+        for i in range(NUM_NETS):
+            net = DigitNet()
+            net.load_state_dict({k: tensors.pop(f"{i}.{k}") for k in net.state_dict()}, strict=True)
+            nets.append(net.eval().requires_grad_(False))
+        if tensors:
+            raise KeyError(next(iter(tensors)))
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError) as e:
+        raise UserError(f"{path} holds no digit labeller ({shown(str(e))}); make it again with `{MADE_BY}`") from None
+    return DigitLabeller(nets, calibration)
+
+
+def _calibration(header: Mapping[str, Any]) -> Calibration:
+    thresholds, num = header["calibration"]["thresholds"], header["calibration"]["num"]
+    if [type(t) for t in thresholds] != [float] * len(REACHED_BY) or not all(0 <= t <= 1 for t in thresholds):
+        raise ValueError("its thresholds are no probabilities")
+    return Calibration(tuple(thresholds), int(num))

