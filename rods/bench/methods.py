@@ -1,0 +1,123 @@
+"""The benchmark's methods by name: a sampler with options, or a score read off the baseline's own images.
+
+A method is written as on the command line: a name of the table, and options after it, `restart sigma_r=2.24`. Options
+come from the table, from the command line, and else from what was calibrated for the network (its preset) or set for
+the task. A score changes no image: its sampler is asked to record only, so that its run is the baseline's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from dnnlib.errors import UserError
+from rods.bench.task import Task
+from rods.pipeline import SamplerConfig
+from rods.presets import Preset
+
+BASELINE = "euler"
+FINE_STEPS = 200  # of euler-200
+CHURN = 20.0  # S_churn of the churn rows, as in the first experiments (method.md, section 3)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the benchmark before it meets a task."""
+
+    sampler: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_score: bool = False  # the images stay the baseline's; what counts is how the score ranks them
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method on a task: every option has its value."""
+
+    name: str  # as given: `restart sigma_r=2.24`
+    config: SamplerConfig
+    is_score: bool
+
+    @property
+    def file_name(self) -> str:
+        """The name of its result file."""
+        return re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.name) + ".jsonl"
+
+
+def _score(sampler: str, **options: Any) -> Method:
+    return Method(sampler, options, is_score=True)
+
+
+METHODS: dict[str, Method] = {
+    BASELINE: Method("euler"),
+    "heun": Method("edm"),
+    "euler-200": Method("euler", {"num_steps": FINE_STEPS}),
+    "tvf": _score("restart", threshold=inf, detector="tvf", sigma_r=10.0),
+    "lid": _score("restart", threshold=inf, detector="lid", sigma_r=1.0),
+    "h-index": _score("rods-cas", eps=inf),
+    "overshoot": Method("overshoot"),
+    "sigma-offset": Method("sigma-offset"),
+    "churn": Method("edm", {"S_churn": CHURN}),
+    "churn-euler": Method("ablation", {"solver": "euler", "S_churn": CHURN}),
+    "random": Method("random"),
+    "restart": Method("restart"),
+    "restart-tvf": Method("restart", {"detector": "tvf"}),
+    "iq": Method("iq"),
+    "tag": Method("tag", {"eta": 1.1}),
+    "laplacian": Method("laplacian"),
+    "rods-cas": Method("rods-cas"),
+    "rods-cas-all": Method("rods-cas", {"eps": 0.0, "detect": False}),
+    "rods-cas-5": Method("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 5}),
+    "rods-cas-10": Method("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 10}),
+    "rods-sas": Method("rods-sas"),
+    "rods-sas-all": Method("rods-sas", {"eps": 0.0, "detect": False}),
+    "rods-cas+heun": Method("rods-cas", {"solver": "heun"}),
+    "rods-sas+heun": Method("rods-sas", {"solver": "heun"}),
+}
+"""In the order of the report."""
+
+
+def split_methods(text: str) -> list[str]:
+    """`euler,rods-cas window=.1,.5 rho=4,heun` -> its methods; a comma before anything but a letter is a value's."""
+    return [part.strip() for part in re.split(r",(?=\s*[A-Za-z])", text)]
+
+
+def resolve(text: str, task: Task, preset: Preset | None) -> Setting:
+    """The setting of a method on a task.
+
+    Raises UserError: an unknown method or option, a value of the wrong form, or a sampler that nobody calibrated.
+    """
+    name, *given = text.split()
+    if name not in METHODS:
+        raise UserError(f"--samplers: {name!r} is no method; use {', '.join(METHODS)}")
+    method = METHODS[name]
+    calibrated = preset.samplers.get(method.sampler, {}) if preset else {}
+    options = {
+        **(task.settings or {}).get(method.sampler, {}),
+        **calibrated,
+        "num_steps": task.num_steps,  # methods are compared at one length unless they say otherwise
+        **method.options,
+        **dict(_option(part, name) for part in given),
+    }
+    try:
+        return Setting(text, SamplerConfig.parse({"sampler": method.sampler, **options}), method.is_score)
+    except ValueError as e:
+        raise UserError(
+            f"--samplers: {text!r} on {task.name}: {e} (options are given as '{name} option=value'; "
+            f"scripts/calibrate.py --task={task.name} finds those of a network)"
+        ) from None
+
+
+def _option(text: str, method: str) -> tuple[str, Any]:
+    """`rho=4` -> ("rho", 4); a value that is no JSON is text."""
+    key, found, value = text.partition("=")
+    if not found or not key.isidentifier():
+        raise UserError(f"--samplers: {text!r} after {method} is no option; write option=value, such as rho=4")
+    number = re.sub(r"^(-?)\.", r"\g<1>0.", value)
+    try:
+        return key, json.loads(number)
+    except ValueError:
+        return key, value
