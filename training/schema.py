@@ -66,7 +66,7 @@ _SHARED: dict[str, Check] = {
     "img_channels": _integer(1, 64),
     "label_dim": _integer(0, 100_000),
     "use_fp16": _flag,
-    "model_type": _choice("SongUNet", "DhariwalUNet"),
+    "model_type": _choice("SongUNet", "DhariwalUNet", "MLP"),
 }
 _PRECONDS: dict[str, dict[str, Check]] = {
     "EDMPrecond": {
@@ -103,6 +103,7 @@ _MODELS: dict[str, dict[str, Check]] = {
         "decoder_type": _choice("standard", "skip"),
         "resample_filter": _list_of(_number(-1e6, 1e6), 1, 16),
     },
+    "MLP": {"hidden": _integer(1, 65536), "num_layers": _integer(1, 64)},
 }
 _DEFAULT_MODEL = {
     "EDMPrecond": "DhariwalUNet", "iDDPMPrecond": "DhariwalUNet", "VPPrecond": "SongUNet", "VEPrecond": "SongUNet",
@@ -138,8 +139,12 @@ def least_size(class_name: str, kwargs: Mapping[str, Any]) -> tuple[int, int]:
 
     The parameters are those of the embedding and of three of the four 3x3 convolutions of each block and its mirror
     image in the decoder, the fourth having fewer inputs; whole networks have up to 5 times as many. An argument that
-    is left out, and so has its default, counts as a small value.
+    is left out, and so has its default, counts as a small value. Of an MLP, the weights of its hidden layers.
     """
+    if kwargs.get("model_type") == "MLP":
+        hidden, layers = kwargs.get("hidden", 1), kwargs.get("num_layers", 1)
+        inputs = kwargs["img_channels"] * kwargs["img_resolution"] ** 2
+        return hidden * (inputs + hidden * (layers - 1)), layers
     channels, mults = kwargs.get("model_channels", 4), kwargs.get("channel_mult", [1])
     emb, noise = channels * kwargs.get("channel_mult_emb", 4), channels * kwargs.get("channel_mult_noise", 1)
     blocks = kwargs.get("num_blocks", 1)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.eval.correction import Proportion
+from rods.eval.correction import Proportion, proportion_interval
+from rods.eval.labels import Label
 from rods.types import Denoiser
 
 F64 = NDArray[np.float64]
@@ -32,6 +33,23 @@ class AuditLine:
     label: str  # "surely bad"
     share: Proportion
     bar: float | None = None  # the share it must not exceed (real data) or must reach (planted)
+    must_reach: bool = False  # which of the two
+
+    @property
+    def passes(self) -> bool:
+        """Whether the share, as measured, meets the bar."""
+        if self.bar is None:
+            return True
+        return self.share.rate >= self.bar if self.must_reach else self.share.rate <= self.bar
+
+
+def audit_line(
+    what: str, labels: NDArray[np.int8], label: Label, *, most: float | None = None, least: float | None = None
+) -> AuditLine:
+    """The share of `labels` [n] that are `label`, with its exact 95 % interval and a bar: at most, or at least."""
+    name = "ambiguous" if label is Label.AMBIGUOUS else f"surely {label.name.lower()}"
+    share = proportion_interval(int((labels == label).sum()), len(labels))
+    return AuditLine(what, name, share, most if least is None else least, must_reach=least is not None)
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,8 @@ class Task:
     label: Callable[[F64], NDArray[np.int8]]  # [N, C, H, W] -> codes of rods.eval.labels.Label [N]
     kinds: Callable[[F64], NDArray[np.int64]] | None  # mode, class or count of each sample, -1 for none; for coverage
     num_kinds: int  # 0 where `kinds` is None
-    real: Callable[[int, int], F64]  # (n, seed) -> held-out real data in the network's range; never training data
+    real: Callable[[int, int], F64]  # (n, seed) -> held-out real data in the network's range; never training data;
+    # fewer than n where there are no more (mnist)
     audit: Callable[[], Sequence[AuditLine]]
     is_picture: bool = True  # False: points, which have no tone and are drawn as a scatter plot
     calibration_seeds: range = range(1_000_000, 1_000_512)
@@ -56,3 +75,4 @@ class Task:
     batch: int = 32
     num_steps: int = 40
     settings: Mapping[str, Any] | None = None  # per-task sampler defaults that no preset has, by sampler name
+    faults: Callable[[F64], Sequence[str]] | None = None  # what is wrong with each sample in words, "" for nothing

@@ -1,0 +1,70 @@
+"""Task hands-32: drawn hands and their finger counter as one value for the benchmark's runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rods.bench.embedded import embedded_network
+from rods.bench.fingers import FINGERS, NO_HAND, THRESHOLDS, count_fingers, label_hands
+from rods.bench.hands import draw_hands
+from rods.bench.hands_audit import AUDIT_SEED, MAX_FALSE_FLAGS, MIN_FOUND, PLANTED
+from rods.bench.task import AuditLine, Task, audit_line
+from rods.bench.tone_audit import tone_lines
+from rods.eval.labels import Label
+
+F64 = NDArray[np.float64]
+
+REAL_SEED = 2_000_000  # of the first block of real hands; the network was trained on seed 0
+MADE_BY = "python train.py --preset=hands-32 --data=data/hands-32.zip"
+
+
+def real_hands(n: int, seed: int) -> F64:
+    """n real hands [n, 1, 32, 32] in -1..1 that no network was trained on.
+
+    Raises ValueError for a negative n or seed.
+    """
+    if n < 0 or seed < 0:
+        raise ValueError(f"real_hands: n={n} and seed={seed} must not be negative")
+    return draw_hands(n, seed=REAL_SEED + seed)[:, None] / 127.5 - 1
+
+
+def faults(images: F64) -> Sequence[str]:
+    """What is wrong with each picture: "" (five fingers at the middle threshold), "4 fingers", ..., "no hand"."""
+    counts = count_fingers(images, thresholds=(THRESHOLDS[1],))[:, 0]
+    return ["" if c == FINGERS else "no hand" if c == NO_HAND else f"{c} fingers" for c in counts]
+
+
+def audit(*, num: int = 10_000, num_planted: int = 2_000) -> list[AuditLine]:
+    """Labels of fresh real hands, of hands with a wrong number of fingers, and the control of tone; about a minute."""
+    pictures = draw_hands(num, seed=AUDIT_SEED)
+    real = label_hands(pictures)
+    planted = {f: draw_hands(num_planted, seed=AUDIT_SEED, num_fingers=f) for f in PLANTED}
+    mixed = np.concatenate([pictures[:num_planted], *planted.values()])
+    return [
+        audit_line("real data, fresh", real, Label.BAD, most=MAX_FALSE_FLAGS),
+        audit_line("real data, fresh", real, Label.AMBIGUOUS),
+        *(
+            audit_line(f"planted: {f} fingers", label_hands(hands), Label.BAD, least=MIN_FOUND)
+            for f, hands in planted.items()
+        ),
+        *tone_lines(mixed, label_hands),
+    ]
+
+
+def hands_32() -> Task:
+    """The task on the embedded network."""
+    return Task(
+        name="hands-32",
+        title="Drawn hands, 32x32: five fingers?",
+        networks={"hands-32": partial(embedded_network, "hands-32", made_by=MADE_BY)},
+        label=label_hands,
+        kinds=None,
+        num_kinds=0,
+        real=real_hands,
+        audit=audit,
+        faults=faults,
+    )

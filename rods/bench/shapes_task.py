@@ -1,0 +1,70 @@
+"""Task shapes: Simple Shapes, its labels and planted errors as one value for the benchmark's runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rods.bench.embedded import embedded_network
+from rods.bench.shapes import draw_shapes
+from rods.bench.shapes_labels import faults, label_shapes, present_shapes
+from rods.bench.shapes_planted import PLANTED, plant_errors
+from rods.bench.task import AuditLine, Task, audit_line
+from rods.bench.tone_audit import tone_lines
+from rods.eval.labels import Label
+
+F64 = NDArray[np.float64]
+
+AUDIT_SEED = 1_000_001  # the networks are trained on seed 0
+REAL_SEED = 2_000_000
+MADE_BY = (
+    "python train.py --preset=hands-32 --data=data/shapes-64.zip --outdir=training-runs --cbase=8 --attn=16,8 "
+    "--duration=.2"
+)
+NUM_SETS = 7  # of shapes that a picture may hold
+
+
+def real_shapes(n: int, seed: int) -> F64:
+    """n real pictures [n, 1, 64, 64] in -1..1 that no network was trained on.
+
+    Raises ValueError for a negative n or seed.
+    """
+    if n < 0 or seed < 0:
+        raise ValueError(f"real_shapes: n={n} and seed={seed} must not be negative")
+    return draw_shapes(n, seed=REAL_SEED + seed)[:, None] / 127.5 - 1
+
+
+def audit(*, num: int = 10_000, num_planted: int = 1_000) -> Sequence[AuditLine]:
+    """Labels of fresh real pictures, of planted errors, and the control of tone; about a minute."""
+    pictures = draw_shapes(num, seed=AUDIT_SEED)
+    real = label_shapes(pictures)
+    planted = {kind: plant_errors(kind, num_planted, seed=AUDIT_SEED) for kind in PLANTED}
+    few = max(1, num_planted // 4)
+    mixed = np.concatenate([pictures[: 4 * few], *(errors[:few] for errors in planted.values())])
+    return [
+        audit_line("real data, fresh", real, Label.BAD, most=0.0),
+        audit_line("real data, fresh", real, Label.AMBIGUOUS, most=0.0),
+        *(
+            audit_line(f"planted: {kind}", label_shapes(errors), Label.BAD, least=0.99)
+            for kind, errors in planted.items()
+        ),
+        *tone_lines(mixed, label_shapes),
+    ]
+
+
+def shapes() -> Task:
+    """The task on the network shapes-64."""
+    return Task(
+        name="shapes",
+        title="Simple Shapes, 64x64: at most one shape in a column, its own?",
+        networks={"shapes-64": partial(embedded_network, "shapes-64", made_by=MADE_BY)},
+        label=label_shapes,
+        kinds=present_shapes,
+        num_kinds=NUM_SETS,
+        real=real_shapes,
+        audit=audit,
+        faults=faults,
+    )

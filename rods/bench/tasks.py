@@ -1,0 +1,17 @@
+"""The benchmark's tasks by name, as `--task` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rods.bench.grid25 import grid25, grid25_exact
+from rods.bench.hands_task import hands_32
+from rods.bench.shapes_task import shapes
+from rods.bench.task import Task
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "grid25": grid25,
+    "grid25-exact": grid25_exact,
+    "shapes": shapes,
+    "hands-32": hands_32,
+}
