@@ -25,7 +25,7 @@ from rods.bench.methods import BASELINE, METHODS, Setting, resolve, split_method
 from rods.bench.report import AUDIT_NAME, audit_record, read_all, report_blocks
 from rods.bench.rows import compare
 from rods.bench.run import Place, run_methods
-from rods.bench.tables import outcome_table
+from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import LoadedNetwork, Task
 from rods.bench.tasks import TASKS
 from rods.presets import Preset
@@ -79,7 +79,7 @@ threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU
 def run(**opts: Any) -> None:
     """Sample the same seeds with every method; the same command goes on where it was interrupted."""
     use_threads(opts["threads"])
-    task = TASKS[opts["task_name"]]
+    task = TASKS[opts["task_name"]]()
     network = load_network(task, opts["network"])
     preset = find_preset(opts["preset"], network=network.name, folder=MODELS)
     settings = chosen_settings(opts["samplers"], task, preset)
@@ -91,8 +91,10 @@ def run(**opts: Any) -> None:
         )
     run_methods(task, network, settings, seeds, out=opts["out"], batch=opts["batch"] or task.batch)
     runs = read_all(Place(opts["out"], task.name, network.name))
-    asked = [runs[s.name] for s in settings]
-    click.echo(outcome_table([compare(asked[0], one) for one in asked]).markdown())
+    rows = [compare(runs[BASELINE], runs[s.name]) for s in settings]
+    click.echo(outcome_table([row for row in rows if not row.is_score]).markdown())
+    if scores := [row for row in rows if row.is_score]:
+        click.echo("\n" + detection_table(scores, rows[0]).markdown())
 
 
 @main.command(cls=Command, context_settings={"show_default": True})
@@ -100,7 +102,7 @@ def run(**opts: Any) -> None:
 @out_option
 def audit(task_name: str, out: Path) -> None:
     """Label pictures whose truth is known: fresh real data, planted errors, changes of tone."""
-    lines = TASKS[task_name].audit()
+    lines = TASKS[task_name]().audit()
     record = audit_record(lines)
     for line in record["lines"]:
         click.echo(f"{line['what']}: {line['label']} {line['share']}" + (f", bar {line['bar']}" if line["bar"] else ""))
@@ -122,8 +124,8 @@ def audit(task_name: str, out: Path) -> None:
 def report(task_name: str | None, dest: Path, threads: int | None, out: Path) -> None:
     """Write report.md with its figures, and report.html, which needs nothing else."""
     use_threads(threads)
-    tasks = TASKS if task_name is None else {task_name: TASKS[task_name]}
-    written = write_document(report_blocks(tasks, out, MODELS), dest, name="report")
+    tasks = [make() for name, make in TASKS.items() if task_name in (None, name)]
+    written = write_document(report_blocks({task.name: task for task in tasks}, out, MODELS), dest, name="report")
     for path in written[-2:]:
         click.echo(path)
 

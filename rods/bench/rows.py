@@ -24,6 +24,7 @@ F64 = NDArray[np.float64]
 KID_SAMPLES = 4096  # of either set; the kernel's cost is their product
 RETAINED = 0.96  # of the images, where a score is judged as a filter
 FALSE_ALARMS = 0.05
+MIN_GROUPS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +161,14 @@ def total_variance(groups: tuple[F64, F64, F64], weights: F64 | None = None) -> 
 
 
 def variance_kept(base: Results, run: Results) -> Estimate:
-    """Total variance as a ratio to the baseline's; groups that both files have are drawn again together."""
+    """Total variance as a ratio to the baseline's; groups that both files have are drawn again together.
+
+    Without an interval where the groups are too few to be drawn again.
+    """
     mine, theirs = run.groups(), base.groups()
     paired = len(mine[0]) == len(theirs[0])
+    if len(mine[0]) < MIN_GROUPS:
+        return Estimate(total_variance(mine) / total_variance(theirs), float("nan"), float("nan"), 0.95)
 
     def ratio(index: NDArray[np.intp]) -> float:
         w = np.bincount(index, minlength=len(mine[0])).astype(np.float64)

@@ -48,8 +48,9 @@ class Axis:
     def ticks(self) -> list[float]:
         if self.log:
             decades = range(math.floor(math.log10(self.lo)), math.ceil(math.log10(self.hi)) + 1)
-            wide = self.hi / self.lo > 300
-            marks = [m * 10.0**k for k in decades for m in ((1,) if wide else (1, 2, 5))]
+            ratio = self.hi / self.lo
+            steps = (1,) if ratio > 300 else (1, 2, 5) if ratio > 8 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+            marks = [m * 10.0**k for k in decades for m in steps]
             return [m for m in marks if self.lo * 0.999 <= m <= self.hi * 1.001]
         raw = (self.hi - self.lo) / 5
         size = 10 ** math.floor(math.log10(raw))
@@ -181,7 +182,7 @@ def _beside(px: float, py: float, label: str, taken: list[tuple[float, float, fl
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
     parts, left, upper = [], LEFT + 4.0, TOP - 8.0
     for name, colour in entries:
-        wide = 18 + 6.3 * len(name)
+        wide = 24 + 6.6 * len(name)
         if left + wide > WIDTH - 4:
             left, upper = LEFT + 4.0, upper + 14
         parts.append(f'<rect x="{left:.1f}" y="{upper - 8:.1f}" width="9" height="9" rx="2" fill="{colour}"/>')

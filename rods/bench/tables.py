@@ -164,7 +164,7 @@ def estimate(e: Estimate, *, percent: bool = False) -> str:
         return ""
     if percent:
         return f"{100 * e.value:.0f} % ({100 * e.low:.0f} to {100 * e.high:.0f})"
-    return f"{e.value:.3f} ({e.low:.3f}-{e.high:.3f})"
+    return f"{e.value:.3f}" + ("" if math.isnan(e.low) else f" ({e.low:.3f}-{e.high:.3f})")
 
 
 def number(value: float, form: str) -> str:
