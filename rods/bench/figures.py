@@ -152,3 +152,24 @@ def calibration_figures(tried: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             y = around("repaired minus broken, of the surely bad", [v for s in series for v in s.y], percent=True)
             found[family] = chart(f"Calibration of {family}", series, x, y)
     return found
+
+
+def critical_figures(found: Mapping[str, Any]) -> dict[str, str]:
+    """Where H is large, where it tells, and which steps decide, over the noise level."""
+    steps = [s for s in found["steps"] if s["sigma"] > 0]
+    t = [s["sigma"] for s in steps]
+    x = around("noise level", t, log=True)
+    sizes = [Series("H", t, [s["H"] for s in steps]), Series("H t^3 / rho", t, [s["H_scaled"] for s in steps])]
+    positive = [v for one in sizes for v in one.y if v > 0]
+    told = Series("AUROC of H at this step", t, [np.nan if s["auroc"] is None else s["auroc"] for s in steps])
+    shares = [
+        Series("its H is the largest of the run", t, [s["largest"] for s in steps]),
+        Series(f"flagged (eps {found['eps']:g})", t, [np.nan if s["flagged"] is None else s["flagged"] for s in steps]),
+    ]
+    chance = Series("chance", [min(t), max(t)], [0.5, 0.5], dashed=True)
+    every = [v for one in shares for v in one.y]
+    return {
+        "H": chart("Where H is large (medians)", sizes, x, around("", positive, log=True)),
+        "auroc": chart("Where H tells bad from good", [told, chance], x, around("AUROC", [0.4, 0.6, *told.y])),
+        "critical": chart("Which steps decide", shares, x, around("share of samples", every, percent=True, zero=True)),
+    }

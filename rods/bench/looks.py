@@ -77,7 +77,11 @@ def changed_seeds(base: Results, run: Results) -> list[tuple[int, str]]:
 
 
 def describe(task: Task, seed: int, what: str, before: U8, after: U8) -> Pair:
-    return Pair(before, after, f"seed {seed}", what, what != "repaired")
+    title = f"seed {seed}: {what}"
+    if task.faults is None:
+        return Pair(before, after, title, "", what != "repaired")
+    was, became = (fault or "well" for fault in task.faults(as_samples(np.stack([before, after]))))
+    return Pair(before, after, title, f"{was} -> {became}", what != "repaired")
 
 
 def png(pairs: Sequence[Pair], heading: str) -> bytes:

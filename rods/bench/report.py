@@ -205,8 +205,11 @@ def calibration_blocks(name: str, path: Path) -> list[Block]:
     """Every setting that the calibration tried, as curves, where its file lies beside the preset."""
     if not path.is_file():
         return []
-    tried = [json.loads(line) for line in path.read_text().splitlines()][1:]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    tried = [line for line in lines if "family" in line]
     drawn = figures.calibration_figures(tried)
+    for line in lines:
+        drawn |= figures.critical_figures(line["critical"]) if "critical" in line else {}
     return [
         Heading(f"Calibration of {name}", 3),
         Text(f"{len(tried)} settings on calibration seeds, which no other number of this page uses (`{path.name}`)."),
