@@ -21,8 +21,10 @@ from dnnlib.cli import Command, Group, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.document import write_document
+from rods.bench.embedded import MODELS
 from rods.bench.methods import BASELINE, METHODS, Setting, resolve, split_methods
-from rods.bench.report import AUDIT_NAME, audit_record, read_all, report_blocks
+from rods.bench.report import AUDIT_NAME, audit_record, report_blocks
+from rods.bench.results import read_results
 from rods.bench.rows import compare
 from rods.bench.run import Place, run_methods
 from rods.bench.tables import detection_table, outcome_table
@@ -30,9 +32,9 @@ from rods.bench.task import LoadedNetwork, Task
 from rods.bench.tasks import TASKS
 from rods.presets import Preset
 from rods.runs.presets import find_preset
+from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
 ALL = "all"
 
 
@@ -82,7 +84,7 @@ def run(**opts: Any) -> None:
     task = TASKS[opts["task_name"]]()
     network = load_network(task, opts["network"])
     preset = find_preset(opts["preset"], network=network.name, folder=MODELS)
-    settings = chosen_settings(opts["samplers"], task, preset)
+    settings = chosen_settings(opts["samplers"], task, preset, network.denoiser)
     seeds = opts["seeds"] or list(task.report_seeds)
     overlap = sorted(set(seeds) & set(task.calibration_seeds))
     if overlap:
@@ -90,8 +92,9 @@ def run(**opts: Any) -> None:
             f"--seeds: {len(overlap)} of them, such as {overlap[0]}, are calibration seeds; report none of these"
         )
     run_methods(task, network, settings, seeds, out=opts["out"], batch=opts["batch"] or task.batch)
-    runs = read_all(Place(opts["out"], task.name, network.name))
-    rows = [compare(runs[BASELINE], runs[s.name]) for s in settings]
+    place = Place(opts["out"], task.name, network.name)
+    base, *others = (read_results(place.results(s)).only(set(seeds)) for s in settings)
+    rows = [compare(base, one) for one in (base, *others)]
     click.echo(outcome_table([row for row in rows if not row.is_score]).markdown())
     if scores := [row for row in rows if row.is_score]:
         click.echo("\n" + detection_table(scores, rows[0]).markdown())
@@ -144,15 +147,15 @@ def load_network(task: Task, name: str | None) -> LoadedNetwork:
     return task.networks[name]()
 
 
-def chosen_settings(text: str, task: Task, preset: Preset | None) -> list[Setting]:
+def chosen_settings(text: str, task: Task, preset: Preset | None, denoiser: Denoiser) -> list[Setting]:
     """The settings of a list of methods, the baseline first; `all` leaves out what has no settings, and says so."""
     if text != ALL:
         names = split_methods(text)
-        return [resolve(name, task, preset) for name in [BASELINE, *(n for n in names if n != BASELINE)]]
+        return [resolve(name, task, preset, denoiser) for name in [BASELINE, *(n for n in names if n != BASELINE)]]
     found: list[Setting] = []
     for name in METHODS:
         try:
-            found.append(resolve(name, task, preset))
+            found.append(resolve(name, task, preset, denoiser))
         except UserError as e:
             click.echo(f"left out: {e}")
     return found

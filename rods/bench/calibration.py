@@ -104,11 +104,11 @@ class Search:
 
     def run(self, names: Sequence[str], seeds: Sequence[int]) -> list[Results]:
         """Results of methods on seeds, the baseline's first."""
-        settings = [resolve(name, self.task, None) for name in (BASELINE, *names)]
+        settings = [resolve(name, self.task, None, self.network.denoiser) for name in (BASELINE, *names)]
         run_methods(self.task, self.network, settings, seeds, out=self.out, batch=self.batch)
         place = Place(self.out, self.task.name, self.network.name)
         wanted = set(seeds)
-        return [only(read_results(place.results(s)), wanted) for s in settings]
+        return [read_results(place.results(s)).only(wanted) for s in settings]
 
     def try_all(self, family: str, names: Sequence[str], *, finals: bool = False) -> list[Trial]:
         """The trials of methods, on the first seeds or, for finals, on all."""
@@ -150,20 +150,6 @@ class Search:
         return [float(f"{r * np.sqrt(d.img_channels * d.img_resolution**2):.3g}") for r in RADII]
 
 
-def only(run: Results, seeds: set[int]) -> Results:
-    """A file's samples of these seeds. Chunks are kept where all of their samples are."""
-    if set(run.seeds.tolist()) <= seeds:
-        return run
-    rows, chunks, start = [], [], 0
-    for chunk in run.chunks:
-        own = run.rows[start : start + chunk["n"]]
-        if all(row[0] in seeds for row in own):
-            rows += own
-            chunks.append(chunk)
-        start += chunk["n"]
-    return Results(run.path, run.recipe, run.columns, rows, run.runs, chunks)
-
-
 # -- families ---------------------------------------------------------------------------------------------------------
 
 
@@ -200,9 +186,10 @@ def level_of(base: Results, run: Results, false_alarms: float) -> float:
 
 def restart(search: Search) -> tuple[dict[str, Any], str]:
     """Gated restart: the score that ranks best on the first seeds, then threshold, level to go back to, and rounds."""
-    levels = [search.level(f) for f in LEVELS]
+    levels = list(dict.fromkeys(search.level(f) for f in LEVELS))
+    late = [t * 1.02 for t in levels[1:]]  # a little above the steps that they stand for
     lids = [f"lid lid_sigma={t:g} draws={DRAWS[0]}" for t in levels]
-    ranked = rank_scores(search, [*lids, *(f"tvf tvf_sigma={t:g} sigma_r={max(levels):g}" for t in levels)])
+    ranked = rank_scores(search, [*lids, *(f"tvf tvf_sigma={t:.3g} sigma_r={max(levels):g}" for t in late)])
     best = ranked[0]
     more = [] if best.startswith("tvf") else [best.replace(f"draws={DRAWS[0]}", f"draws={k}") for k in DRAWS]
     names = []
@@ -213,7 +200,7 @@ def restart(search: Search) -> tuple[dict[str, Any], str]:
         lowest = next((float(p.split("=")[1]) for p in options if p.startswith("tvf_sigma=")), 0.0)
         for q in QUANTILES:
             head = f"restart detector={detector} {' '.join(options)} threshold={np.quantile(run.scores, q):.4g}"
-            names += [f"{head} sigma_r={t:g}" for t in levels if t >= lowest]
+            names += [f"{head} sigma_r={t:g}" for t in levels if t > lowest]
     chosen = search.best("restart", names, lambda name: [f"{name} rounds={k}" for k in (1, 6)])
     return options_of(chosen), chosen.remark()
 

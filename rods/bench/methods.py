@@ -18,6 +18,7 @@ from dnnlib.errors import UserError
 from rods.bench.task import Task
 from rods.pipeline import SamplerConfig
 from rods.presets import Preset
+from rods.types import Denoiser
 
 BASELINE = "euler"
 FINE_STEPS = 200  # of euler-200
@@ -64,7 +65,6 @@ METHODS: dict[str, Method] = {
     "churn-euler": Method("ablation", {"solver": "euler", "S_churn": CHURN}),
     "random": Method("random"),
     "restart": Method("restart"),
-    "restart-tvf": Method("restart", {"detector": "tvf"}),
     "iq": Method("iq"),
     "tag": Method("tag", {"eta": 1.1}),
     "laplacian": Method("laplacian"),
@@ -85,10 +85,11 @@ def split_methods(text: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?=\s*[A-Za-z])", text)]
 
 
-def resolve(text: str, task: Task, preset: Preset | None) -> Setting:
-    """The setting of a method on a task.
+def resolve(text: str, task: Task, preset: Preset | None, denoiser: Denoiser | None = None) -> Setting:
+    """The setting of a method on a task. Given the `denoiser`, values are tried out on one pixel, at no network pass.
 
-    Raises UserError: an unknown method or option, a value of the wrong form, or a sampler that nobody calibrated.
+    Raises UserError: an unknown method or option, a value of the wrong form or out of range, or a sampler that nobody
+    calibrated.
     """
     name, *given = text.split()
     if name not in METHODS:
@@ -103,12 +104,15 @@ def resolve(text: str, task: Task, preset: Preset | None) -> Setting:
         **dict(_option(part, name) for part in given),
     }
     try:
-        return Setting(text, SamplerConfig.parse({"sampler": method.sampler, **options}), method.is_score)
+        config = SamplerConfig.parse({"sampler": method.sampler, **options})
+        if denoiser is not None:
+            config.rehearse(denoiser)
     except ValueError as e:
         raise UserError(
             f"--samplers: {text!r} on {task.name}: {e} (options are given as '{name} option=value'; "
             f"scripts/calibrate.py --task={task.name} finds those of a network)"
         ) from None
+    return Setting(text, config, method.is_score)
 
 
 def _option(text: str, method: str) -> tuple[str, Any]:

@@ -113,6 +113,20 @@ class Results:
         squares = np.add.reduceat(np.array(self.column("sq"), dtype=np.float64), starts)
         return sizes, sizes[:, None] * means, squares
 
+    def only(self, seeds: set[int]) -> Results:
+        """The samples of these seeds, in whole chunks: one with any other seed is left out."""
+        if set(self.seeds.tolist()) <= seeds:
+            return self
+        rows: list[list[Any]] = []
+        chunks, start, place = [], 0, self.columns.index("seed")
+        for chunk in self.chunks:
+            own = self.rows[start : start + chunk["n"]]
+            start += chunk["n"]
+            if all(row[place] in seeds for row in own):
+                rows += own
+                chunks.append(chunk)
+        return Results(self.path, self.recipe, self.columns, rows, self.runs, chunks)
+
     def position(self) -> dict[int, int]:
         """Where each seed is in the file."""
         return {int(seed): i for i, seed in enumerate(self.seeds)}
@@ -143,7 +157,7 @@ class ResultWriter:
             k = changed[0]
             raise UserError(
                 f"{path} was made with {k} {found.recipe.get(k)}, not {self.recipe.get(k)}; repeat what made it, "
-                "remove it, or name another --out"
+                "remove it, or name another output folder"
             )
         if complete < path.stat().st_size:
             with open(path, "rb+") as f:
@@ -204,7 +218,9 @@ def _parse(path: Path, content: bytes) -> tuple[Results, int]:
         if not known or not set(results.labels.tolist()) <= set(map(int, Label)):
             raise ValueError
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError, OverflowError, RecursionError):
-        raise UserError(f"{path} is no result file of scripts/bench.py; remove it, or name another --out") from None
+        raise UserError(
+            f"{path} is no result file of scripts/bench.py; remove it, or name another output folder"
+        ) from None
     if not chunks:
         raise UserError(f"{path} holds no finished chunk; remove it and run again")
     return results, complete

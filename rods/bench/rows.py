@@ -167,14 +167,14 @@ def variance_kept(base: Results, run: Results) -> Estimate:
     """
     mine, theirs = run.groups(), base.groups()
     paired = len(mine[0]) == len(theirs[0])
-    if len(mine[0]) < MIN_GROUPS:
-        return Estimate(total_variance(mine) / total_variance(theirs), float("nan"), float("nan"), 0.95)
 
     def ratio(index: NDArray[np.intp]) -> float:
         w = np.bincount(index, minlength=len(mine[0])).astype(np.float64)
         other = total_variance(theirs, w if paired else None)
         return total_variance(mine, w) / other if other > 0 else float("nan")
 
+    if len(mine[0]) < MIN_GROUPS:
+        return Estimate(ratio(np.arange(len(mine[0]))), float("nan"), float("nan"), 0.95)
     return bootstrap(ratio, len(mine[0]))
 
 

@@ -139,8 +139,9 @@ class _Run:
             return
         # Nothing is timed before the network has run once, forward and backward.
         curvature_index(self.denoiser, warm_up_state(self.denoiser, min(batch, len(seeds))), 1.0, rho=1.0)
-        seldom = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
-        with tqdm(total=missing, unit="img", mininterval=seldom, desc=self.task.name) as progress:
+        terminal = sys.stderr.isatty()  # elsewhere, a line now and then, and none for what is soon done
+        every, delay = (0.1, 0) if terminal else (30, 10)
+        with tqdm(total=missing, unit="img", mininterval=every, delay=delay, desc=self.task.name) as progress:
             for chunk in cut_chunks(seeds, batch=batch):
                 for part in self._turns(chunk):
                     progress.update(part)
