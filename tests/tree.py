@@ -30,7 +30,7 @@ def source_files() -> list[Path]:
 def zone_of(path: Path) -> str:
     """`command`, or the package whose import rules hold for the file. Raises ValueError for a place that has none."""
     top, *rest = path.relative_to(ROOT).parts
-    if not rest or top == "scripts":
+    if not rest or top in ("scripts", "examples"):
         return "command"
     if top not in LIBRARY:
         raise ValueError(f"{path}: tests/test_imports.py has no rule for {top}/; give it one")
@@ -43,3 +43,8 @@ def requirements(extra: str | None = None) -> list[Requirement]:
     return [
         Requirement(line) for line in (project["optional-dependencies"][extra] if extra else project["dependencies"])
     ]
+
+
+def extras() -> list[str]:
+    """The names of the optional dependencies."""
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])

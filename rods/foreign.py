@@ -1,0 +1,94 @@
+"""Other people's models as denoisers D(x; sigma): any function, k-diffusion's models, and VP models in discrete steps.
+
+RODS needs D and its gradient in x, nothing else. The wrappers call the model they are given and import nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionDenoiser:
+    """A function D(x, sigma) with what the samplers want to know of a network.
+
+    `function(x, sigma)` gets x [B, C, H, W] float64 and sigma [] and returns the expected clean image, differentiable
+    in x. With `label_dim` > 0 it is called as function(x, sigma, class_labels [B, label_dim]).
+    """
+
+    function: Callable[..., Tensor]
+    img_channels: int
+    img_resolution: int
+    label_dim: int = 0
+    sigma_min: float = 0.0
+    sigma_max: float = inf
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        return self.function(x, sigma) if class_labels is None else self.function(x, sigma, class_labels)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """Every noise level is allowed."""
+        return sigma
+
+
+def from_k_diffusion(
+    model: Callable[..., Tensor], *, img_channels: int, img_resolution: int, sigma_min: float, sigma_max: float
+) -> FunctionDenoiser:
+    """A k-diffusion model, called there as model(x, sigma [B]) -> denoised, in float32. Cost of D: 1 F."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return model(x.float(), sigma.float().expand(len(x)))
+
+    return FunctionDenoiser(denoise, img_channels, img_resolution, sigma_min=sigma_min, sigma_max=sigma_max)
+
+
+def from_vp_steps(
+    model: Callable[[Tensor, Tensor], Any],
+    alphas_cumprod: Tensor,
+    *,
+    img_channels: int,
+    img_resolution: int,
+    prediction: Prediction = "epsilon",
+    dtype: torch.dtype = torch.float32,
+) -> FunctionDenoiser:
+    """A variance-preserving model of M discrete steps, such as a diffusers UNet: model(x_vp, t [B]) -> prediction.
+
+    `alphas_cumprod` [M] decreases; step t has the noise level sigma_t = sqrt(1 / alphas_cumprod_t - 1) and the input
+    x_vp = x / sqrt(1 + sigma^2). Between two steps t is interpolated linearly in log sigma, so every noise level in
+    [sigma_0, sigma_(M-1)] can be asked for. The result may be a tensor or have a `sample`, as in diffusers.
+    Cost of D: 1 F. Raises ValueError for an unknown prediction or a table that does not decrease in (0, 1).
+    """
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"prediction: {prediction!r} is unknown; give epsilon, v_prediction or sample")
+    table = torch.as_tensor(alphas_cumprod).double()
+    if table.ndim != 1 or len(table) < 2 or not ((table > 0) & (table < 1)).all() or not (table.diff() < 0).all():
+        raise ValueError("alphas_cumprod: give a decreasing table of numbers between 0 and 1, one per step")
+    log_sigmas = (1 / table - 1).log() / 2  # [M], ascending
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        t = time_of(sigma.double(), log_sigmas.to(x.device)).to(dtype).expand(len(x))
+        scale = (1 + sigma**2).sqrt()
+        answer = model((x / scale).to(dtype), t)
+        out: Tensor = getattr(answer, "sample", answer).to(x.dtype)
+        if prediction == "epsilon":
+            return x - sigma * out
+        return out if prediction == "sample" else (x / scale - sigma * out) / scale
+
+    low, high = float(log_sigmas[0].exp()), float(log_sigmas[-1].exp())
+    return FunctionDenoiser(denoise, img_channels, img_resolution, sigma_min=low, sigma_max=high)
+
+
+def time_of(sigma: Tensor, log_sigmas: Tensor) -> Tensor:
+    """The step t [], a real number, at which the noise level is `sigma`: linear between steps in log sigma."""
+    s = sigma.log().clamp(log_sigmas[0], log_sigmas[-1])
+    i = torch.searchsorted(log_sigmas, s).clamp(1, len(log_sigmas) - 1)
+    left, right = log_sigmas[i - 1], log_sigmas[i]
+    return i - 1 + (s - left) / (right - left)
