@@ -148,14 +148,19 @@ def load_network(task: Task, name: str | None) -> LoadedNetwork:
 
 
 def chosen_settings(text: str, task: Task, preset: Preset | None, denoiser: Denoiser) -> list[Setting]:
-    """The settings of a list of methods, the baseline first; `all` leaves out what has no settings, and says so."""
+    """The settings of a list of methods, the baseline first; `all` leaves out what has no settings, and says so.
+
+    It takes the first of two methods that come to the same.
+    """
     if text != ALL:
         names = split_methods(text)
         return [resolve(name, task, preset, denoiser) for name in [BASELINE, *(n for n in names if n != BASELINE)]]
     found: list[Setting] = []
     for name in METHODS:
         try:
-            found.append(resolve(name, task, preset, denoiser))
+            setting = resolve(name, task, preset, denoiser)
+            if all(setting.config != other.config for other in found):
+                found.append(setting)
         except UserError as e:
             click.echo(f"left out: {e}")
     return found

@@ -18,13 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.calibration import Search, critical_steps, options_of, restart, rods, with_radius
+from rods.bench.calibrate_restart import Found, iq_names, restart
+from rods.bench.calibration import Search, critical_steps, options_of, rods, with_radius
 from rods.bench.tasks import TASKS
 from rods.presets import parse_preset
 from torch_utils.distributed import usable_cores
 
-FAMILIES = ("rods-cas", "rods-sas", "overshoot", "sigma-offset", "tag", "restart")
-KAPPAS, ETAS = (0.05, 0.1, 0.2, 0.4), (1.05, 1.1, 1.2)
+FAMILIES = ("restart", "rods-cas", "rods-sas", "overshoot", "sigma-offset", "tag", "iq", "laplacian")
+KAPPAS, ETAS, ALPHAS = (0.05, 0.1, 0.2, 0.4), (1.05, 1.1, 1.2), (0.003, 0.01, 0.03)
 SUFFIX = ".preset.json"
 
 
@@ -35,15 +36,16 @@ def calibrated(search: Search, family: str) -> tuple[dict[str, Any], float | Non
     if family == "rods-sas":
         signs = [rods(search, f"rods-sas {sign}", f"rods-sas sas_sign={sign}") for sign in ("uphill", "downhill")]
         return min(signs, key=lambda found: rank_of(search, found[0]))
-    if family == "restart":
-        options, remark = restart(search)
-        return options, None, remark
-    if family == "overshoot":
+    if family == "iq":
+        best = search.best(family, iq_names(search))
+    elif family == "overshoot":
         best = with_radius(search, family, family)
-    elif family == "sigma-offset":
-        best = search.best(family, [f"{family} window={w} kappa={k:g}" for w in search.windows() for k in KAPPAS])
     else:
-        best = search.best(family, [f"tag window={w} eta={eta:g}" for w in ("0,1", *search.windows()) for eta in ETAS])
+        windows = ["0,1", *search.windows()] if family == "tag" else search.windows()
+        option, values = {"sigma-offset": ("kappa", KAPPAS), "tag": ("eta", ETAS), "laplacian": ("strength", ALPHAS)}[
+            family
+        ]
+        best = search.best(family, [f"{family} window={w} {option}={v:g}" for w in windows for v in values])
     return options_of(best), None, best.remark()
 
 
@@ -52,13 +54,15 @@ def rank_of(search: Search, options: dict[str, Any]) -> tuple[float, ...]:
     return min((-t.row.n, *t.rank) for t in search.trials.values() if options_of(t) == options)
 
 
-def preset_text(search: Search, found: dict[str, tuple[dict[str, Any], float | None, str]]) -> str:
+def preset_text(
+    search: Search, found: dict[str, tuple[dict[str, Any], float | None, str]], scores: Found | None
+) -> str:
     """The preset as JSON; the random control has overshoot's radius and window."""
     samplers = {family: options for family, (options, _, _) in found.items()}
     if "overshoot" in samplers:
         samplers["random"] = dict(samplers["overshoot"])
     remarks = "; ".join(f"{family}: {remark}" for family, (_, _, remark) in found.items())
-    preset = {
+    preset: dict[str, Any] = {
         "name": search.network.name,
         "network": search.network.name,
         "source": f"scripts/calibrate.py --task={search.task.name}, {len(search.seeds)} seeds from {search.seeds[0]}, "
@@ -66,6 +70,8 @@ def preset_text(search: Search, found: dict[str, tuple[dict[str, Any], float | N
         "samplers": samplers,
         "detect_eps": {family: risk for family, (_, risk, _) in found.items() if risk is not None},
     }
+    if scores is not None:
+        preset |= {"learned": scores.learned, "retention": scores.tables}
     parse_preset(preset, where="the calibration's preset")
     return json.dumps(preset, indent=2) + "\n"
 
@@ -137,15 +143,19 @@ def main(**opts: Any) -> None:
     search = Search(task, network, opts["out"], seeds, min(first, len(seeds)), batch)
 
     beside = opts["dest"].with_name(opts["dest"].name.removesuffix(SUFFIX).removesuffix(".json") + ".calibration.jsonl")
-    found, critical = {}, None
+    found, critical, scores = {}, None, None
     for family in families:
-        found[family] = options, risk, remark = calibrated(search, family)
+        if family == "restart":
+            scores = restart(search)
+            found[family] = options, risk, remark = scores.options, None, scores.remark
+        else:
+            found[family] = options, risk, remark = calibrated(search, family)
         click.echo(f"{family}: {json.dumps(options)}; {remark}")
         if family == "rods-cas" and risk is not None:
             eps = float(options["eps"]) or risk
             critical = critical_steps(search, rho=options["rho"], window=options["window"], eps=eps)
         write(beside, trials_text(search, critical))
-    write(opts["dest"], preset_text(search, found))
+    write(opts["dest"], preset_text(search, found, scores))
     click.echo(f"wrote {opts['dest']} and {beside}")
 
 

@@ -23,7 +23,7 @@ from rods.pipeline import SAMPLERS
 from rods.presets import Preset
 from rods.runs.images import to_uint8
 
-ALL = ["euler", "lid", "h-index", "overshoot", "restart"]
+ALL = ["euler", "lid", "h-index", "lmi", "overshoot", "restart"]
 
 
 def samples(path: Path) -> list[list]:
@@ -63,7 +63,7 @@ def test_what_a_file_says_of_points(tmp_path):
     assert np.array_equal(base.kinds, POINTS.kinds(x))
     assert (base.passes == [6, 0]).all()
     assert results["lid"].rows != base.rows
-    for score in ("lid", "h-index"):
+    for score in ("lid", "h-index", "lmi"):
         assert np.array_equal(results[score].features, base.features), "a score changes no sample"
         assert np.isfinite(results[score].scores).all()
     levels, steps = results["h-index"].step_scores
@@ -173,6 +173,8 @@ def test_methods_that_will_not_do_name_the_option_and_the_remedy(text, what):
 def test_a_list_of_methods_splits_at_methods_only():
     text = "euler,rods-cas window=.1,.5 rho=4, heun"
     assert split_methods(text) == ["euler", "rods-cas window=.1,.5 rho=4", "heun"]
+    one = "restart detector=lid:sigma=1.6,draws=8 sigma_r=2"
+    assert split_methods(f"{one},lid") == [one, "lid"]
 
 
 def test_the_table_names_samplers_that_exist_and_covers_them():

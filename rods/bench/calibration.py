@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from rods.bench.results import Results, read_results
 from rods.bench.rows import Row, common, compare, step_aurocs
 from rods.bench.run import Place, run_methods
 from rods.bench.task import LoadedNetwork, Task
-from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from rods.schedules import edm_grid
 
@@ -32,9 +30,6 @@ MAX_BROKEN, MIN_VARIANCE = 0.01, 0.97
 FINALISTS = 3  # settings of a family that are tried on all seeds
 WINDOWS = ((0.1, 0.5), (0.2, 0.6), (0.3, 0.7), (0.4, 0.8), (0.6, 0.9))  # of the steps; turned into noise levels
 RADII = (1 / 32, 1 / 8, 1 / 2)  # in units of sqrt(dimension)
-LEVELS = (0.35, 0.45, 0.55, 0.65, 0.75, 0.85)  # of the steps: where scores look, and where restarts go back to
-QUANTILES = (0.5, 0.7, 0.85)  # of the baseline's scores: what is above goes round again
-DRAWS = (4, 16)
 RISK_FALSE_ALARMS = 0.5  # where every sample is corrected, this share of the healthy ones counts as at risk
 GATES = (0.5, 0.2, 0.05)  # false alarms of a gated correction
 
@@ -140,10 +135,12 @@ class Search:
         levels = edm_grid(self.task.num_steps, sigma_min=low, sigma_max=high)
         return float(f"{float(levels[min(int(fraction * len(levels)), len(levels) - 1)]):.3g}")
 
+    def window(self, lo: float, hi: float) -> str:
+        """Fractions of the steps as noise levels, a little wider than the steps that they stand for."""
+        return f"sigma:{0.98 * self.level(hi - 1 / self.task.num_steps):.3g},{1.02 * self.level(lo):.3g}"
+
     def windows(self) -> list[str]:
-        """The windows in noise levels, a little wider than the steps that they stand for."""
-        last = 1 / self.task.num_steps
-        return [f"sigma:{0.98 * self.level(hi - last):.3g},{1.02 * self.level(lo):.3g}" for lo, hi in WINDOWS]
+        return [self.window(lo, hi) for lo, hi in WINDOWS]
 
     def radii(self) -> list[float]:
         d = self.network.denoiser
@@ -182,43 +179,6 @@ def level_of(base: Results, run: Results, false_alarms: float) -> float:
     mine, theirs = common(base, run)
     assert run.scores is not None
     return float(np.quantile(run.scores[theirs][base.labels[mine] != Label.BAD], 1 - false_alarms))
-
-
-def restart(search: Search) -> tuple[dict[str, Any], str]:
-    """Gated restart: the score that ranks best on the first seeds, then threshold, level to go back to, and rounds."""
-    levels = list(dict.fromkeys(search.level(f) for f in LEVELS))
-    late = [t * 1.02 for t in levels[1:]]  # a little above the steps that they stand for
-    lids = [f"lid lid_sigma={t:g} draws={DRAWS[0]}" for t in levels]
-    ranked = rank_scores(search, [*lids, *(f"tvf tvf_sigma={t:.3g} sigma_r={max(levels):g}" for t in late)])
-    best = ranked[0]
-    more = [] if best.startswith("tvf") else [best.replace(f"draws={DRAWS[0]}", f"draws={k}") for k in DRAWS]
-    names = []
-    for score in more or [best]:
-        run = search.run([score], search.seeds)[1]
-        assert run.scores is not None
-        detector, *options = (part for part in score.split() if not part.startswith("sigma_r="))
-        lowest = next((float(p.split("=")[1]) for p in options if p.startswith("tvf_sigma=")), 0.0)
-        for q in QUANTILES:
-            head = f"restart detector={detector} {' '.join(options)} threshold={np.quantile(run.scores, q):.4g}"
-            names += [f"{head} sigma_r={t:g}" for t in levels if t > lowest]
-    chosen = search.best("restart", names, lambda name: [f"{name} rounds={k}" for k in (1, 6)])
-    return options_of(chosen), chosen.remark()
-
-
-def rank_scores(search: Search, scores: Sequence[str]) -> list[str]:
-    """Scores by their AUROC on the first seeds, the best first; a score without one is last."""
-    base, *runs = search.run(scores, search.seeds[: search.first])
-    found = {name: score_auroc(base, run) for name, run in zip(scores, runs, strict=True)}
-    return sorted(scores, key=lambda name: -found[name] if found[name] == found[name] else inf)
-
-
-def score_auroc(base: Results, run: Results) -> float:
-    """AUROC of a run's score against the baseline's sure labels."""
-    mine, theirs = common(base, run)
-    labels = base.labels[mine]
-    sure = labels != Label.AMBIGUOUS
-    assert run.scores is not None
-    return auroc(run.scores[theirs][sure], labels[sure] == Label.BAD)
 
 
 def options_of(trial: Trial) -> dict[str, Any]:

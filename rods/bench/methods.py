@@ -22,6 +22,7 @@ from rods.types import Denoiser
 
 BASELINE = "euler"
 FINE_STEPS = 200  # of euler-200
+HIGH = 40.0  # a noise level of every run, at which scores that restart nothing may look at all steps below
 CHURN = 20.0  # S_churn of the churn rows, as in the first experiments (method.md, section 3)
 
 
@@ -56,9 +57,12 @@ METHODS: dict[str, Method] = {
     BASELINE: Method("euler"),
     "heun": Method("edm"),
     "euler-200": Method("euler", {"num_steps": FINE_STEPS}),
-    "tvf": _score("restart", threshold=inf, detector="tvf", sigma_r=10.0),
-    "lid": _score("restart", threshold=inf, detector="lid", sigma_r=1.0),
+    "tvf": _score("restart", threshold=inf, detector="tvf", sigma_r=HIGH),
+    "lid": _score("restart", threshold=inf, detector="lid", sigma_r=HIGH),
     "h-index": _score("rods-cas", eps=inf),
+    "lambda-max": _score("restart", threshold=inf, detector="lambda-max", sigma_r=HIGH),
+    "lmi": _score("restart", threshold=inf, detector="lmi", sigma_r=HIGH),
+    "score": _score("restart", threshold=inf, sigma_r=HIGH),  # whose `detector` is the calibrated one, or given
     "overshoot": Method("overshoot"),
     "sigma-offset": Method("sigma-offset"),
     "churn": Method("edm", {"S_churn": CHURN}),
@@ -74,6 +78,7 @@ METHODS: dict[str, Method] = {
     "rods-cas-10": Method("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 10}),
     "rods-sas": Method("rods-sas"),
     "rods-sas-all": Method("rods-sas", {"eps": 0.0, "detect": False}),
+    "rods-cas+churn": Method("rods-cas", {"S_churn": CHURN}),
     "rods-cas+heun": Method("rods-cas", {"solver": "heun"}),
     "rods-sas+heun": Method("rods-sas", {"solver": "heun"}),
 }
@@ -81,8 +86,8 @@ METHODS: dict[str, Method] = {
 
 
 def split_methods(text: str) -> list[str]:
-    """`euler,rods-cas window=.1,.5 rho=4,heun` -> its methods; a comma before anything but a letter is a value's."""
-    return [part.strip() for part in re.split(r",(?=\s*[A-Za-z])", text)]
+    """`euler,rods-cas window=.1,.5 rho=4,heun` -> its methods; a comma in a value is the value's."""
+    return [part.strip() for part in re.split(r",(?=\s*[A-Za-z][^\s,=]*(?:[\s,]|$))", text)]
 
 
 def resolve(text: str, task: Task, preset: Preset | None, denoiser: Denoiser | None = None) -> Setting:
@@ -96,15 +101,16 @@ def resolve(text: str, task: Task, preset: Preset | None, denoiser: Denoiser | N
         raise UserError(f"--samplers: {name!r} is no method; use {', '.join(METHODS)}")
     method = METHODS[name]
     calibrated = preset.samplers.get(method.sampler, {}) if preset else {}
-    options = {
-        **(task.settings or {}).get(method.sampler, {}),
-        **calibrated,
+    usual = (task.settings or {}).get(method.sampler, {})
+    replaced = {
+        **{k: v for k, v in usual.items() if k not in calibrated},
         "num_steps": task.num_steps,  # methods are compared at one length unless they say otherwise
         **method.options,
         **dict(_option(part, name) for part in given),
     }
+    known = preset or Preset("none", None, "", {})
     try:
-        config = SamplerConfig.parse({"sampler": method.sampler, **options})
+        config = known.config(method.sampler, replaced)
         if denoiser is not None:
             config.rehearse(denoiser)
     except ValueError as e:

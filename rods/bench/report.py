@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from dnnlib.errors import UserError
-from rods.bench import figures
+from rods.bench import plots
 from rods.bench.document import Block, Figure, Heading, Text
 from rods.bench.looks import pair_blocks, point_blocks
 from rods.bench.methods import BASELINE, METHODS
@@ -28,7 +28,7 @@ from rods.eval.labels import Label
 
 F64 = NDArray[np.float64]
 REAL_PICTURES, REAL_POINTS = 4096, 50_000  # held-out real samples that distances are taken to
-MIN_VARIANCE, MIN_HEALTHY, MAX_PASSES = 0.97, 400, 1.5
+MIN_VARIANCE, MIN_HEALTHY, MAX_PASSES, MAX_MODES_LOST = 0.97, 400, 1.5, 0.03
 AUDIT_NAME = "audit.json"
 INTRODUCTION = """Every number below is computed from the result files, which name the sampler, its options, the seeds,
 the network's SHA-256, the versions and the machine; `docs/benchmark.md` explains the protocol and its limits. All
@@ -94,9 +94,9 @@ def task_blocks(task: Task, place: Place, real: Reference, presets: Path) -> lis
         outcome_table(samplers),
         Text("\n".join(verdict(samplers))),
         quality_table(samplers, real, features=features_name(task)),
-        Figure(f"{name}-frontier.svg", figures.frontier_figure(rows), "surely bad against passes"),
-        Figure(f"{name}-broken.svg", figures.broken_figure(rows), "repaired against newly broken"),
-        Figure(f"{name}-diversity.svg", figures.diversity_figure(rows), "cut against variance kept"),
+        Figure(f"{name}-frontier.svg", plots.frontier_figure(rows), "surely bad against passes"),
+        Figure(f"{name}-broken.svg", plots.broken_figure(rows), "repaired against newly broken"),
+        Figure(f"{name}-diversity.svg", plots.diversity_figure(rows), "cut against variance kept"),
         *detection_blocks(name, rows, scores, runs),
         *(pair_blocks if task.is_picture else point_blocks)(task, place, name, runs),
         *calibration_blocks(name, presets / f"{place.network}.calibration.jsonl"),
@@ -147,11 +147,13 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         and row.variance_kept.value >= MIN_VARIANCE
         and row.forward + row.backward <= MAX_PASSES * cost
         and row.cut.low > 0
+        and modes_lost(row, base) <= MAX_MODES_LOST
     ]
     names = ", ".join(f"{row.name} (cut {100 * row.cut.value:.0f} %)" for row in good) or "no method"
     lines = [
         f"- Newly broken below {100 * BAR_BROKEN:g} % by the upper end of its interval, at least {MIN_VARIANCE:g} of "
-        f"the variance kept, at most {MAX_PASSES} times Euler's passes, and a cut whose interval lies above 0: {names}."
+        f"the variance kept, at most {MAX_PASSES} times Euler's passes, the shares of the kinds at most "
+        f"{MAX_MODES_LOST:g} farther from real data than Euler's (total variation), and a cut whose interval lies above 0: {names}."
     ]
     healthy = base.outcomes.broken.n
     if healthy < MIN_HEALTHY:
@@ -172,16 +174,16 @@ def detection_blocks(name: str, rows: Sequence[Row], scores: Sequence[Row], runs
     """Scores as detectors of the baseline's surely bad samples, and what calibrated thresholds say."""
     base = runs[BASELINE]
     own = [runs[row.name] for row in scores]
-    found = figures.curves(base, own)
+    found = plots.curves(base, own)
     if not found:
         return []
     return [
         Heading(f"Detection on {name}", 3),
         Text("Surely bad against surely well samples of the baseline; unsure ones are left out of these numbers."),
         detection_table(scores, rows[0]),
-        Figure(f"{name}-roc.svg", figures.roc_figure(found), "ROC"),
-        Figure(f"{name}-precision.svg", figures.precision_figure(found), "precision and recall"),
-        Figure(f"{name}-steps.svg", figures.step_figure(base, own), "AUROC per step"),
+        Figure(f"{name}-roc.svg", plots.roc_figure(found), "ROC"),
+        Figure(f"{name}-precision.svg", plots.precision_figure(found), "precision and recall"),
+        Figure(f"{name}-steps.svg", plots.step_figure(base, own), "AUROC per step"),
         *confusion_blocks(base, runs),
     ]
 
@@ -207,9 +209,9 @@ def calibration_blocks(name: str, path: Path) -> list[Block]:
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     tried = [line for line in lines if "family" in line]
-    drawn = figures.calibration_figures(tried)
+    drawn = plots.calibration_figures(tried)
     for line in lines:
-        drawn |= figures.critical_figures(line["critical"]) if "critical" in line else {}
+        drawn |= plots.critical_figures(line["critical"]) if "critical" in line else {}
     return [
         Heading(f"Calibration of {name}", 3),
         Text(f"{len(tried)} settings on calibration seeds, which no other number of this page uses (`{path.name}`)."),
