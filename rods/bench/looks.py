@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench import plots
+from rods.bench import figures
 from rods.bench.document import Block, Figure, Heading, Text
 from rods.bench.methods import BASELINE
 from rods.bench.pairs import Pair, pair_sheet
@@ -119,5 +119,5 @@ def point_blocks(task: Task, place: Place, name: str, runs: Mapping[str, Results
     shown = [(m, run) for m, run in runs.items() if m.split()[0] in CLOUDS]
     return [
         Heading(f"Where the points of {name} lie", 3),
-        *(Figure(f"{name}-{run.path.stem}.svg", plots.points_figure(m, run), f"points of {m}") for m, run in shown),
+        *(Figure(f"{name}-{run.path.stem}.svg", figures.points_figure(m, run), f"points of {m}") for m, run in shown),
     ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from dnnlib.errors import UserError
-from rods.bench import plots
+from rods.bench import figures
 from rods.bench.document import Block, Figure, Heading, Text
 from rods.bench.looks import pair_blocks, point_blocks
 from rods.bench.methods import BASELINE, METHODS
@@ -94,9 +94,9 @@ def task_blocks(task: Task, place: Place, real: Reference, presets: Path) -> lis
         outcome_table(samplers),
         Text("\n".join(verdict(samplers))),
         quality_table(samplers, real, features=features_name(task)),
-        Figure(f"{name}-frontier.svg", plots.frontier_figure(rows), "surely bad against passes"),
-        Figure(f"{name}-broken.svg", plots.broken_figure(rows), "repaired against newly broken"),
-        Figure(f"{name}-diversity.svg", plots.diversity_figure(rows), "cut against variance kept"),
+        Figure(f"{name}-frontier.svg", figures.frontier_figure(rows), "surely bad against passes"),
+        Figure(f"{name}-broken.svg", figures.broken_figure(rows), "repaired against newly broken"),
+        Figure(f"{name}-diversity.svg", figures.diversity_figure(rows), "cut against variance kept"),
         *detection_blocks(name, rows, scores, runs),
         *(pair_blocks if task.is_picture else point_blocks)(task, place, name, runs),
         *calibration_blocks(name, presets / f"{place.network}.calibration.jsonl"),
@@ -153,7 +153,8 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     lines = [
         f"- Newly broken below {100 * BAR_BROKEN:g} % by the upper end of its interval, at least {MIN_VARIANCE:g} of "
         f"the variance kept, at most {MAX_PASSES} times Euler's passes, the shares of the kinds at most "
-        f"{MAX_MODES_LOST:g} farther from real data than Euler's (total variation), and a cut whose interval lies above 0: {names}."
+        f"{MAX_MODES_LOST:g} farther from real data than Euler's (total variation), and a cut whose interval lies "
+        f"above 0: {names}."
     ]
     healthy = base.outcomes.broken.n
     if healthy < MIN_HEALTHY:
@@ -170,20 +171,27 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def modes_lost(row: Row, base: Row) -> float:
+    """By how much the shares of the kinds are farther from real data than the baseline's; 0 for tasks without kinds."""
+    if row.distances is None or base.distances is None or math.isnan(base.distances.modes):
+        return 0.0
+    return row.distances.modes - base.distances.modes
+
+
 def detection_blocks(name: str, rows: Sequence[Row], scores: Sequence[Row], runs: Mapping[str, Results]) -> list[Block]:
     """Scores as detectors of the baseline's surely bad samples, and what calibrated thresholds say."""
     base = runs[BASELINE]
     own = [runs[row.name] for row in scores]
-    found = plots.curves(base, own)
+    found = figures.curves(base, own)
     if not found:
         return []
     return [
         Heading(f"Detection on {name}", 3),
         Text("Surely bad against surely well samples of the baseline; unsure ones are left out of these numbers."),
         detection_table(scores, rows[0]),
-        Figure(f"{name}-roc.svg", plots.roc_figure(found), "ROC"),
-        Figure(f"{name}-precision.svg", plots.precision_figure(found), "precision and recall"),
-        Figure(f"{name}-steps.svg", plots.step_figure(base, own), "AUROC per step"),
+        Figure(f"{name}-roc.svg", figures.roc_figure(found), "ROC"),
+        Figure(f"{name}-precision.svg", figures.precision_figure(found), "precision and recall"),
+        Figure(f"{name}-steps.svg", figures.step_figure(base, own), "AUROC per step"),
         *confusion_blocks(base, runs),
     ]
 
@@ -209,9 +217,9 @@ def calibration_blocks(name: str, path: Path) -> list[Block]:
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     tried = [line for line in lines if "family" in line]
-    drawn = plots.calibration_figures(tried)
+    drawn = figures.calibration_figures(tried)
     for line in lines:
-        drawn |= plots.critical_figures(line["critical"]) if "critical" in line else {}
+        drawn |= figures.critical_figures(line["critical"]) if "critical" in line else {}
     return [
         Heading(f"Calibration of {name}", 3),
         Text(f"{len(tried)} settings on calibration seeds, which no other number of this page uses (`{path.name}`)."),
