@@ -5,7 +5,7 @@ MIN_PYTHON := 3, 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types bench
+.PHONY: help demo test check lint types bench docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -27,6 +27,11 @@ types: .venv/.installed ## mypy, strict
 
 bench: .venv/.installed ## the speed of every sampler as a ratio to Euler
 	@$(PY) scripts/bench_speed.py
+
+docs: .venv/.installed ## the documentation as a site, in build/site; it needs no internet to read
+	@$(PY) -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@$(PY) -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 # .venv/.unfinished marks an install that was cut off: what it left may be broken, so it is made anew.
 .venv/.installed: pyproject.toml constraints.txt

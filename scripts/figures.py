@@ -11,7 +11,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
 from dnnlib.cli import Command
-from rods.bench.figures import theory
+from rods.bench.plots import theory
 
 FIGURES: dict[str, Callable[[Path], Path]] = {"fig2": theory.fig2, "theorems": theory.theorems}
 

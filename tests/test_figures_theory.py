@@ -9,7 +9,7 @@ from PIL import Image
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
-from rods.bench.figures import theory
+from rods.bench.plots import theory
 
 
 def test_figure_2_is_the_same_file_twice(tmp_path: Path) -> None:

@@ -105,5 +105,5 @@ def test_a_python_that_cannot_do_it_gets_one_line(
 
 def test_help_names_every_target_of_the_readme(checkout: Checkout) -> None:
     listed = [line.split()[1] for line in checkout.make().stdout.splitlines()]
-    assert set(listed) == {"help", "demo", "test", "check", "lint", "types", "bench"}
+    assert set(listed) == {"help", "demo", "test", "check", "lint", "types", "bench", "docs"}
     assert checkout.calls == []

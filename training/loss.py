@@ -1,44 +1,123 @@
-"""The EDM training loss (EDM, eq. 8 and Table 1): E ||D(y + n; s) - y||^2 weighted by (s^2 + sd^2) / (s sd)^2."""
+"""The training losses of EDM's Table 1: E w(s) ||D(y + n; s) - y||^2, which differ in w and in how s is drawn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+class Loss:
+    """What the losses share: the weighted error. Each defines `sigma(n)` and `weight(sigma)`."""
+
+    def sigma(self, n: Tensor) -> Tensor:
+        """Noise levels [B] from standard normal draws [B]."""
+        raise AssertionError("a loss defines its own noise levels")
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """The factor of the squared error at each noise level, in the shape of `sigma`."""
+        raise AssertionError("a loss defines its own weight")
+
+    def __call__(
+        self,
+        net: nn.Module,
+        y: Tensor,
+        labels: Tensor | None,
+        *,
+        n: Tensor,
+        noise: Tensor,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Weighted squared error [B, C, H, W]; one forward pass (1 F).
+
+        Args:
+            y: images in [-1, 1], [B, C, H, W].
+            labels: class labels [B, L], or None.
+            n, noise: standard normal draws [B] and [B, C, H, W] (the caller owns the randomness).
+            augment_labels: what `training.augment` did to each image, [B, 9], or None.
+        """
+        s = self.sigma(n).reshape(-1, 1, 1, 1)
+        return self.weight(s) * (net(y + s * noise, s, labels, augment_labels=augment_labels) - y) ** 2
+
+
 @dataclass(frozen=True)
-class EDMLoss:
-    """sigma = exp(P_mean + P_std n), n ~ N(0, 1)."""
+class EDMLoss(Loss):
+    """sigma = exp(P_mean + P_std n), weight (s^2 + sd^2) / (s sd)^2 (EDM, eq. 8).
+
+    Its expectation is 1 everywhere, at every noise level, for the exact denoiser of N(0, sigma_data^2).
+    """
 
     P_mean: float = -1.2
     P_std: float = 1.2
     sigma_data: float = 0.5
 
     def sigma(self, n: Tensor) -> Tensor:
-        """Noise levels [B] from standard normal draws [B]."""
         return (self.P_mean + self.P_std * n).exp()
 
-    def __call__(self, net: nn.Module, y: Tensor, labels: Tensor | None, *, n: Tensor, noise: Tensor) -> Tensor:
-        """Weighted squared error [B, C, H, W]; one forward pass (1 F).
+    def weight(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
-        Its expectation is 1 everywhere, at every noise level, for the exact denoiser of N(0, sigma_data^2).
 
-        Args:
-            y: images in [-1, 1], [B, C, H, W].
-            n, noise: standard normal draws [B] and [B, C, H, W] (the caller owns the randomness).
-        """
-        s = self.sigma(n).reshape(-1, 1, 1, 1)
-        weight = (s**2 + self.sigma_data**2) / (s * self.sigma_data) ** 2
-        return weight * (net(y + s * noise, s, labels) - y) ** 2
+@dataclass(frozen=True)
+class VPLoss(Loss):
+    """sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) with t uniform in [epsilon_t, 1], weight 1 / s^2."""
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    epsilon_t: float = 1e-5
+
+    def sigma(self, n: Tensor) -> Tensor:
+        t = self.epsilon_t + uniform(n) * (1 - self.epsilon_t)
+        return (0.5 * self.beta_d * t**2 + self.beta_min * t).expm1().sqrt()
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma**2
+
+
+@dataclass(frozen=True)
+class VELoss(Loss):
+    """ln(sigma) uniform between ln(sigma_min) and ln(sigma_max), weight 1 / s^2."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def sigma(self, n: Tensor) -> Tensor:
+        return self.sigma_min * (math.log(self.sigma_max / self.sigma_min) * uniform(n)).exp()
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma**2
+
+
+LOSSES: dict[str, type[EDMLoss] | type[VPLoss] | type[VELoss]] = {"edm": EDMLoss, "vp": VPLoss, "ve": VELoss}
+"""The loss of each preconditioning, by the names of --precond."""
+
+
+def build_loss(precond: str, init_kwargs: Mapping[str, Any], *, P_mean: float = -1.2, P_std: float = 1.2) -> Loss:
+    """The loss of `precond` for a network with these constructor arguments: it shares the constants of the network.
+
+    Args:
+        precond: a key of LOSSES.
+        init_kwargs: sigma_data of EDM, sigma_min and sigma_max of VE, beta_d, beta_min and epsilon_t of VP are read.
+        P_mean, P_std: the noise levels of the EDM loss; the others have none to choose.
+    """
+    known = {"P_mean": P_mean, "P_std": P_std, **init_kwargs}
+    return LOSSES[precond](**{f.name: known[f.name] for f in fields(LOSSES[precond]) if f.name in known})
+
+
+def uniform(n: Tensor) -> Tensor:
+    """Uniform draws in [0, 1] from standard normal ones: one kind of draw serves every loss."""
+    return torch.special.ndtr(n)
 
 
 def stream_seed(seed: int, counter: int, *, use: int = 0) -> int:
     """The generator seed of the image number `counter` of a run, in 32 bits: all that torch keeps of it on the CPU.
 
     An odd factor is invertible modulo 2^32, so no two of a run's first 2^32 images share a stream. `use` tells apart
-    what is drawn for one image: 0 noise, 1 dropout.
+    what is drawn for one image: 0 noise, 1 dropout, 2 augmentation, 3 validation.
     """
     return (seed * 0x7F4A7C15 + counter * 0xD192ED03 + use * 0x85EBCA6B) % (1 << 32)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rods.bench.figures.drawing import figure, save
+from rods.bench.plots.drawing import figure, save
 from rods.continuation import curvature_limit, diffusion_as_continuation, f_t, theorem_1_constant
 from rods.densities import Mixture
 from rods.detectors import curvature_index

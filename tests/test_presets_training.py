@@ -1,0 +1,96 @@
+"""The training presets: published sizes, settings that build, and one source for each."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from vectors import ROOT
+
+from training.augment import NUM_LABELS
+from training.checkpoint import load_snapshot
+from training.loss import LOSSES
+from training.networks import NETWORKS
+from training.presets import ARCHITECTURES, PRECOND_CLASSES, PRESETS, SOURCES, network_kwargs
+from training.schema import check_init_kwargs
+
+CHANNELS = {"hands-32": 1, "mnist-32": 1, "shapes-64": 1}
+
+
+@functools.cache
+def built(name: str) -> nn.Module:
+    """The preset's network at the size in its name, without memory for its weights."""
+    kwargs = network_kwargs(PRESETS[name], img_resolution=int(name.split("-")[1]), img_channels=CHANNELS.get(name, 3))
+    class_name = PRECOND_CLASSES[PRESETS[name]["precond"]]
+    with torch.device("meta"):
+        return NETWORKS[class_name](**check_init_kwargs(class_name, kwargs))
+
+
+def millions(net: nn.Module) -> float:
+    return sum(p.numel() for p in net.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(("name", "published"), [("ffhq-64-ve", 62.8), ("afhqv2-64-ve", 62.8), ("cifar10-32-vp", 55.7)])
+def test_networks_have_the_published_sizes(name: str, published: float) -> None:
+    assert millions(built(name)) == pytest.approx(published, abs=0.05)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_with_labels_for_its_augmentation(name: str) -> None:
+    augmented = getattr(built(name).model, "map_augment")  # noqa: B009  (nn.Module types its attributes as tensors)
+    assert (augmented is not None) == (PRESETS[name]["augment"] > 0)
+    if augmented is not None:
+        assert augmented.weight.shape[1] == NUM_LABELS
+
+
+def test_the_large_hands_are_ffhq_with_a_level_more() -> None:
+    assert built("ffhq-64-ve").model.resolutions == [64, 32, 16, 8]
+    assert built("hands-128-ve").model.resolutions == [128, 64, 32, 16, 8]
+
+
+def test_every_preset_has_its_source_and_known_names() -> None:
+    assert list(SOURCES) == list(PRESETS)
+    assert all(SOURCES[name].startswith(("EDM, ", "ours: ")) and "\n" not in SOURCES[name] for name in PRESETS)
+    for preset in PRESETS.values():
+        assert preset["arch"] in ARCHITECTURES
+        assert preset["precond"] in LOSSES
+    assert set(PRECOND_CLASSES) == set(LOSSES)
+
+
+def test_the_values_of_the_specification() -> None:
+    ffhq = {"arch": "ncsnpp", "precond": "edm", "cond": False, "batch": 256, "cres": (1, 2, 2, 2), "lr": 2e-4}
+    assert PRESETS["ffhq-64-ve"] == {**ffhq, "dropout": 0.05, "augment": 0.15, "duration": 200}
+    assert PRESETS["afhqv2-64-ve"] == {**ffhq, "dropout": 0.25, "augment": 0.15, "duration": 200}
+    cifar = {"precond": "edm", "batch": 512, "lr": 1e-3, "dropout": 0.13, "augment": 0.12, "duration": 200}
+    for name, arch, cond in (("vp", "ddpmpp", False), ("cond-ve", "ncsnpp", True)):
+        assert PRESETS[f"cifar10-32-{name}"] == {**cifar, "arch": arch, "cond": cond}
+
+
+def test_hands_32_is_what_the_embedded_network_was_trained_with() -> None:
+    header = load_snapshot(ROOT / "models" / "hands-32.safetensors").header
+    preset, trained = PRESETS["hands-32"], header.extra["training"]
+    assert network_kwargs(preset, img_resolution=32, img_channels=1) == trained["network"]["init_kwargs"]
+    for name, option in {"batch": "batch", "lr": "lr", "P_mean": "p_mean", "P_std": "p_std"}.items():
+        assert trained[name] == preset[option]
+    for name, option in {"lr_rampup": "lr_rampup", "ema_halflife": "ema"}.items():
+        assert trained[name] == round(preset[option] * 1e6)
+
+
+def test_options_replace_the_architecture() -> None:
+    size = {"img_resolution": 32, "img_channels": 1}
+    plain = network_kwargs({"arch": "ddpmpp", "cbase": None, "lr": 1}, **size)
+    assert plain == {**size, "label_dim": 0, **ARCHITECTURES["ddpmpp"]}
+    options = {"arch": "ddpmpp", "cbase": 8, "cres": (1, 2), "blocks": 2, "attn": (8,), "dropout": 0.0, "augment": 0}
+    changed = network_kwargs(options, label_dim=4, **size)
+    assert changed == {
+        **plain,
+        "label_dim": 4,
+        "model_channels": 8,
+        "channel_mult": [1, 2],
+        "num_blocks": 2,
+        "attn_resolutions": [8],
+        "dropout": 0.0,
+    }
+    assert ARCHITECTURES["ddpmpp"]["channel_mult"] == [2, 2, 2]
