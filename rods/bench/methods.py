@@ -49,20 +49,22 @@ class Setting:
         return re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.name) + ".jsonl"
 
 
-def _score(sampler: str, **options: Any) -> Method:
-    return Method(sampler, options, is_score=True)
+def _recorded(detector: str | None = None) -> Method:
+    """A score of restart's, which sends nothing round; without a detector the calibrated one."""
+    gate = {} if detector is None else {"detector": detector}
+    return Method("restart", {"threshold": inf, "sigma_r": HIGH, **gate}, is_score=True)
 
 
 METHODS: dict[str, Method] = {
     BASELINE: Method("euler"),
     "heun": Method("edm"),
     "euler-200": Method("euler", {"num_steps": FINE_STEPS}),
-    "tvf": _score("restart", threshold=inf, detector="tvf", sigma_r=HIGH),
-    "lid": _score("restart", threshold=inf, detector="lid", sigma_r=HIGH),
-    "h-index": _score("rods-cas", eps=inf),
-    "lambda-max": _score("restart", threshold=inf, detector="lambda-max", sigma_r=HIGH),
-    "lmi": _score("restart", threshold=inf, detector="lmi", sigma_r=HIGH),
-    "score": _score("restart", threshold=inf, sigma_r=HIGH),  # whose `detector` is the calibrated one, or given
+    "tvf": _recorded("tvf"),
+    "lid": _recorded("lid"),
+    "h-index": Method("rods-cas", {"eps": inf}, is_score=True),
+    "lambda-max": _recorded("lambda-max"),
+    "lmi": _recorded("lmi"),
+    "score": _recorded(),  # whose `detector` is the calibrated one, or given
     "overshoot": Method("overshoot"),
     "sigma-offset": Method("sigma-offset"),
     "churn": Method("edm", {"S_churn": CHURN}),
