@@ -96,10 +96,21 @@ def test_a_score_is_judged_on_sure_labels(tmp_path):
     assert (d.auroc.value, d.average_precision.value, d.bad, d.good) == (1, 1, 20, 60)
     assert (d.auroc.low, d.at_false_alarms) == (1, 1)
     assert d.at_retention == pytest.approx(3 / 20), "of 80 images, 3 are dropped"
+    assert row.filtered == pytest.approx(20 / 96), "the 4 dropped are unsure ones"
     (line,) = detection_table([row], row).rows
     assert line[0] == "lid"
     run.recipe["is_score"] = False
     assert compare(BASE, run).detection is None, "a correction's scores are of other images"
+
+
+def test_a_restart_is_filtered_by_what_it_kept():
+    tried = [[1, 9.0, 0.5], [0, 0.1], [0, 0.2], [0, 0.3], [2, 8.0, 7.0, 6.0]]
+    run = made("restart", "wwwwb", [0.0] * 5, score=[t[1] for t in tried], restart=tried)
+    assert run.own_scores.tolist() == [0.5, 0.1, 0.2, 0.3, 6.0]
+    run.recipe["is_score"] = False
+    row = compare(BASE, run)
+    assert row.filtered == pytest.approx(1 / 5 / 0.96), "4 % of five samples is none"
+    assert np.isnan(compare(BASE, OTHER).filtered)
 
 
 def test_step_aurocs_follow_the_labels():
@@ -144,6 +155,7 @@ def test_the_quality_table_leaves_out_what_a_task_does_not_have(tmp_path):
 
 def test_shares_are_written_with_their_interval():
     assert share(proportion_interval(1, 4), counts=True) == "1/4: 25.0 % (0.6-80.6)"
+    assert share(proportion_interval(31, 10**6)) == "0.003 % (0.002-0.004)"
     assert share(proportion_interval(0, 0)) == "none"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rods.bench.results import Results
-from rods.bench.rows import Row, common, step_aurocs
+from rods.bench.rows import RETAINED, Row, common, step_aurocs
 from rods.bench.svg import Axis, Series, around, chart
 from rods.eval.detection import Curve, detection_curve
 from rods.eval.labels import Label
@@ -94,13 +94,25 @@ def scattered(
 
 
 def frontier_figure(rows: Sequence[Row]) -> str:
-    """Hallucinated share against passes."""
+    """Hallucinated share against passes: samplers; scores and restarts as filters too, their passes per kept sample.
+
+    In the mean a filter costs what drawing again until a sample is accepted costs.
+    """
     own = [row for row in rows if not row.is_score]
-    cost = [row.forward + row.backward for row in own]
     bad = [row.outcomes.bad_after for row in own]
-    series = scattered(own, cost, [p.rate for p in bad], [(p.low, p.high) for p in bad])
+    series = scattered(own, [cost(r) for r in own], [p.rate for p in bad], [(p.low, p.high) for p in bad])
+    kept = [row for row in rows if not np.isnan(row.filtered)]
+    names = [row.name if row.is_score else f"{row.name} + filter" for row in kept]
+    title = f"filter, {100 * RETAINED:.0f} % kept"
+    series.append(Series(title, [cost(r) / RETAINED for r in kept], [r.filtered for r in kept], names))
     y = around("surely bad", [v for p in bad for v in (p.low, p.high)], percent=True, zero=True)
-    return chart("Quality against cost", series, around("passes per image, F + B", cost, log=True), y)
+    x = around("passes per sample, F + B", [v for s in series for v in s.x], log=True)
+    return chart("Quality against cost", series, x, y)
+
+
+def cost(row: Row) -> float:
+    """F + B per sample."""
+    return row.forward + row.backward
 
 
 def diversity_figure(rows: Sequence[Row]) -> str:

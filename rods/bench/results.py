@@ -83,6 +83,14 @@ class Results:
         return np.array([np.inf if s is None else s for s in self.column("score")], dtype=np.float64)
 
     @cached_property
+    def own_scores(self) -> F64 | None:
+        """Of the file's own samples [N]: a restart's of the image it kept, else `scores`."""
+        if "restart" not in self.columns:
+            return self.scores
+        kept = [tried[1 + tried[0]] for tried in self.column("restart")]
+        return np.array([np.inf if s is None else s for s in kept], dtype=np.float64)
+
+    @cached_property
     def step_scores(self) -> tuple[F64, F64] | None:
         """Noise levels [S] and scores [M, S] of the first M samples at the probed steps; None where there are none."""
         if "steps" not in self.columns or not self.rows:

@@ -76,6 +76,7 @@ class Row:
     not_finite: int
     distances: Distances | None  # None where no reference was given
     detection: Detection | None  # of scores only: what a correction scores is no longer the baseline
+    filtered: float  # surely bad among the RETAINED with the lowest scores, of scores and restarts; else nan
 
 
 def features_name(task: Task) -> str:
@@ -136,7 +137,21 @@ def compare(base: Results, run: Results, *, real: Reference | None = None) -> Ro
         not_finite=sum(c["not_finite"] for c in run.chunks),
         distances=None if real is None else distances(run.features, run.kinds, real),
         detection=detection(run.scores[theirs], before) if run.scores is not None and run.recipe["is_score"] else None,
+        filtered=filtered_share(run),
     )
+
+
+def filtered_share(run: Results) -> float:
+    """The share of surely bad samples when the worst 1 - RETAINED by a run's own scores are dropped.
+
+    nan for methods that score nothing, or score each step of what they correct.
+    """
+    if run.own_scores is None or not (run.recipe["is_score"] or "restart" in run.columns):
+        return float("nan")
+    bad = run.labels == Label.BAD
+    if not bad.any():
+        return 0.0
+    return float(bad.mean()) * (1 - recall_at_retention(run.own_scores, bad, RETAINED)) / RETAINED
 
 
 def common(base: Results, run: Results) -> tuple[list[int], list[int]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rods.bench.rows import FALSE_ALARMS, RETAINED, Detection, Distances, Reference, Row
+from rods.bench.rows import FALSE_ALARMS, RETAINED, Distances, Reference, Row
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import Proportion
 
@@ -48,7 +48,7 @@ def outcome_table(rows: Sequence[Row]) -> Table:
             else (
                 share(o.repaired, counts=True),
                 share(o.broken, counts=True),
-                estimate(row.cut, percent=True),
+                estimate(row.cut, as_percent=True),
                 f"{o.mcnemar_p:.2g}",
             )
         )
@@ -121,7 +121,7 @@ def detection_table(rows: Sequence[Row], baseline: Row) -> Table:
                 estimate(d.average_precision),
                 f"{100 * d.at_false_alarms:.0f} %",
                 f"{100 * d.at_retention:.0f} %",
-                f"{100 * left_after_filter(d, baseline.outcomes.bad_before):.1f} %",
+                f"{100 * row.filtered:.1f} %",
                 f"{row.forward - baseline.forward:.0f}+{row.backward - baseline.backward:.0f}",
             )
         )
@@ -140,11 +140,6 @@ def detection_table(rows: Sequence[Row], baseline: Row) -> Table:
     )
 
 
-def left_after_filter(d: Detection, bad: Proportion) -> float:
-    """The share of surely bad images when a score drops the worst 1 - RETAINED of them."""
-    return bad.rate * (1 - d.at_retention) / RETAINED
-
-
 def passes(row: Row) -> str:
     """F+B per image: one decimal where images differ."""
     return "+".join(f"{p:.0f}" if p == round(p) else f"{p:.1f}" for p in (row.forward, row.backward))
@@ -154,15 +149,21 @@ def share(p: Proportion, *, counts: bool = False) -> str:
     """`9.0 % (7.1-11.2)`, with k/n before it where asked."""
     if not p.n:
         return "none"
-    text = f"{100 * p.rate:.1f} % ({100 * p.low:.1f}-{100 * p.high:.1f})"
+    text = f"{percent(p.rate)} % ({percent(p.low)}-{percent(p.high)})"
     return f"{p.k}/{p.n}: {text}" if counts else text
 
 
-def estimate(e: Estimate, *, percent: bool = False) -> str:
+def percent(rate: float) -> str:
+    """One decimal; below .1 % one digit, so that a million samples show."""
+    value = 100 * rate
+    return f"{value:.1f}" if value >= 0.1 or value == 0 else f"{float(f'{value:.1g}'):g}"
+
+
+def estimate(e: Estimate, *, as_percent: bool = False) -> str:
     """`.72 (.66-.78)` or `43 % (31-54)`."""
     if math.isnan(e.value):
         return ""
-    if percent:
+    if as_percent:
         return f"{100 * e.value:.0f} % ({100 * e.low:.0f} to {100 * e.high:.0f})"
     return f"{e.value:.3f}" + ("" if math.isnan(e.low) else f" ({e.low:.3f}-{e.high:.3f})")
 
