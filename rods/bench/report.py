@@ -149,7 +149,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         and row.cut.low > 0
         and modes_lost(row, base) <= MAX_MODES_LOST
     ]
-    names = ", ".join(f"{row.name} (cut {100 * row.cut.value:.0f} %)" for row in good) or "no method"
+    names = ", ".join(f"{row.name} (cut {100 * row.cut.value:.0f} %{spread_text(row)})" for row in good) or "no method"
     lines = [
         f"- Newly broken below {100 * BAR_BROKEN:g} % by the upper end of its interval, at least {MIN_VARIANCE:g} of "
         f"the variance kept, at most {MAX_PASSES} times Euler's passes, the shares of the kinds at most "
@@ -169,6 +169,12 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     if short:
         lines.append(f"- Compared on fewer seeds than the baseline has ({base.n}): {', '.join(short)}.")
     return lines
+
+
+def spread_text(row: Row) -> str:
+    """What the bars do not ask for and a reader should see: the spread inside kinds, 1 = that of real data."""
+    known = row.distances is not None and not math.isnan(row.distances.spread)
+    return f", spread in kinds {row.distances.spread:.2f}" if row.distances is not None and known else ""
 
 
 def modes_lost(row: Row, base: Row) -> float:
