@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from types import UnionType
@@ -28,6 +28,8 @@ from rods.samplers import (
     sigma_offset_sampler,
     tag_sampler,
 )
+from rods.scoring import Limit, Scored
+from rods.trajectory import Solver
 from rods.types import AnyDenoiser, RodsResult, SampleRecord
 from torch_utils.rng import SeedStreams
 
@@ -82,7 +84,9 @@ def _described(kind: Any) -> str:
         return " or ".join(get_args(kind))
     if kind == Window:
         return "lo,hi such as .1,.5 or sigma:1,5"
-    return {int: "a whole number", bool: "true or false"}.get(kind, "a number")
+    if get_origin(kind) in (Union, UnionType):
+        return _described(get_args(kind)[0])
+    return {int: "a whole number", bool: "true or false", str: "a text"}.get(kind, "a number")
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,11 @@ class SamplerConfig:
             options["window"] = parse_window(options["window"])
         return SamplerConfig(description["sampler"], options)
 
+    def base_solver(self) -> Solver:
+        """What integrates where nothing is corrected."""
+        solver: Solver = self.options.get("solver", "heun" if self.sampler == "edm" else "euler")
+        return solver
+
     def run(
         self,
         denoiser: AnyDenoiser,
@@ -142,15 +151,20 @@ class SamplerConfig:
         passes = zip(denoise.forward.tolist(), denoise.backward.tolist(), strict=True)
         return RodsResult(result, tuple(SampleRecord((), (), (), (), (), F, B) for F, B in passes))
 
-    def rehearse(self, denoiser: AnyDenoiser) -> None:
+    def rehearse(self, denoiser: AnyDenoiser, *, limits: Sequence[Limit] = ()) -> None:
         """Run on one pixel with a network that costs nothing: raises now whatever the options would raise later.
 
-        A few steps are enough, for which values will do does not depend on the number of steps.
+        A few steps are enough, for which values will do does not depend on the number of steps; but for scores, where
+        it decides whether there are steps to look at.
         """
-        enough = {"num_steps": 8, "ascent_steps": 2, "rounds": 1, "draws": 1, "probes": 1}
+        steps = 1000 if limits or self.sampler == "restart" else 8
+        enough = {"num_steps": steps, "ascent_steps": 2, "rounds": 1, "draws": 1, "probes": 1}
         few = SamplerConfig(self.sampler, {k: min(v, enough[k]) if k in enough else v for k, v in self.options.items()})
+        denoise, pixel = bind(_Blank(denoiser), 1), torch.zeros(1, 1, 1, 1)
         try:
-            few.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))
+            scored = Scored(denoise, pixel, limits, self.sampler, self.base_solver(), SeedStreams([0], pixel.device))
+            images = few.run(denoise.watched(scored.add), pixel).images
+            scored.risks(images)
         except ArithmeticError:
             raise ValueError(f"time_rho: {self.options['time_rho']} gives no noise levels; use 7 or so") from None
 
@@ -228,6 +242,7 @@ class ChunkResult:
     images: Tensor  # [B, C, H, W] float64, nominally in [-1, 1]
     classes: list[int | None]  # [B]
     records: tuple[SampleRecord, ...]  # [B]
+    risks: tuple[tuple[float, ...], ...] = ()  # [scores][B], of the scores that were asked for
 
 
 def sample_chunk(
@@ -236,33 +251,43 @@ def sample_chunk(
     config: SamplerConfig,
     *,
     device: torch.device,
-    class_index: int | None = None,
+    class_index: int | Sequence[int | None] | None = None,
     rng_on_cpu: bool = False,
     dtype: torch.dtype = torch.float32,
+    limits: Sequence[Limit] = (),
 ) -> ChunkResult:
     """Sample one chunk of seeds.
 
     The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the original's order:
-    latent, class (drawn even when `class_index` is given), then the noise of the steps; the samplers of
-    `SECOND_STREAM` draw theirs from that stream. `dtype` other than float32 runs the network under autocast; the state
-    stays float64. Cost: that of the sampler.
-    Raises ValueError: `class_index` outside the network's classes.
+    latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the steps; the
+    samplers of `SECOND_STREAM` draw theirs from that stream. `dtype` other than float32 runs the network under
+    autocast; the state stays float64. The scores of `limits` come back as `risks`; their draws are from the third
+    stream, so that no image depends on them. Cost: that of the sampler and of the scores.
+    Raises ValueError: `class_index` outside the network's classes; a score that needs what the sampler does not show.
     """
     shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
     label_dim: int = denoiser.label_dim  # type: ignore[attr-defined]
-    check_class(class_index, label_dim)
+    given = class_index if isinstance(class_index, Sequence) else [class_index] * len(chunk.row_seeds())
+    for wanted in set(given):
+        check_class(wanted, label_dim)
     streams = SeedStreams(chunk.seeds, device, rows_per_seed=chunk.rows_per_seed, on_cpu=rng_on_cpu)
     latents = streams.randn(shape)
     labels: Tensor | None = None
     classes: list[int | None] = [None] * len(latents)
     if label_dim:
-        drawn = streams.randint(label_dim)
-        chosen = drawn if class_index is None else torch.full_like(drawn, class_index)
-        labels, classes = torch.eye(label_dim, device=device)[chosen], chosen.tolist()
+        chosen = [c if w is None else w for c, w in zip(streams.randint(label_dim).tolist(), given, strict=True)]
+        labels, classes = torch.eye(label_dim, device=device)[chosen], chosen
     noise = streams.second() if config.sampler in SECOND_STREAM else streams
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        result = config.run(denoiser, latents, labels, randn_like=noise.randn_like)
-    return ChunkResult(chunk, result.images, classes, result.records)
+        denoise = bind(denoiser, len(latents), labels)
+        scored = Scored(denoise, latents, limits, config.sampler, config.base_solver(), streams)
+        result = config.run(denoise.watched(scored.add if limits else None), latents, randn_like=noise.randn_like)
+        risks = scored.risks(result.images)
+    records = [
+        replace(record, forward=F, backward=B)
+        for record, F, B in zip(result.records, denoise.forward.tolist(), denoise.backward.tolist(), strict=True)
+    ]
+    return ChunkResult(chunk, result.images, classes, tuple(records), risks)
 
 
 def check_class(class_index: int | None, label_dim: int) -> None:

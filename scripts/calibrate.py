@@ -1,160 +1,162 @@
-"""Calibrate RODS on drawn hands: which window, radius and sign repair, and from which H on, on a block of seeds.
+"""Calibrate samplers for a task's network, on seeds that no report uses, and write the settings as a preset.
 
-This is the small calibration behind `make demo`; the general one belongs to the benchmark.
+python scripts/calibrate.py --task=hands-32 --dest=models/hands-32.preset.json
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, SeedList
+from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.compare import Row, Sampled, compare, format_table, sample_all
-from rods.bench.fingers import label_hands
-from rods.correctors import Window
-from rods.eval.detection import auroc
-from rods.eval.labels import Label
-from rods.pipeline import SamplerConfig, format_window, parse_window
+from rods.bench.calibrate_restart import Found, iq_names, restart
+from rods.bench.calibration import Search, critical_steps, options_of, rods, with_radius
+from rods.bench.tasks import TASKS
+from rods.presets import parse_preset
 from torch_utils.distributed import usable_cores
-from training.checkpoint import load_snapshot
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
-MAX_BROKEN = 0.02  # a setting that breaks more of the healthy samples than this is not chosen
-FALSE_ALARMS = (0.5,)  # shares of the healthy samples that a threshold may flag
-RISK_FALSE_ALARMS = 0.5  # where all samples are corrected, this share of the healthy ones counts as at risk
-GRID = ("0.1,0.5:8,16", "0.2,0.6:4,8,16", "0.3,0.7:4,8")
+FAMILIES = ("restart", "rods-cas", "rods-sas", "overshoot", "sigma-offset", "tag", "iq", "laplacian")
+KAPPAS, ETAS, ALPHAS = (0.05, 0.1, 0.2, 0.4), (1.05, 1.1, 1.2), (0.003, 0.01, 0.03)
+SUFFIX = ".preset.json"
 
 
-class WindowAndRadii(click.ParamType):  # type: ignore[type-arg]
-    """`.1,.5:4,8` -> a window and the radii to try in it."""
-
-    name = "window:rho,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        window, _, radii = value.rpartition(":")
-        try:
-            return parse_window(window), tuple(float(r) for r in radii.split(","))
-        except ValueError:
-            self.fail(f"{value!r} will not do; write a window and radii, such as .1,.5:4,8", param, ctx)
-
-
-def candidates(grid: Sequence[tuple[Window, tuple[float, ...]]], steps: int) -> dict[str, SamplerConfig]:
-    """Every method, sign, window and radius, correcting all samples (eps 0, no detection)."""
-    configs = {"euler": SamplerConfig("euler", {"num_steps": steps})}
-    free = {"eps": 0.0, "detect": False}
-    for window, rho in ((window, rho) for window, radii in grid for rho in radii):
-        common: dict[str, Any] = {"rho": rho, "window": window, "num_steps": steps}
-        name = f"{format_window(window)} {rho:g}"
-        configs[f"rods-cas {name}"] = SamplerConfig("rods-cas", {**common, **free})
-        for sign in ("uphill", "downhill"):
-            configs[f"rods-sas {name} {sign}"] = SamplerConfig("rods-sas", {**common, **free, "sas_sign": sign})
-        configs[f"overshoot {name}"] = SamplerConfig("overshoot", common)
-    return configs
+def calibrated(search: Search, family: str) -> tuple[dict[str, Any], float | None, str]:
+    """Options of a sampler, the H from which a sample is held at risk where it measures H, and a remark."""
+    if family == "rods-cas":
+        return rods(search, family, "rods-cas")
+    if family == "rods-sas":
+        signs = [rods(search, f"rods-sas {sign}", f"rods-sas sas_sign={sign}") for sign in ("uphill", "downhill")]
+        return min(signs, key=lambda found: rank_of(search, found[0]))
+    if family == "iq":
+        best = search.best(family, iq_names(search))
+    elif family == "overshoot":
+        best = with_radius(search, family, family)
+    else:
+        windows = ["0,1", *search.windows()] if family == "tag" else search.windows()
+        option, values = {"sigma-offset": ("kappa", KAPPAS), "tag": ("eta", ETAS), "laplacian": ("strength", ALPHAS)}[
+            family
+        ]
+        best = search.best(family, [f"{family} window={w} {option}={v:g}" for w in windows for v in values])
+    return options_of(best), None, best.remark()
 
 
-def choose(rows: list[Row], runs: dict[str, Sampled], sampler: str) -> str:
-    """The setting of `sampler` with the fewest surely bad samples among those that break at most MAX_BROKEN.
-
-    Ties go to the one that keeps more variance. If all break more, the one that breaks least.
-    """
-    mine = [row for row in rows if runs[row.name].config.sampler == sampler]
-    allowed = [row for row in mine if row.outcomes.broken.rate <= MAX_BROKEN]
-    if not allowed:
-        return min(mine, key=lambda row: row.outcomes.broken.rate).name
-    return min(allowed, key=lambda row: (row.outcomes.bad_after.k, -row.variance_kept)).name
+def rank_of(search: Search, options: dict[str, Any]) -> tuple[float, ...]:
+    """The rank of the trial with these options on the most seeds."""
+    return min((-t.row.n, *t.rank) for t in search.trials.values() if options_of(t) == options)
 
 
-def gated(chosen: SamplerConfig, detected: Sampled, bad: np.ndarray) -> dict[str, SamplerConfig]:
-    """The chosen correction behind thresholds: eps at quantiles of the healthy samples' max H, and eps 0 (all)."""
-    sampler, configs = chosen.sampler, {}
-    for share in FALSE_ALARMS:
-        eps = threshold(detected, bad, share)
-        configs[f"{sampler} eps {eps:g}"] = with_eps(chosen, eps)
-    return {**configs, f"{sampler} eps 0": with_eps(chosen, 0.0)}
+def preset_text(
+    search: Search, found: dict[str, tuple[dict[str, Any], float | None, str]], scores: Found | None
+) -> str:
+    """The preset as JSON; the random control has overshoot's radius and window."""
+    samplers = {family: options for family, (options, _, _) in found.items()}
+    if "overshoot" in samplers:
+        samplers["random"] = dict(samplers["overshoot"])
+    remarks = "; ".join(f"{family}: {remark}" for family, (_, _, remark) in found.items())
+    preset: dict[str, Any] = {
+        "name": search.network.name,
+        "network": search.network.name,
+        "source": f"scripts/calibrate.py --task={search.task.name}, {len(search.seeds)} seeds from {search.seeds[0]}, "
+        f"network {search.network.sha256[:12]}. {remarks}",
+        "samplers": samplers,
+        "detect_eps": {family: risk for family, (_, risk, _) in found.items() if risk is not None},
+    }
+    if scores is not None:
+        preset |= {"learned": scores.learned, "retention": scores.tables}
+    parse_preset(preset, where="the calibration's preset")
+    return json.dumps(preset, indent=2) + "\n"
 
 
-def threshold(detected: Sampled, bad: np.ndarray, false_alarms: float) -> float:
-    """The H that `false_alarms` of the healthy samples reach, to three digits."""
-    return float(f"{np.quantile(detected.max_scores()[~bad], 1 - false_alarms):.3g}")
+def trials_text(search: Search, critical: dict[str, Any] | None) -> str:
+    """Every setting that was tried, as JSON lines after a header."""
+    header = {
+        "task": search.task.name,
+        "network": search.network.name,
+        "network_sha256": search.network.sha256,
+        "seeds": [search.seeds[0], search.seeds[-1], len(search.seeds)],
+        "num_steps": search.task.num_steps,
+        "batch": search.batch,
+        "torch": torch.__version__,
+    }
+    lines: list[dict[str, Any]] = [header, *(trial.record() for trial in search.trials.values())]
+    if critical is not None:
+        lines.append({"critical": critical})
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def with_eps(config: SamplerConfig, eps: float) -> SamplerConfig:
-    return SamplerConfig(config.sampler, {**config.options, "eps": eps, "detect": True})
-
-
-def preset_options(config: SamplerConfig) -> dict[str, Any]:
-    """What a preset says about a sampler."""
-    described = config.describe()
-    return {k: described[k] for k in ("eps", "rho", "window", "sas_sign", "num_steps") if k in described}
+def write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
+@click.option("--task", "task_name", type=click.Choice(list(TASKS)), required=True, help="What is sampled.")
+@click.option("--network", help="One of the task's networks [default: its first].")
+@click.option("--samplers", default=",".join(FAMILIES), help="What to calibrate, with commas between.")
+@click.option("--seeds", type=SeedList(), help="Calibration seeds [default: the task's]; report no number on these.")
 @click.option(
-    "--network",
-    default=str(MODELS / "hands-32.safetensors"),
-    show_default="the embedded one",
-    help="A network of drawn hands.",
+    "--first", type=click.IntRange(min=2), help="Seeds of the coarse round [default: a quarter, in whole batches]."
 )
-@click.option("--seeds", type=SeedList(), default="10000-10095", help="Calibration seeds; report no number on these.")
-@click.option(
-    "--try", "grid", type=WindowAndRadii(), multiple=True, default=GRID, help="A window and radii; repeatable."
-)
-@click.option("--steps", type=click.IntRange(1, 1000), default=40, help="Steps of every sampler.")
-@click.option("--batch", type=click.IntRange(min=1), default=32, help="Images per chunk.")
+@click.option("--batch", type=click.IntRange(min=1), help="Samples per chunk [default: the task's].")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
-@click.option("--dest", type=click.Path(path_type=Path), required=True, help="The preset file to write (JSON).")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out/calibration"),
+    help="Where the samples' results are kept: the same command goes on where it was interrupted.",
+)
+@click.option(
+    "--dest",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The preset to write, NAME.preset.json; NAME.calibration.jsonl beside it lists every setting that was tried.",
+)
 def main(**opts: Any) -> None:
-    """Find window, radius, sign and threshold on a block of seeds, and write them as a preset.
+    """Find window, radius, sign and threshold of each sampler on a block of seeds, and write them as a preset.
 
-    Every table is printed: the preset comes from these numbers alone, which the benchmark must not use again.
+    Of the settings that break at most 1 % of the healthy samples and keep 97 % of the variance, the one with the most
+    repaired minus broken is chosen, ties going to the fewest passes; the preset's `source` says where none did.
     """
+    families = opts["samplers"].split(",")
+    for family in families:
+        if family not in FAMILIES:
+            raise UserError(f"--samplers: {family!r} cannot be calibrated; use {', '.join(FAMILIES)}")
+    if not opts["dest"].resolve().parent.is_dir():
+        raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
-    snapshot = load_snapshot(opts["network"])
-    configs = candidates(opts["grid"], opts["steps"])
-    runs = sample_all(snapshot.net, configs, opts["seeds"], batch=opts["batch"])
-    rows = compare(runs, label_hands, baseline="euler")
-    click.echo(format_table(rows, baseline="euler"))
-    euler, bad = runs["euler"], label_hands(runs["euler"].images) == Label.BAD
+    task = TASKS[opts["task_name"]]()
+    if opts["network"] is not None and opts["network"] not in task.networks:
+        raise UserError(f"--network={opts['network']}: {task.name} has {', '.join(task.networks)}")
+    network = task.networks[opts["network"] or next(iter(task.networks))]()
+    seeds, batch = opts["seeds"] or list(task.calibration_seeds), opts["batch"] or task.batch
+    first = opts["first"] or max(batch, len(seeds) // 4 // batch * batch)
+    search = Search(task, network, opts["out"], seeds, min(first, len(seeds)), batch)
 
-    samplers: dict[str, dict[str, Any]] = {}
-    detect_eps: dict[str, float] = {}
-    for sampler in ("rods-cas", "rods-sas", "overshoot"):
-        chosen = configs[choose(rows, runs, sampler)]
-        if sampler != "overshoot":
-            detect = sample_all(
-                snapshot.net, {sampler: with_eps(chosen, float("inf"))}, opts["seeds"], batch=opts["batch"]
-            )
-            click.echo(f"{sampler}: AUROC of max H {auroc(detect[sampler].max_scores(), bad):.3f}")
-            behind = gated(chosen, detect[sampler], bad)
-            again = {"euler": euler, **sample_all(snapshot.net, behind, opts["seeds"], batch=opts["batch"])}
-            gated_rows = compare(again, label_hands, baseline="euler")
-            click.echo(format_table(gated_rows, baseline="euler"))
-            name = choose(gated_rows, again, sampler)
-            chosen = behind[name]
-            detect_eps[sampler] = threshold(again[name], bad, RISK_FALSE_ALARMS)
-        samplers[sampler] = preset_options(chosen)
-        click.echo(f"chosen for {sampler}: {json.dumps(samplers[sampler])}")
-    source = f"scripts/calibrate.py, {len(opts['seeds'])} seeds from {opts['seeds'][0]}, network {snapshot.sha256[:12]}"
-    preset = {
-        "name": snapshot.name,
-        "network": snapshot.name,
-        "source": source,
-        "samplers": samplers,
-        "detect_eps": detect_eps,
-    }
-    with atomic_write(opts["dest"]) as temporary:
-        temporary.write_text(json.dumps(preset, indent=2) + "\n")
+    beside = opts["dest"].with_name(opts["dest"].name.removesuffix(SUFFIX).removesuffix(".json") + ".calibration.jsonl")
+    found, critical, scores = {}, None, None
+    for family in families:
+        if family == "restart":
+            scores = restart(search)
+            found[family] = options, risk, remark = scores.options, None, scores.remark
+        else:
+            found[family] = options, risk, remark = calibrated(search, family)
+        click.echo(f"{family}: {json.dumps(options)}; {remark}")
+        if family == "rods-cas" and risk is not None:
+            eps = float(options["eps"]) or risk
+            critical = critical_steps(search, rho=options["rho"], window=options["window"], eps=eps)
+        write(beside, trials_text(search, critical))
+    write(opts["dest"], preset_text(search, found, scores))
+    click.echo(f"wrote {opts['dest']} and {beside}")
 
 
 if __name__ == "__main__":

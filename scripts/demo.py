@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -17,22 +18,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.compare import Row, Sampled, compare, format_table, sample_all
-from rods.bench.fingers import NO_HAND, count_fingers, label_hands
+from rods.bench.embedded import MODELS
+from rods.bench.looks import control, load_pictures, stacked
+from rods.bench.methods import Setting, resolve
 from rods.bench.pairs import Pair, pair_sheet
-from rods.bench.tone import tone_control
+from rods.bench.results import Results, read_results
+from rods.bench.rows import Row, compare
+from rods.bench.run import Place, run_methods
+from rods.bench.tables import outcome_table
+from rods.bench.task import LoadedNetwork, Task
+from rods.bench.tasks import TASKS
 from rods.eval.correction import PairedOutcomes
-from rods.eval.detection import auroc
+from rods.eval.detection import auroc, confusion
 from rods.eval.labels import Label
-from rods.pipeline import SamplerConfig, sampler_options
 from rods.presets import Preset
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset
+from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
 SHOWN = 24  # pairs in the picture
+KINDS = ("NEWLY BROKEN", "repaired", "still bad", "unsure", "healthy")  # in the order of the picture
+NAMES = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}
+NAMES |= {(Label.BAD, Label.BAD): "still bad", (Label.WELL, Label.WELL): "healthy"}
 
 
 def demo_preset(network: str) -> Preset:
@@ -43,82 +52,70 @@ def demo_preset(network: str) -> Preset:
     return preset
 
 
-def demo_configs(preset: Preset, steps: int) -> dict[str, SamplerConfig]:
+def demo_settings(task: Task, preset: Preset) -> list[Setting]:
     """Euler, Heun and the calibrated corrections, all with the same number of steps.
 
     H is measured once, with CAS: SAS goes without detection where the preset corrects every sample anyway.
     """
-    given = {"num_steps": steps}
-    configs = {"euler": SamplerConfig("euler", given), "heun": SamplerConfig("edm", given)}
-    for sampler in ("rods-cas", "rods-sas", "overshoot"):
-        configs[sampler] = preset.config(sampler, given)
-    if configs["rods-sas"].options["eps"] == 0:
-        configs["rods-sas"] = preset.config("rods-sas", {**given, "detect": False})
-    return configs
+    every = preset.config("rods-sas", {}).options["eps"] == 0
+    names = ["euler", "heun", "rods-cas", "rods-sas-all" if every else "rods-sas", "overshoot"]
+    return [resolve(name, task, preset) for name in [*names, *(["restart"] if "restart" in preset.samplers else [])]]
 
 
-def settings_line(name: str, config: SamplerConfig) -> str:
-    described = config.describe()
-    shown = [k for k in ("eps", "rho", "window", "sas_sign") if k in sampler_options(config.sampler)]
-    return f"  {name}: " + ", ".join(f"{k} {described[k]}" for k in shown)
+def settings_line(setting: Setting) -> str:
+    shown = ("eps", "rho", "window", "sas_sign", "detector", "lid_sigma", "threshold", "sigma_r", "rounds")
+    described = setting.config.describe()
+    return f"  {setting.name}: " + ", ".join(f"{k} {described[k]}" for k in shown if k in described)
 
 
-def held_at_risk(run: Sampled, preset: Preset) -> tuple[float | None, np.ndarray]:
-    """The H from which a sample is at risk (the gate's eps, else the preset's), and who reaches it [N]."""
-    threshold = run.config.options["eps"] or preset.risk_threshold(run.config)
-    reached = run.max_scores() >= threshold if threshold is not None else np.zeros(len(run.records), bool)
-    return threshold, reached
+def risk_threshold(setting: Setting, preset: Preset) -> float | None:
+    """The H from which a sample is held at risk: the gate's eps, else the preset's."""
+    eps: float = setting.config.options["eps"]
+    return eps or preset.risk_threshold(setting.config)
+
+
+def pictures_of(place: Place, run: Results) -> np.ndarray:
+    """The pictures [N, C, H, W] of a run."""
+    found = load_pictures(place, run)
+    if found is None:
+        raise UserError(f"pictures are missing below {place.out}; remove that folder and run again")
+    return stacked(found, run.seeds.tolist())
 
 
 def choose_pairs(
-    runs: Mapping[str, Sampled], seeds: list[int], at_risk: np.ndarray
+    task: Task, base: Results, run: Results, pictures: Sequence[np.ndarray], at_risk: np.ndarray
 ) -> tuple[list[Pair], dict[str, int]]:
     """The pairs worth seeing, Euler against RODS-CAS: broken, repaired, still bad, then the largest changes."""
-    before, after = runs["euler"].images, runs["rods-cas"].images
-    labels = label_hands(before), label_hands(after)
-    fingers = [count_fingers(images)[:, 1] for images in (before, after)]
-    H = runs["rods-cas"].max_scores()
+    seeds = base.seeds.tolist()
+    before, after = pictures
     change = np.abs(after.astype(np.int16) - before).mean(axis=(1, 2, 3))
-
-    def kind(i: int) -> str:
-        was, became = labels[0][i], labels[1][i]
-        if was == Label.BAD and became == Label.WELL:
-            return "repaired"
-        if was == Label.WELL and became == Label.BAD:
-            return "NEWLY BROKEN"
-        if was == Label.BAD and became == Label.BAD:
-            return "still bad"
-        return "healthy" if was == became == Label.WELL else "unsure"
-
-    order = ("NEWLY BROKEN", "repaired", "still bad", "unsure", "healthy")
-    kinds = [kind(i) for i in range(len(seeds))]
-    ranked = sorted(range(len(seeds)), key=lambda i: (order.index(kinds[i]), -change[i]))
+    kinds = [NAMES.get((Label(a), Label(b)), "unsure") for a, b in zip(base.labels, run.labels, strict=True)]
+    ranked = sorted(range(len(seeds)), key=lambda i: (KINDS.index(kinds[i]), -change[i]))[:SHOWN]
+    say = task.faults or (lambda x: [""] * len(x))
+    was, became = ([fault or "well" for fault in say(x[ranked] / 127.5 - 1)] for x in (before, after))
     pairs = [
         Pair(
             before[i],
             after[i],
-            f"seed {seeds[i]}: {_count(fingers[0][i])} -> {_count(fingers[1][i])}, {kinds[i]}",
-            f"max H {H[i]:.3g}" + (", at risk" if at_risk[i] else ""),
+            f"seed {seeds[i]}: {a} -> {b}, {kinds[i]}",
+            f"max H {run.scores[i]:.3g}" + (", at risk" if at_risk[i] else ""),
             bool(at_risk[i]),
         )
-        for i in ranked[:SHOWN]
+        for i, a, b in zip(ranked, was, became, strict=True)
     ]
-    return pairs, {k: kinds.count(k) for k in order}
+    return pairs, {k: kinds.count(k) for k in KINDS}
 
 
-def _count(fingers: int) -> str:
-    return "no hand" if fingers == NO_HAND else f"{fingers} fingers"
-
-
-def detection_lines(run: Sampled, bad: np.ndarray, threshold: float | None, at_risk: np.ndarray) -> list[str]:
+def detection_lines(scores: np.ndarray, bad: np.ndarray, eps: float, threshold: float | None) -> list[str]:
     """What the curvature index said about the baseline's hallucinations, as it stands."""
-    lines = [f"AUROC of max H against 'surely bad': {auroc(run.max_scores(), bad):.2f} (.5 is chance)."]
-    if run.config.options["eps"] == 0:
+    lines = [f"AUROC of max H against 'surely bad': {auroc(scores, bad):.2f} (.5 is chance)."]
+    if eps == 0:
         lines.append("eps 0: RODS-CAS corrects every sample; the threshold below only tells who is at risk.")
     if threshold is not None:
+        c = confusion(scores, bad, threshold)
         lines.append(
-            f"At risk (H >= {threshold:g} at some step): {at_risk.sum()} of {len(bad)}; among them "
-            f"{(at_risk & bad).sum()} of {bad.sum()} surely bad, {(at_risk & ~bad).sum()} of {(~bad).sum()} others."
+            f"At risk (H >= {threshold:g} at some step): {c.risk_bad + c.risk_good} of {len(bad)}; among them "
+            f"{c.risk_bad} of {bad.sum()} surely bad, {c.risk_good} of {(~bad).sum()} others."
         )
     return lines
 
@@ -146,52 +143,48 @@ def main(**opts: Any) -> None:
     """Sample the same seeds with Euler, Heun, RODS-CAS, RODS-SAS and overshoot; count fingers; show pairs and price."""
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
-    snapshot, seeds = load_snapshot(opts["network"]), opts["seeds"]
+    snapshot, outdir = load_snapshot(opts["network"]), opts["outdir"]
     preset = demo_preset(snapshot.name)
-    configs = demo_configs(preset, opts["steps"])
-    click.echo(f"Network {snapshot.describe()}\n{len(seeds)} seeds, {opts['steps']} steps; settings:")
-    for name in ("rods-cas", "rods-sas", "overshoot"):
-        click.echo(settings_line(name, configs[name]))
-    opts["outdir"].mkdir(parents=True, exist_ok=True)
+    task = replace(TASKS["hands-32"](), num_steps=opts["steps"])
+    settings = demo_settings(task, preset)
+    click.echo(f"Network {snapshot.describe()}\n{len(opts['seeds'])} seeds, {opts['steps']} steps; settings:")
+    for setting in settings[2:]:
+        click.echo(settings_line(setting))
 
-    runs = sample_all(snapshot.net, configs, seeds, batch=opts["batch"])
-    rows = compare(runs, label_hands, baseline="euler")
-    table = format_table(rows, baseline="euler")
-    bad = label_hands(runs["euler"].images) == Label.BAD
-    threshold, at_risk = held_at_risk(runs["rods-cas"], preset)
-    pairs, kinds = choose_pairs(runs, seeds, at_risk)
-    control = tone_control(runs["euler"].images, like=runs["rods-cas"].images, label=label_hands)
+    network = LoadedNetwork(cast(Denoiser, snapshot.net), snapshot.name, snapshot.sha256)
+    run_methods(task, network, settings, opts["seeds"], out=outdir, batch=opts["batch"])
+    place = Place(outdir, task.name, snapshot.name)
+    runs = {s.name: read_results(place.results(s)).only(set(opts["seeds"])) for s in settings}
+    base, cas = runs["euler"], runs["rods-cas"]
+    rows = [compare(base, run) for run in runs.values()]
+    bad, threshold = base.labels == Label.BAD, risk_threshold(settings[2], preset)
+    at_risk = cas.scores >= threshold if threshold is not None else np.zeros(len(bad), bool)
+    pictures = [pictures_of(place, run) for run in (base, cas)]
+    pairs, kinds = choose_pairs(task, base, cas, pictures, at_risk)
     lines = [
-        table,
+        outcome_table(rows).markdown(),
         "",
         f"RODS-CAS against Euler: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}.",
-        *detection_lines(runs["rods-cas"], bad, threshold, at_risk),
-        control_line(control),
+        *detection_lines(cas.scores, bad, settings[2].config.options["eps"], threshold),
+        control_line(control(task, *pictures)),
     ]
     click.echo("\n" + "\n".join(lines))
     heading = "Euler | RODS-CAS | what changed (green: added, red: removed). Red frame: held at risk by H."
-    save_png(pair_sheet(pairs, heading=heading), opts["outdir"] / "pairs.png")
-    recipe = {
-        "network_sha256": snapshot.sha256,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "seeds": [seeds[0], seeds[-1], len(seeds)],
-    }
-    write_results(opts["outdir"], lines, {**recipe, "rows": [row_record(row, runs[row.name]) for row in rows]})
-    click.echo(f"\nPicture: {opts['outdir'] / 'pairs.png'}   table: {opts['outdir'] / 'demo.md'}")
+    save_png(pair_sheet(pairs, heading=heading), outdir / "pairs.png")
+    write_results(outdir, lines, [row_record(row, runs[row.name]) for row in rows])
+    click.echo(f"\nPicture: {outdir / 'pairs.png'}   table: {outdir / 'demo.md'}   samples: {place.folder}")
 
 
-def row_record(row: Row, run: Sampled) -> dict[str, Any]:
+def row_record(row: Row, run: Results) -> dict[str, Any]:
     """A row of the table with the recipe of its numbers."""
-    names = ("surely_bad", "unsure", "repaired", "newly_broken", "variance_kept", "passes", "time_ratio")
-    return {"config": run.config.describe(), **dict(zip(names, row.cells()[1:], strict=True))}
+    return {**asdict(row), "recipe": run.recipe, "runs": run.runs}
 
 
-def write_results(outdir: Path, lines: list[str], record: dict[str, Any]) -> None:
+def write_results(outdir: Path, lines: list[str], rows: list[dict[str, Any]]) -> None:
     with atomic_write(outdir / "demo.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n")
     with atomic_write(outdir / "demo.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,163 @@
+"""Calibration of scores and of gated restart: where a score should look, what is at risk, where to go back to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rods.bench.calibration import Search, options_of
+from rods.bench.methods import BASELINE, resolve
+from rods.bench.results import Results
+from rods.bench.rows import common
+from rods.eval.detection import auroc
+from rods.eval.labels import Label
+from rods.eval.logistic import fit_logistic
+from rods.retention import retention
+from rods.score_text import parse_score
+
+F64 = NDArray[np.float64]
+LEVELS = (0.35, 0.45, 0.55, 0.65, 0.75, 0.85)  # of the steps: where scores look, and where restarts go back to
+QUANTILES = (0.5, 0.7, 0.85)  # of the baseline's scores: what is above goes round again
+DRAWS = (4, 16)
+IQ_WINDOWS = ((0.4, 0.5), (0.5, 0.6), (0.6, 0.7))  # of the steps: narrow, as in its paper
+IQ_STRENGTHS, IQ_MASK = (0.05, 0.1, 0.2), 0.4  # lambda, and the quantile of the scores above which it acts
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A score that a restart can be gated by."""
+
+    text: str  # as `parse_score` reads it
+    options: str  # as options of the restart sampler
+    sees: float  # the highest noise level that it looks at
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the calibration of restart adds to a preset."""
+
+    options: dict[str, Any]
+    remark: str
+    learned: dict[str, Any]
+    tables: list[dict[str, Any]]  # of retention
+
+
+def by_lid(level: float, draws: int) -> Candidate:
+    return Candidate(f"lid:sigma={level:g},draws={draws}", f"detector=lid lid_sigma={level:g} draws={draws}", 0.0)
+
+
+def by_tvf(level: float) -> Candidate:
+    return Candidate(f"tvf:sigma={level:g}", f"detector=tvf tvf_sigma={level:g}", level)
+
+
+def restart(search: Search) -> Found:
+    """Gated restart on a task.
+
+    LID and trajectory variance are ranked by their AUROC on the first seeds, over noise levels; the best of both, LID
+    with more draws, and a logistic combination fitted to the first seeds then gate restarts: threshold, level to go
+    back to and rounds are searched as every family is.
+    """
+    levels = list(dict.fromkeys(search.level(f) for f in LEVELS))
+    late = [float(f"{1.02 * t:.3g}") for t in levels[1:]]  # a little above the steps that they stand for
+    first = search.seeds[: search.first]
+    lid = best_score(search, [by_lid(t, DRAWS[0]) for t in levels], first)
+    tvf = best_score(search, [by_tvf(t) for t in late], first)
+    more = [by_lid(float(lid.text.split("=")[1].split(",")[0]), k) for k in DRAWS]
+    learned, weights = learn(search, [more[-1], tvf], first)
+    gates = [*more, tvf, learned]
+    names = [
+        f"restart {gate.options} threshold={np.quantile(known(run), q):.4g} sigma_r={t:g}"
+        for gate, run in zip(gates, scored(search, gates, search.seeds)[1:], strict=True)
+        for q in QUANTILES
+        for t in levels
+        if t > gate.sees
+    ]
+    chosen = search.best("restart", names, lambda name: [f"{name} rounds={k}" for k in (1, 6)])
+    options = {**options_of(chosen), "tvf_sigma": tvf.sees}
+    if options["detector"] != "lid":
+        options["lid_sigma"], options["draws"] = parse_lid(lid)
+    base, *runs = scored(search, gates, search.seeds)
+    ranked = ", ".join(f"{g.text} {auroc_of(base, run):.3f}" for g, run in zip(gates, runs, strict=True))
+    remark = f"{chosen.remark()}; AUROC on all of these seeds (learned: fitted on the first {len(first)}): {ranked}"
+    return Found(options, remark, weights, [table(search, g, run) for g, run in zip(gates, runs, strict=True)])
+
+
+def parse_lid(candidate: Candidate) -> tuple[float, int]:
+    """Noise level and draws of a LID candidate."""
+    level, draws = (part.split("=")[1] for part in candidate.text.removeprefix("lid:").split(","))
+    return float(level), int(draws)
+
+
+def scored(search: Search, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Results]:
+    """The baseline's run and, for each candidate, the same run with its scores."""
+    return search.run([f"score {c.options}" for c in candidates], seeds)
+
+
+def best_score(search: Search, candidates: Sequence[Candidate], seeds: Sequence[int]) -> Candidate:
+    """The candidate with the highest AUROC; one without an AUROC is last."""
+    base, *runs = scored(search, candidates, seeds)
+    return max(zip(candidates, runs, strict=True), key=lambda pair: np.nan_to_num(auroc_of(base, pair[1]), nan=-1))[0]
+
+
+def known(run: Results) -> F64:
+    """The scores [N] of a run that has them."""
+    if run.scores is None:
+        raise ValueError(f"{run.path}: no scores")
+    return run.scores
+
+
+def auroc_of(base: Results, run: Results) -> float:
+    """AUROC of a run's score against the baseline's sure labels."""
+    scores, bad = sure(base, run)
+    return auroc(scores, bad)
+
+
+def sure(base: Results, run: Results) -> tuple[F64, NDArray[np.bool_]]:
+    """Scores and whether they are of surely bad samples [n], ambiguous ones left out."""
+    mine, theirs = common(base, run)
+    labels = base.labels[mine]
+    index = labels != Label.AMBIGUOUS
+    return known(run)[theirs][index], labels[index] == Label.BAD
+
+
+def learn(search: Search, candidates: Sequence[Candidate], seeds: Sequence[int]) -> tuple[Candidate, dict[str, Any]]:
+    """A logistic combination of the logarithms of scores, fitted on `seeds`: as a candidate, and as presets hold it.
+
+    Raises ValueError where these seeds hold no surely bad sample, or nothing else.
+    """
+    base, *runs = scored(search, candidates, seeds)
+    bad = sure(base, runs[0])[1]
+    features = np.log(np.stack([np.maximum(sure(base, run)[0], 1e-12) for run in runs], axis=1))  # [n, K]
+    bias, weights = fit_logistic(features, bad)
+    terms = [
+        {"score": c.text, "log": True, "weight": float(f"{w:.5g}")} for c, w in zip(candidates, weights, strict=True)
+    ]
+    body = ";".join([f"{bias:.5g}", *(f"{t['weight']:.5g}*log({t['score']})" for t in terms)])
+    text = f"learned({body})"
+    candidate = Candidate(text, f"detector={text}", max(c.sees for c in candidates))
+    return candidate, {"bias": float(f"{bias:.5g}"), "terms": terms}
+
+
+def table(search: Search, candidate: Candidate, run: Results) -> dict[str, Any]:
+    """Thresholds of a score at shares kept, on the baseline's samples, for `generate.py --filter --keep`."""
+    seeds = f"{len(search.seeds)} seeds from {search.seeds[0]}"
+    config = resolve(BASELINE, search.task, None).config
+    return retention(known(run).tolist(), score=parse_score(candidate.text), config=config, seeds=seeds).describe()
+
+
+def iq_names(search: Search) -> list[str]:
+    """Settings of iq: windows and strengths, LID read at the level in the middle of the window.
+
+    The mask's threshold is a quantile of the LID that the uncorrected run has in this window, on all seeds.
+    """
+    names = []
+    for lo, hi in IQ_WINDOWS:
+        head = f"iq window={search.window(lo, hi)} lid_sigma={search.level((lo + hi) / 2):g}"
+        measured = search.run([f"{head} strength=0 threshold=inf"], search.seeds)[1]
+        threshold = float(np.quantile(known(measured), IQ_MASK))
+        names += [f"{head} threshold={threshold:.4g} strength={s:g}" for s in IQ_STRENGTHS]
+    return names

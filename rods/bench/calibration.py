@@ -1,0 +1,219 @@
+"""Calibration: which setting of a sampler repairs most on a block of seeds that no report uses.
+
+Each family of settings is searched in two rounds: a coarse grid on the first part of the seeds, the neighbours of its
+best, then the best few on all seeds. A setting is a method of the benchmark, and its samples go to a result file, so
+that an interrupted calibration goes on. The rule of choice (`choose`): of the settings that break at most 1 % of the
+healthy samples and keep at least 97 % of the variance, the one with the most repaired minus broken; ties go to the
+fewest passes. Where none clears both bars, those that miss fewer of them come first, and the remark says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rods.bench.methods import BASELINE, Setting, resolve
+from rods.bench.results import Results, read_results
+from rods.bench.rows import Row, common, compare, step_aurocs
+from rods.bench.run import Place, run_methods
+from rods.bench.task import LoadedNetwork, Task
+from rods.eval.labels import Label
+from rods.schedules import edm_grid
+
+F64 = NDArray[np.float64]
+MAX_BROKEN, MIN_VARIANCE = 0.01, 0.97
+FINALISTS = 3  # settings of a family that are tried on all seeds
+WINDOWS = ((0.1, 0.5), (0.2, 0.6), (0.3, 0.7), (0.4, 0.8), (0.6, 0.9))  # of the steps; turned into noise levels
+RADII = (1 / 32, 1 / 8, 1 / 2)  # in units of sqrt(dimension)
+RISK_FALSE_ALARMS = 0.5  # where every sample is corrected, this share of the healthy ones counts as at risk
+GATES = (0.5, 0.2, 0.05)  # false alarms of a gated correction
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting that was tried, and what it did."""
+
+    family: str
+    setting: Setting
+    row: Row
+
+    @property
+    def bars_missed(self) -> int:
+        o = self.row.outcomes
+        return int(o.broken.rate > MAX_BROKEN) + int(not self.row.variance_kept.value >= MIN_VARIANCE)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Lower is better."""
+        o = self.row.outcomes
+        return self.bars_missed, o.broken.k - o.repaired.k, self.row.forward + self.row.backward
+
+    def remark(self) -> str:
+        """The bars in words, with the bound that goes with them."""
+        o, kept = self.row.outcomes, self.row.variance_kept.value
+        text = f"repaired {o.repaired.k}/{o.repaired.n}, broken {o.broken.k}/{o.broken.n} (at most {o.broken.high:.1%})"
+        missed = [f"broken above {MAX_BROKEN:.0%}"] if o.broken.rate > MAX_BROKEN else []
+        missed += [f"variance below {MIN_VARIANCE}"] if not kept >= MIN_VARIANCE else []
+        return f"{text}, variance {kept:.3f}" + (f"; misses: {', '.join(missed)}" if missed else "")
+
+    def record(self) -> dict[str, Any]:
+        """The trial as a line of the calibration file."""
+        row = self.row
+        return {
+            "family": self.family,
+            "method": self.setting.name,
+            "config": self.setting.config.describe(),
+            "n": row.n,
+            "bad_before": asdict(row.outcomes.bad_before),
+            "bad_after": asdict(row.outcomes.bad_after),
+            "repaired": asdict(row.outcomes.repaired),
+            "broken": asdict(row.outcomes.broken),
+            "variance_kept": row.variance_kept.value,
+            "F": row.forward,
+            "B": row.backward,
+        }
+
+
+def choose(trials: Sequence[Trial]) -> Trial:
+    """The best of the trials on the most seeds; see the module."""
+    most = max(trial.row.n for trial in trials)
+    return min((trial for trial in trials if trial.row.n == most), key=lambda trial: trial.rank)
+
+
+@dataclass
+class Search:
+    """Runs settings on calibration seeds and remembers what they did."""
+
+    task: Task
+    network: LoadedNetwork
+    out: Path
+    seeds: Sequence[int]
+    first: int  # seeds of the coarse round
+    batch: int
+    trials: dict[tuple[str, int], Trial] = field(default_factory=dict)  # by method and number of seeds
+
+    def run(self, names: Sequence[str], seeds: Sequence[int]) -> list[Results]:
+        """Results of methods on seeds, the baseline's first."""
+        settings = [resolve(name, self.task, None, self.network.denoiser) for name in (BASELINE, *names)]
+        run_methods(self.task, self.network, settings, seeds, out=self.out, batch=self.batch)
+        place = Place(self.out, self.task.name, self.network.name)
+        wanted = set(seeds)
+        return [read_results(place.results(s)).only(wanted) for s in settings]
+
+    def try_all(self, family: str, names: Sequence[str], *, finals: bool = False) -> list[Trial]:
+        """The trials of methods, on the first seeds or, for finals, on all."""
+        seeds = self.seeds if finals else self.seeds[: self.first]
+        base, *runs = self.run(names, seeds)
+        found = []
+        for name, run in zip(names, runs, strict=True):
+            trial = Trial(family, resolve(name, self.task, None), compare(base, run))
+            self.trials[name, trial.row.n] = trial
+            found.append(trial)
+        return found
+
+    def best(self, family: str, names: Sequence[str], near: Callable[[str], Sequence[str]] | None = None) -> Trial:
+        """Coarse round, neighbours of its best, and the final round of a family."""
+        trials = self.try_all(family, names)
+        if near is not None:
+            trials += self.try_all(family, [n for n in near(choose(trials).setting.name) if n not in names])
+        finalists = sorted(trials, key=lambda trial: trial.rank)[:FINALISTS]
+        if self.first >= len(self.seeds):
+            return choose(finalists)
+        return choose(self.try_all(family, [t.setting.name for t in finalists], finals=True))
+
+    # -- what the grids are made of -----------------------------------------------------------------------------------
+
+    def level(self, fraction: float) -> float:
+        """The noise level at a fraction of the steps, to three digits."""
+        d = self.network.denoiser
+        low, high = max(0.002, d.sigma_min), min(80.0, d.sigma_max)
+        levels = edm_grid(self.task.num_steps, sigma_min=low, sigma_max=high)
+        return float(f"{float(levels[min(int(fraction * len(levels)), len(levels) - 1)]):.3g}")
+
+    def window(self, lo: float, hi: float) -> str:
+        """Fractions of the steps as noise levels, a little wider than the steps that they stand for."""
+        return f"sigma:{0.98 * self.level(hi - 1 / self.task.num_steps):.3g},{1.02 * self.level(lo):.3g}"
+
+    def windows(self) -> list[str]:
+        return [self.window(lo, hi) for lo, hi in WINDOWS]
+
+    def radii(self) -> list[float]:
+        d = self.network.denoiser
+        return [float(f"{r * np.sqrt(d.img_channels * d.img_resolution**2):.3g}") for r in RADII]
+
+
+# -- families ---------------------------------------------------------------------------------------------------------
+
+
+def with_radius(search: Search, family: str, text: str) -> Trial:
+    """A family with a radius and a window: the grid, then half and twice the best radius in its window."""
+    names = [f"{text} window={w} rho={r:g}" for w in search.windows() for r in search.radii()]
+
+    def near(name: str) -> list[str]:
+        head, rho = name.rsplit(" rho=", 1)
+        return [f"{head} rho={float(rho) * factor:.3g}" for factor in (0.5, 2)]
+
+    return search.best(family, names, near)
+
+
+def rods(search: Search, family: str, text: str) -> tuple[dict[str, Any], float, str]:
+    """A RODS method: first correcting every sample, then behind a gate. Options, the H of risk, and a remark."""
+    free = with_radius(search, family, f"{text} eps=0 detect=false")
+    head = free.setting.name.replace(" eps=0 detect=false", "")
+    base, measured = search.run([f"{head} eps=inf"], search.seeds)
+    gates = [f"{head} eps={level_of(base, measured, share):.3g}" for share in GATES]
+    trials = search.try_all(family, [*gates, f"{head} eps=0"], finals=True)
+    chosen = choose(trials)
+    corrected = search.run([chosen.setting.name], search.seeds)[1]
+    risk = float(f"{level_of(base, corrected, RISK_FALSE_ALARMS):.3g}")
+    return options_of(chosen), risk, chosen.remark()
+
+
+def level_of(base: Results, run: Results, false_alarms: float) -> float:
+    """The score that this share of the baseline's samples that are not surely bad reach in `run`."""
+    mine, theirs = common(base, run)
+    assert run.scores is not None
+    return float(np.quantile(run.scores[theirs][base.labels[mine] != Label.BAD], 1 - false_alarms))
+
+
+def options_of(trial: Trial) -> dict[str, Any]:
+    """What a preset says of a setting: its description, without what is every sampler's default."""
+    described: Mapping[str, Any] = trial.setting.config.describe()
+    defaults = {"sampler", "sigma_min", "sigma_max", "time_rho"}
+    return {k: v for k, v in described.items() if k not in defaults}
+
+
+# -- where H is large -------------------------------------------------------------------------------------------------
+
+
+def critical_steps(search: Search, *, rho: float, window: str, eps: float) -> dict[str, Any]:
+    """Where along the run H is large, where it tells bad from good, and which steps decide (RODS paper, Figure 7).
+
+    H of the baseline's run at radius `rho` in all steps, on the first seeds. Per step: the noise level, the medians of
+    H and of H t^3 / rho, the AUROC of H there, the share of samples whose H is largest there, and, in `window` at the
+    threshold `eps`, the share that is flagged there. Cost: (2F + 2B) for each step and sample.
+    """
+    base, run = search.run([f"h-index window=0,1 rho={rho:g}"], search.seeds[: search.first])
+    inside = search.run([f"h-index window={window} rho={rho:g}"], search.seeds[: search.first])[1]
+    assert run.step_scores is not None
+    levels, H = run.step_scores  # [S], [M, S]
+    probed = set(inside.step_scores[0].tolist()) if inside.step_scores else set()
+    aurocs = dict(step_aurocs(run, base))
+    largest = np.bincount(H.argmax(axis=1), minlength=len(levels)) / len(H)
+    steps = [
+        {
+            "sigma": float(t),
+            "H": float(np.median(H[:, k])),
+            "H_scaled": float(np.median(H[:, k]) * t**3 / rho),
+            "auroc": None if np.isnan(aurocs[float(t)]) else aurocs[float(t)],
+            "largest": float(largest[k]),
+            "flagged": float((H[:, k] >= eps).mean()) if float(t) in probed else None,
+        }
+        for k, t in enumerate(levels)
+    ]
+    return {"rho": rho, "window": window, "eps": eps, "n": len(H), "steps": steps}

@@ -1,0 +1,141 @@
+"""rods.bench.calibration and scripts/calibrate.py: the rule of choice, and a small calibration that goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import bench_tasks
+import numpy as np
+import pytest
+import torch
+from bench_tasks import POINTS
+from click.testing import CliRunner
+
+from rods.bench.calibration import Search, Trial, choose, critical_steps, level_of
+from rods.bench.methods import resolve
+from rods.bench.rows import compare
+from rods.eval.bootstrap import Estimate
+from rods.eval.correction import proportion_interval
+from rods.presets import parse_preset
+from scripts import calibrate
+
+
+@pytest.fixture(autouse=True)
+def restored_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def row(tmp_path_factory):
+    runs = bench_tasks.run(POINTS, tmp_path_factory.mktemp("row"), ["euler", "heun"])
+    return compare(runs["euler"], runs["heun"])
+
+
+def trial(row, *, repaired: int, broken: int, variance: float = 1.0, passes: float = 40, n: int = 512) -> Trial:
+    outcomes = replace(
+        row.outcomes, repaired=proportion_interval(repaired, 100), broken=proportion_interval(broken, 400)
+    )
+    kept = Estimate(variance, variance, variance, 0.95)
+    done = replace(row, outcomes=outcomes, variance_kept=kept, forward=passes, backward=0.0, n=n)
+    return Trial("f", resolve("heun", POINTS, None), done)
+
+
+def test_the_most_repaired_minus_broken_wins_within_the_bars(row):
+    good, better = trial(row, repaired=30, broken=1), trial(row, repaired=32, broken=2)
+    breaks, shrinks = trial(row, repaired=90, broken=5), trial(row, repaired=90, broken=0, variance=0.96)
+    assert choose([good, better, breaks, shrinks]) is better
+    assert "misses" not in better.remark()
+    assert "broken 2/400 (at most 1.8%)" in better.remark()
+
+
+def test_ties_go_to_the_cheapest_and_few_seeds_do_not_decide(row):
+    dear, cheap = trial(row, repaired=30, broken=1, passes=60), trial(row, repaired=31, broken=2, passes=50)
+    small = trial(row, repaired=99, broken=0, n=128)
+    assert choose([dear, cheap, small]) is cheap
+
+
+def test_where_no_setting_clears_the_bars_the_remark_says_so(row):
+    one, two = trial(row, repaired=20, broken=9), trial(row, repaired=90, broken=9, variance=0.5)
+    assert choose([one, two]) is one
+    assert one.remark().endswith("misses: broken above 1%")
+    assert trial(row, repaired=0, broken=0, variance=float("nan")).bars_missed == 1
+
+
+def test_the_grid_is_in_noise_levels_and_in_units_of_the_state(tmp_path):
+    search = Search(POINTS, POINTS.networks["exact"](), tmp_path, [1000, 1001], 2, 2)
+    assert search.level(0) == 80
+    assert search.level(0.99) == 0.002
+    assert search.radii() == pytest.approx(np.sqrt(2) * np.array([1 / 32, 1 / 8, 1 / 2]), rel=0.01)
+    for window in search.windows():
+        lo, hi = map(float, window.removeprefix("sigma:").split(","))
+        assert 0.002 < lo < hi <= 82
+
+
+def test_critical_steps_add_up(tmp_path):
+    search = Search(POINTS, POINTS.networks["exact"](), tmp_path, list(range(1000, 1016)), 16, 16)
+    found = critical_steps(search, rho=0.02, window="0.5,1", eps=0.0)
+    assert len(found["steps"]) == POINTS.num_steps
+    assert sum(s["largest"] for s in found["steps"]) == pytest.approx(1)
+    assert [s["flagged"] for s in found["steps"]] == [None] * 3 + [1.0] * 3, "eps 0 flags all, in the window only"
+
+
+def test_a_level_is_a_quantile_of_the_healthy(tmp_path):
+    runs = bench_tasks.run(POINTS, tmp_path, ["euler", "h-index rho=.02 window=0,1"])
+    base, run = runs.values()
+    level = level_of(base, run, 0.25)
+    healthy = base.labels != 2
+    assert (run.scores[healthy] >= level).mean() == pytest.approx(0.25, abs=0.05)
+
+
+def calibrated(monkeypatch, *args: str):
+    monkeypatch.setattr(calibrate, "TASKS", {"points": lambda: POINTS})
+    (option,) = (p for p in calibrate.main.params if p.name == "task_name")
+    monkeypatch.setattr(option, "type", type(option.type)(["points"]))
+    return CliRunner().invoke(calibrate.main, ["--task=points", *args], catch_exceptions=False)
+
+
+def test_a_calibration_goes_on_and_writes_a_preset_that_generate_reads(tmp_path, monkeypatch):
+    dest = tmp_path / "exact.preset.json"
+    args = ["--seeds=1000-1023", "--first=8", "--batch=8", "--threads=1", f"--out={tmp_path / 'out'}", f"--dest={dest}"]
+    few = "--samplers=rods-cas,overshoot,restart"
+    done = calibrated(monkeypatch, few, *args)
+    assert done.exit_code == 0, done.output
+    preset = parse_preset(json.loads(dest.read_text()), where="test")
+    assert set(preset.samplers) == {"rods-cas", "overshoot", "restart", "random"}
+    assert preset.samplers["rods-cas"]["window"].startswith("sigma:")
+    assert preset.detect_eps["rods-cas"] > 0
+    assert "24 seeds from 1000" in preset.source
+    assert preset.source.count("(at most ") == 3, "the upper bound of what each breaks"
+
+    beside = tmp_path / "exact.calibration.jsonl"
+    header, *lines = map(json.loads, beside.read_text().splitlines())
+    assert header["seeds"] == [1000, 1023, 24]
+    tried = [line for line in lines if "family" in line]
+    assert {line["family"] for line in tried} == {"rods-cas", "overshoot", "restart"}
+    assert {line["n"] for line in tried} == {8, 24}
+    assert sum("critical" in line for line in lines) == 1
+
+    first = {p: p.read_bytes() for p in tmp_path.rglob("*.json*")}
+    again = calibrated(monkeypatch, few, *args)
+    assert again.output == done.output
+    assert {p: p.read_bytes() for p in first} == first, "nothing is sampled twice"
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["--samplers=magic"], "--samplers: 'magic' cannot be calibrated"),
+        (["--network=other"], "--network=other: points has exact"),
+        (["--dest=/no/such/folder/x.json"], "--dest=/no/such/folder/x.json: there is no such folder"),
+        (["--seeds=3-1"], "--seeds"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path, monkeypatch, args, what):
+    done = calibrated(monkeypatch, f"--dest={tmp_path / 'p.preset.json'}", f"--out={tmp_path / 'out'}", *args)
+    assert done.exit_code == 2
+    assert what in done.output
+    assert not list(tmp_path.iterdir())

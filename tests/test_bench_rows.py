@@ -1,0 +1,178 @@
+"""rods.bench.rows, tables and pairs: rows from known labels, distances with a floor, and pictures of what changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bench_tasks
+import numpy as np
+import pytest
+from bench_tasks import POINTS
+
+from rods.bench.pairs import ADDED, REMOVED, Pair, change_map, pair_sheet
+from rods.bench.report import features_of
+from rods.bench.results import Results
+from rods.bench.rows import compare, distances, reference, step_aurocs, total_variance, variance_kept
+from rods.bench.tables import detection_table, outcome_table, quality_table, share
+from rods.eval.correction import proportion_interval
+from rods.eval.labels import Label
+
+CODES = {"w": Label.WELL, "b": Label.BAD, "?": Label.AMBIGUOUS}
+
+
+def made(name: str, labels: str, x: list[float], *, F: int = 40, seconds: tuple[float, ...] = (), **more) -> Results:
+    """A run on seeds 0, 1, ... whose samples are single numbers."""
+    columns = ("seed", "label", "F", "B", "x", *more)
+    rows = [
+        [i, int(CODES[c]), F, 0, [v], *(column[i] for column in more.values())]
+        for i, (c, v) in enumerate(zip(labels, x, strict=True))
+    ]
+    chunks = [{"chunk": 0, "n": len(x), "not_finite": 0, "seconds": s, "baseline_seconds": 2.0} for s in seconds]
+    recipe = {"method": name, "is_score": "score" in more}
+    return Results(Path(f"{name}.jsonl"), recipe, columns, rows, [], chunks)
+
+
+BASE = made("euler", "bbww?", [0, 0, 9, 9, 1], seconds=(2.0, 2.0, 2.0))
+OTHER = made("other", "wbbww", [9, 0, 0, 9, 9], F=56, seconds=(3.0, 30.0, 2.0))
+
+
+def test_rows_count_what_changed_and_what_it_cost():
+    base, other = compare(BASE, BASE), compare(BASE, OTHER)
+    assert (base.outcomes.bad_after.k, base.outcomes.ambiguous_after.k, base.variance_kept.value) == (2, 1, 1.0)
+    assert (other.outcomes.repaired.k, other.outcomes.repaired.n) == (1, 2)
+    assert (other.outcomes.broken.k, other.outcomes.broken.n) == (1, 2)
+    assert (other.forward, other.backward, other.time_ratio) == (56, 0, 1.5)
+    assert (other.cut.value, other.changed) == (0, 3 / 5)
+    assert other.variance_kept.value == pytest.approx(np.var([9, 0, 0, 9, 9]) / np.var([0, 0, 9, 9, 1]))
+    lines = outcome_table([base, other]).markdown().splitlines()
+    assert len({len(line) for line in lines}) == 1, "columns line up"
+    assert "1/2: 50.0 %" not in lines[2], "the baseline repairs nothing of itself"
+    assert lines[3].count("1/2: 50.0 %") == 2
+    assert "1.40x" in lines[3]
+    assert "1.50x" in lines[3]
+
+
+def test_rows_are_of_the_seeds_that_both_have():
+    late = made("late", "wbbww", [9, 0, 0, 9, 9])
+    for row in late.rows:
+        row[0] += 3
+    row = compare(BASE, late)
+    assert (row.n, row.outcomes.table[Label.WELL]) == (2, (0, 1, 0))
+    for row in late.rows:
+        row[0] += 3
+    del late.__dict__["seeds"]
+    with pytest.raises(ValueError, match="no seed in common"):
+        compare(BASE, late)
+
+
+def test_total_variance_of_groups_is_that_of_their_samples():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 3)) + 5
+    parts = np.split(x, [10, 40])
+    groups = (
+        np.array([len(p) for p in parts], float),
+        np.stack([p.sum(axis=0) for p in parts]),
+        np.array([(p**2).sum() for p in parts]),
+    )
+    assert total_variance(groups) == pytest.approx(x.var(axis=0).sum())
+    assert total_variance(groups, np.array([0.0, 1, 0])) == pytest.approx(parts[1].var(axis=0).sum())
+
+
+def test_the_interval_of_the_variance_kept_holds_it():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(300)
+    base, half = made("euler", "w" * 300, x.tolist()), made("half", "w" * 300, (0.5**0.5 * x).tolist())
+    found = variance_kept(base, half)
+    assert found.value == pytest.approx(0.5)
+    assert found.high - found.low < 1e-9, "paired: the same samples stand above and below"
+
+
+def test_a_score_is_judged_on_sure_labels(tmp_path):
+    labels = "b" * 20 + "w" * 60 + "?" * 20
+    scores = [2.0] * 20 + [1.0] * 60 + [3.0] * 20
+    run = made("lid", labels, [0.0] * 100, score=scores)
+    row = compare(made("euler", labels, [0.0] * 100), run)
+    d = row.detection
+    assert (d.auroc.value, d.average_precision.value, d.bad, d.good) == (1, 1, 20, 60)
+    assert (d.auroc.low, d.at_false_alarms) == (1, 1)
+    assert d.at_retention == pytest.approx(3 / 20), "of 80 images, 3 are dropped"
+    assert row.filtered == pytest.approx(20 / 96), "the 4 dropped are unsure ones"
+    (line,) = detection_table([row], row).rows
+    assert line[0] == "lid"
+    run.recipe["is_score"] = False
+    assert compare(BASE, run).detection is None, "a correction's scores are of other images"
+
+
+def test_a_restart_is_filtered_by_what_it_kept():
+    tried = [[1, 9.0, 0.5], [0, 0.1], [0, 0.2], [0, 0.3], [2, 8.0, 7.0, 6.0]]
+    run = made("restart", "wwwwb", [0.0] * 5, score=[t[1] for t in tried], restart=tried)
+    assert run.own_scores.tolist() == [0.5, 0.1, 0.2, 0.3, 6.0]
+    run.recipe["is_score"] = False
+    row = compare(BASE, run)
+    assert row.filtered == pytest.approx(1 / 5 / 0.96), "4 % of five samples is none"
+    assert np.isnan(compare(BASE, OTHER).filtered)
+
+
+def test_step_aurocs_follow_the_labels():
+    steps = [[0.0, float(i < 2), 1.0] for i in range(5)]
+    run = made("h-index", "bbww?", [0.0] * 5, score=[1.0] * 5, steps=steps)
+    run.chunks.append({"sigma": [3.0, 2.0, 1.0]})
+    assert step_aurocs(run, BASE) == [(3.0, 0.5), (2.0, 1.0), (1.0, 0.5)]
+    assert step_aurocs(OTHER, BASE) == []
+
+
+def test_distances_to_real_data_have_a_floor():
+    real = reference(POINTS, features_of(POINTS), 2000)
+    assert real.floor.modes < 0.05
+    assert real.floor.spread == pytest.approx(1, abs=0.05)
+    rng = np.random.default_rng(3)
+    x = bench_tasks.CENTRES.numpy()[rng.integers(2, size=2000)] + 0.5 * bench_tasks.SPREAD * rng.standard_normal(
+        (2000, 2)
+    )
+    half = distances(x, bench_tasks.mode_of(x), real)
+    assert half.modes == pytest.approx(0.5, abs=0.05)
+    assert half.spread == pytest.approx(0.5, rel=0.05)
+    assert half.frechet > 10 * real.floor.frechet
+    assert half.kid > 10 * abs(real.floor.kid)
+    nowhere = distances(x, np.full(2000, -1), real)
+    assert np.isnan(nowhere.modes)
+
+
+def test_the_quality_table_leaves_out_what_a_task_does_not_have(tmp_path):
+    runs = bench_tasks.run(POINTS, tmp_path, ["euler", "heun"])
+    real = reference(POINTS, features_of(POINTS), 500)
+    rows = [compare(runs["euler"], run, real=real) for run in runs.values()]
+    table = quality_table(rows, real, features="coordinates")
+    assert table.headings[1] == "FD-coordinates"
+    assert [row[0] for row in table.rows] == ["euler", "heun", "(real data, 500 others)"]
+    pictures = bench_tasks.PICTURES
+    runs = bench_tasks.run(pictures, tmp_path, ["euler"])
+    real = reference(pictures, features_of(pictures), 64)
+    table = quality_table([compare(runs["euler"], runs["euler"], real=real)], real, features="pixels8")
+    assert "spread in kinds" not in table.headings
+    assert "total variation of kinds" in table.headings
+
+
+def test_shares_are_written_with_their_interval():
+    assert share(proportion_interval(1, 4), counts=True) == "1/4: 25.0 % (0.6-80.6)"
+    assert share(proportion_interval(31, 10**6)) == "0.003 % (0.002-0.004)"
+    assert share(proportion_interval(0, 0)) == "none"
+
+
+def test_change_map_marks_additions_green_and_removals_red_and_nothing_else():
+    before = np.full([1, 1, 3], 100, np.uint8)
+    after = np.array([[[100, 230, 0]]], np.uint8)
+    unchanged, added, removed = np.asarray(change_map(before, after))[0]
+    assert tuple(unchanged) == (60, 60, 60)
+    assert tuple(added) == ADDED
+    assert tuple(removed) == REMOVED
+
+
+def test_pair_sheet_frames_those_at_risk():
+    tile = np.zeros([1, 4, 4], np.uint8)
+
+    def red(at_risk: bool) -> int:
+        sheet = np.asarray(pair_sheet([Pair(tile, tile, "a", "b", at_risk)], heading=""))
+        return int((sheet == (230, 60, 40)).all(axis=2).sum())
+
+    assert red(True) > red(False) == 0
