@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import torch
 from torch import Tensor
 
-from rods.types import AnyDenoiser
+from rods.types import AnyDenoiser, Step
 
 TINY = 1e-12
 """Norms below this have no direction."""
@@ -38,7 +38,8 @@ class BoundDenoiser:
     """D(x; sigma) with its labels, for some rows of a batch; counts F and B of every sample of that batch.
 
     The counts are measured where the network is called (B by a hook on its output), so that a corrector cannot
-    forget to declare what it spends. `rows` narrows it to a part of the batch, and may repeat rows.
+    forget to declare what it spends. `rows` narrows it to a part of the batch, and may repeat rows. `watch` is shown
+    every finished step of a trajectory of the whole batch: how a run is scored whose steps its sampler keeps.
     """
 
     denoiser: AnyDenoiser
@@ -46,6 +47,7 @@ class BoundDenoiser:
     index: Tensor  # [b] int64 on the CPU: which sample of the batch each row is
     forward: Tensor  # [B] int64 on the CPU
     backward: Tensor  # [B] int64 on the CPU
+    watch: Callable[[Step], None] | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         if self.class_labels is None:
@@ -80,6 +82,10 @@ class BoundDenoiser:
         """The same network for the rows `index` [b'] of this one."""
         labels = None if self.class_labels is None else self.class_labels[index]
         return BoundDenoiser(self.denoiser, labels, self.index[index.cpu()], self.forward, self.backward)
+
+    def watched(self, watch: Callable[[Step], None] | None) -> BoundDenoiser:
+        """The same rows and counters with another `watch`, or none."""
+        return replace(self, watch=watch)
 
 
 def bind(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None = None) -> BoundDenoiser:

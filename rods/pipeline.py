@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from types import UnionType
@@ -28,6 +28,8 @@ from rods.samplers import (
     sigma_offset_sampler,
     tag_sampler,
 )
+from rods.scoring import Limit, Scored
+from rods.trajectory import Solver
 from rods.types import AnyDenoiser, RodsResult, SampleRecord
 from torch_utils.rng import SeedStreams
 
@@ -123,6 +125,11 @@ class SamplerConfig:
         if isinstance(options.get("window"), str):
             options["window"] = parse_window(options["window"])
         return SamplerConfig(description["sampler"], options)
+
+    def base_solver(self) -> Solver:
+        """What integrates where nothing is corrected."""
+        solver: Solver = self.options.get("solver", "heun" if self.sampler == "edm" else "euler")
+        return solver
 
     def run(
         self,
@@ -228,6 +235,7 @@ class ChunkResult:
     images: Tensor  # [B, C, H, W] float64, nominally in [-1, 1]
     classes: list[int | None]  # [B]
     records: tuple[SampleRecord, ...]  # [B]
+    risks: tuple[tuple[float, ...], ...] = ()  # [scores][B], of the scores that were asked for
 
 
 def sample_chunk(
@@ -236,33 +244,43 @@ def sample_chunk(
     config: SamplerConfig,
     *,
     device: torch.device,
-    class_index: int | None = None,
+    class_index: int | Sequence[int | None] | None = None,
     rng_on_cpu: bool = False,
     dtype: torch.dtype = torch.float32,
+    limits: Sequence[Limit] = (),
 ) -> ChunkResult:
     """Sample one chunk of seeds.
 
     The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the original's order:
-    latent, class (drawn even when `class_index` is given), then the noise of the steps; the samplers of
-    `SECOND_STREAM` draw theirs from that stream. `dtype` other than float32 runs the network under autocast; the state
-    stays float64. Cost: that of the sampler.
-    Raises ValueError: `class_index` outside the network's classes.
+    latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the steps; the
+    samplers of `SECOND_STREAM` draw theirs from that stream. `dtype` other than float32 runs the network under
+    autocast; the state stays float64. The scores of `limits` come back as `risks`; their draws are from the third
+    stream, so that no image depends on them. Cost: that of the sampler and of the scores.
+    Raises ValueError: `class_index` outside the network's classes; a score that needs what the sampler does not show.
     """
     shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
     label_dim: int = denoiser.label_dim  # type: ignore[attr-defined]
-    check_class(class_index, label_dim)
+    given = class_index if isinstance(class_index, Sequence) else [class_index] * len(chunk.row_seeds())
+    for wanted in set(given):
+        check_class(wanted, label_dim)
     streams = SeedStreams(chunk.seeds, device, rows_per_seed=chunk.rows_per_seed, on_cpu=rng_on_cpu)
     latents = streams.randn(shape)
     labels: Tensor | None = None
     classes: list[int | None] = [None] * len(latents)
     if label_dim:
-        drawn = streams.randint(label_dim)
-        chosen = drawn if class_index is None else torch.full_like(drawn, class_index)
-        labels, classes = torch.eye(label_dim, device=device)[chosen], chosen.tolist()
+        chosen = [c if w is None else w for c, w in zip(streams.randint(label_dim).tolist(), given, strict=True)]
+        labels, classes = torch.eye(label_dim, device=device)[chosen], chosen
     noise = streams.second() if config.sampler in SECOND_STREAM else streams
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        result = config.run(denoiser, latents, labels, randn_like=noise.randn_like)
-    return ChunkResult(chunk, result.images, classes, result.records)
+        denoise = bind(denoiser, len(latents), labels)
+        scored = Scored(denoise, latents, limits, config.sampler, config.base_solver(), streams)
+        result = config.run(denoise.watched(scored.add if limits else None), latents, randn_like=noise.randn_like)
+        risks = scored.risks(result.images)
+    records = [
+        replace(record, forward=F, backward=B)
+        for record, F, B in zip(result.records, denoise.forward.tolist(), denoise.backward.tolist(), strict=True)
+    ]
+    return ChunkResult(chunk, result.images, classes, tuple(records), risks)
 
 
 def check_class(class_index: int | None, label_dim: int) -> None:

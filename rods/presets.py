@@ -2,7 +2,9 @@
 
 A preset is JSON: {"name", "network", "source", "samplers": {sampler: {option: value}}}; windows are written as on the
 command line (`.1,.5`, `sigma:1,5`). `source` says where the numbers come from. Where every sample is corrected (eps 0),
-an optional "detect_eps": {sampler: threshold} says from which H on a sample is held at risk.
+an optional "detect_eps": {sampler: threshold} says from which H on a sample is held at risk. Optional, too: "learned",
+the weights of a combination of scores that is then called `learned` (score_text.py), and "retention", a list of tables
+that say which threshold of a score keeps which share of a sampler's images (retention.py).
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rods.combined_scores import Learned
+from rods.image_scores import Score
 from rods.pipeline import SAMPLERS, SamplerConfig
+from rods.retention import Retention, retention_of_json
+from rods.score_text import format_score, learned_of_json, parse_score
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Preset:
     source: str
     samplers: Mapping[str, Mapping[str, Any]]
     detect_eps: Mapping[str, float] = field(default_factory=dict)  # for reports; no image depends on it
+    learned: Learned | None = None
+    retention: tuple[Retention, ...] = ()
 
     def risk_threshold(self, config: SamplerConfig) -> float | None:
         """The H from which a sample is held at risk, if these are the preset's own settings (H depends on them)."""
@@ -31,13 +39,31 @@ class Preset:
 
     def config(self, sampler: str, replaced: Mapping[str, Any]) -> SamplerConfig:
         """The sampler's config: this preset's options for it, if any, with `replaced` over them."""
-        return SamplerConfig.parse({"sampler": sampler, **self.samplers.get(sampler, {}), **replaced})
+        options = {"sampler": sampler, **self.samplers.get(sampler, {}), **replaced}
+        if "learned" in str(options.get("detector", "")):  # a config holds the weights, for they decide the images
+            options["detector"] = format_score(parse_score(options["detector"], learned=self.learned))
+        return SamplerConfig.parse(options)
+
+    def threshold(self, score: Score, config: SamplerConfig, keep: float) -> float:
+        """The threshold of a score that keeps this share of a sampler's images.
+
+        Raises ValueError: no table of this score and sampler, or a share that it does not reach.
+        """
+        for table in self.retention:
+            if (table.score, table.config) == (score, config):
+                return table.threshold_at(keep)
+        has = [f"{format_score(t.score)} on {t.config.sampler}" for t in self.retention]
+        raise ValueError(
+            f"keep: preset {self.name} has no thresholds of {format_score(score)} for these settings of "
+            f"{config.sampler}; it has {', '.join(has) or 'none'}"
+        )
 
 
 def parse_preset(data: Any, *, where: str) -> Preset:
     """A preset from JSON. Raises ValueError: not a preset, an unknown key, sampler, option or value."""
     expected = {"name", "network", "source", "samplers"}
-    if not isinstance(data, dict) or set(data) - {"detect_eps"} != expected or not isinstance(data["samplers"], dict):
+    optional = {"detect_eps", "learned", "retention"}
+    if not isinstance(data, dict) or set(data) - optional != expected or not isinstance(data["samplers"], dict):
         raise ValueError(f"{where} is no preset; it needs exactly the keys {', '.join(sorted(expected))}")
     for key, kinds in {"name": str, "source": str, "network": str | None}.items():
         if not isinstance(data[key], kinds):
@@ -45,7 +71,16 @@ def parse_preset(data: Any, *, where: str) -> Preset:
     levels = data.get("detect_eps", {})
     if not isinstance(levels, dict) or not all(type(v) in (int, float) and v >= 0 for v in levels.values()):
         raise ValueError(f"{where}: detect_eps needs a threshold >= 0 for each sampler, such as {{'rods-cas': 0.01}}")
-    preset = Preset(**data)
+    try:
+        learned = learned_of_json(data["learned"]) if "learned" in data else None
+        tables = data.get("retention", [])
+        if not isinstance(tables, list):
+            raise ValueError("retention is no list of tables")
+        retention = tuple(retention_of_json(table) for table in tables)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
+    names = {key: data[key] for key in expected}
+    preset = Preset(**names, detect_eps=levels, learned=learned, retention=retention)
     for sampler, options in preset.samplers.items():
         if sampler not in SAMPLERS:
             raise ValueError(f"{where}: {sampler!r} is no sampler; use {', '.join(SAMPLERS)}")

@@ -24,7 +24,7 @@ from rods.correctors import (
     within,
 )
 from rods.detectors import h_index
-from rods.evaluation import BoundDenoiser
+from rods.evaluation import BoundDenoiser, bind
 from rods.trajectory import Churn, Solver, check_solver, last, start, trajectory
 from rods.types import AnyDenoiser, RodsResult, SampleRecord, Step
 
@@ -185,7 +185,7 @@ def sigma_offset_sampler(
             sigma = denoise.round_sigma(told)
         return denoise(x, sigma)
 
-    return last(trajectory(offset, x, sigmas))
+    return last(trajectory(bind(offset, len(x)).watched(denoise.watch), x, sigmas))
 
 
 def tag_sampler(

@@ -101,6 +101,8 @@ def trajectory(
             flagged=~nobody(x) if done.flagged is None else done.flagged,
             num_steps=num_steps,
         )
+        if denoise.watch is not None:
+            denoise.watch(prev)
         yield prev
 
 

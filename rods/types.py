@@ -73,6 +73,16 @@ class RestartRecord:
 
 
 @dataclass(frozen=True)
+class TriesRecord:
+    """The images that were drawn until one was accepted."""
+
+    scores: tuple[float, ...]  # of each
+    seeds: tuple[int, ...]  # of each, the sample's own first
+    kept: int  # which of them is the result
+    accepted: bool  # whether its score is below the limit
+
+
+@dataclass(frozen=True)
 class SampleRecord:
     """What RODS saw and did on one sample; plain numbers, ready for JSON."""
 
@@ -85,6 +95,7 @@ class SampleRecord:
     backward: int  # backward passes to the input spent on this sample
     scores: tuple[float, ...] = ()  # at the probed steps, of a sampler whose detector is not the curvature index
     restart: RestartRecord | None = None  # None for samplers that do not restart
+    tries: TriesRecord | None = None  # None where nothing is drawn again; passes are then those of all tries
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,25 @@ from torch import Tensor
 SECOND = 0x524F4453
 """Flips the bits of a seed for its second stream. A CPU generator knows 32 bits of its seed, so that the second seeds
 must lie among the first: this one-to-one map sends all seeds below 2^28 to seeds above 2^30."""
+THIRD = 0x4C494453
+"""The same for its third stream, whose numbers score an image and never make one."""
+LARGEST_REDRAWN, MOST_TRIES = 1 << 26, 16
+"""Seeds that can be redrawn lie below the first, and there are so many images of each, its own among them."""
+
+
+def redrawn(seed: int, attempt: int) -> int:
+    """The seed of another try at the image of `seed`; try 0 is the seed itself.
+
+    The try's number goes into bits 26, 27, 29 and 31 of a seed below 2^26. The streams' constants differ in their upper
+    six bits, too, and no two of (try, stream) agree in these: all three streams of all 16 tries of all such seeds are
+    distinct, and none is that of another such seed. Raises ValueError for a larger seed, or a try that does not exist.
+    """
+    if not 0 <= seed < LARGEST_REDRAWN:
+        raise ValueError(f"seeds: {seed} is too large to be redrawn; give seeds below {LARGEST_REDRAWN:,}")
+    if not 0 <= attempt < MOST_TRIES:
+        raise ValueError(f"max_tries: try {attempt} of a seed does not exist; give {MOST_TRIES} or fewer")
+    places = (26, 27, 29, 31)
+    return seed | sum((attempt >> k & 1) << place for k, place in enumerate(places))
 
 
 class SeedStreams:
@@ -31,7 +50,17 @@ class SeedStreams:
 
         Its generators have the seeds (seed mod 2^32) xor 0x524F4453.
         """
-        seeds = [seed ^ SECOND for seed in self._seeds]
+        return self._other(SECOND)
+
+    def third(self) -> SeedStreams:
+        """The third stream of each seed, from its beginning: the draws of scores, which no image depends on.
+
+        Its generators have the seeds (seed mod 2^32) xor 0x4C494453.
+        """
+        return self._other(THIRD)
+
+    def _other(self, flips: int) -> SeedStreams:
+        seeds = [seed ^ flips for seed in self._seeds]
         return SeedStreams(seeds, self.device, rows_per_seed=self.rows, on_cpu=self._source.type == "cpu")
 
     def __len__(self) -> int:
