@@ -16,10 +16,22 @@ import torch
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from rods.pipeline import SAMPLERS, SamplerConfig, check_class, cut_chunks
-from rods.runs.options import add_sampler_options, given_options, respell, sampler_choice, sampler_config, spelling
+from rods.runs.options import given_options, respell, sampler_choice, sampler_config, spelling
 from rods.runs.outputs import OutputFolder
 from rods.runs.presets import find_preset
-from rods.runs.sampling import CHANNELS, DTYPES, MAX_GRID, Job, restart_summary, risk_summary, run_chunks, write_grid
+from rods.runs.sampler_options import add_sampler_options
+from rods.runs.sampling import (
+    CHANNELS,
+    DTYPES,
+    MAX_GRID,
+    Job,
+    restart_summary,
+    risk_summary,
+    run_chunks,
+    selection_summary,
+    write_grid,
+)
+from rods.runs.selection import add_selection_options, selection
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
 from training.header import tool_version
@@ -60,6 +72,7 @@ EMBEDDED = MODELS / "hands-32.safetensors"
     help="Settings of the sampler for this network [default: by the network's name; none: no preset].",
 )
 @add_sampler_options
+@add_selection_options
 @click.option(
     "--seeding",
     type=click.Choice(["per-image", "per-batch"]),
@@ -96,13 +109,15 @@ EMBEDDED = MODELS / "hands-32.safetensors"
 def main(**opts: Any) -> int:
     """Sample images, measure the risk of each (curvature index H), and repair while sampling.
 
-    The outdir gets a PNG per seed, samples.jsonl (per image: H per step, flagged steps, restarts, network passes,
-    sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
+    The outdir gets a PNG per seed, samples.jsonl (per image: H per step, flagged steps, restarts, tries, network
+    passes, sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
 
     \b
     Examples:
       python generate.py --outdir=out --sampler=rods-cas --seeds=0-63 --grid
       python generate.py --network=edm-ffhq-64x64-uncond-ve.pkl --sampler=rods-cas --outdir=out --seeds=0-8
+      python generate.py --sampler=euler --filter=lid --filter-threshold=15 --outdir=out
+      python generate.py --sampler=euler --accept='lid<12' --max-tries=4 --outdir=out
       torchrun --standalone --nproc_per_node=2 generate.py --sampler=edm --steps=18 --outdir=out
     """
     device = distributed.pick_device(opts["device"])
@@ -137,11 +152,14 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
     config = sampler_config(sampler, given, preset, snapshot.name)
     check_network(snapshot.net, config, opts["class_index"])
+    chosen = selection(opts, preset, config, snapshot.name)
+    chunks = cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch")
+    chosen.check(config, chunks, snapshot.net)
     job = Job(
         snapshot.net,
         snapshot.sha256,
         config,
-        cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch"),
+        chunks,
         opts["batch"],
         device,
         opts["class_index"],
@@ -150,6 +168,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         subdirs=opts["subdirs"],
         detect_eps=preset.risk_threshold(config) if preset else None,
+        selection=chosen,
     )
     applied = f"{preset.name} ({preset.source})" if preset and sampler in preset.samplers else None
     about = {
@@ -176,7 +195,7 @@ def check_network(net: Any, config: SamplerConfig, class_index: int | None) -> N
 def describe(job: Job, preset: str | None) -> list[str]:
     """Lines that say what applies."""
     lines = [f"Preset {preset}"] if preset else []
-    options = {**job.config.describe(), "dtype": job.dtype, "device": job.device}
+    options = {**job.config.describe(), **job.selection.identity(), "dtype": job.dtype, "device": job.device}
     if job.threads:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):
@@ -189,18 +208,21 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     lines = folder.finish()
     wanted = {name for chunk in job.chunks for name in job.names(chunk)}
     mine = [line for line in lines if line["name"] in wanted]
-    broken = [str(line["seed"]) for line in mine if line["sha256"] is None]
-    if grid and len(broken) < len(mine):
+    dropped = sum(line.get("dropped", False) for line in mine)
+    broken = [str(line["seed"]) for line in mine if line["sha256"] is None and not line.get("dropped")]
+    if grid and len(broken) + dropped < len(mine):
         write_grid(folder, mine, folder.outdir / "grid.png", threshold=job.risk_threshold())
     passes = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
-        f"{len(mine) - len(broken)} images in {folder.outdir}, "
+        f"{len(mine) - len(broken) - dropped} images in {folder.outdir}, "
         f"{passes[0]:.1f} forward and {passes[1]:.1f} backward passes an image"
     )
     if any(line["H"] for line in mine):
         click.echo(risk_summary(mine, job.config.options["eps"], job.risk_threshold()))
     elif "restart" in mine[0]:
         click.echo(restart_summary(mine, job.config.options["threshold"]))
+    for line in selection_summary(mine, job.selection):
+        click.echo(line)
     if broken:
         shown = ", ".join(broken[:8]) + (", ..." if len(broken) > 8 else "")
         remedy = "use --dtype=float32" if job.dtype != "float32" else "choose other noise levels or another network"

@@ -136,23 +136,25 @@ class Tvf:
         return self.sigma
 
     def watch(self, denoise: BoundDenoiser, noise: Tensor, *, limit: float, solver: Solver) -> Watch:
-        return _Spread(SigmaWindow(0, self.sigma))
+        return _Spread(self.sigma)
 
 
 class _Spread:
-    def __init__(self, window: SigmaWindow) -> None:
-        self.spread = TrajectoryVariance(window)
+    def __init__(self, sigma: float) -> None:
+        self.sigma, self.spread = sigma, TrajectoryVariance(SigmaWindow(0, sigma))
         self.add = self.spread.add
 
     def score(self, image: Tensor) -> Tensor:
+        if self.spread.count == 0:
+            raise ValueError(f"the score's range: no step lies at noise levels up to {self.sigma:g}; widen it")
         return self.spread.score()
 
 
 class _OverSteps:
     """The largest value over the steps of a range of noise levels, or their mean."""
 
-    def __init__(self, lo: float, hi: float, mean: bool, measure: Callable[[Step], Tensor]) -> None:
-        self.lo, self.hi, self.mean, self.measure = lo, hi, mean, measure
+    def __init__(self, of: HIndex | LambdaMax, measure: Callable[[Step], Tensor]) -> None:
+        self.lo, self.hi, self.mean, self.measure = of.lo, of.hi, of.mean, measure
         self.values: list[Tensor] = []  # of [b]
 
     def add(self, step: Step) -> None:
@@ -161,7 +163,7 @@ class _OverSteps:
 
     def score(self, image: Tensor) -> Tensor:
         if not self.values:
-            raise ValueError(f"lo, hi: no step lies at noise levels {self.lo:g} to {self.hi:g}; widen the range")
+            raise ValueError(f"the score's range: no step lies at noise levels {self.lo:g} to {self.hi:g}; widen it")
         values = torch.stack(self.values)  # [n, b]
         return values.mean(dim=0) if self.mean else values.amax(dim=0)
 
@@ -198,7 +200,7 @@ class HIndex:
             H = curvature_index(denoise, step.x, step.sigma, rho=self.rho)
             return H * float(step.sigma) ** 3 / self.rho if self.scaled else H
 
-        return _OverSteps(self.lo, self.hi, self.mean, measure)
+        return _OverSteps(self, measure)
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ class LambdaMax:
             t, cur = float(step.sigma), Point(denoise, step.x, step.sigma)
             return t**3 * largest_eigenvalue(cur, noise[0], iterations=self.iterations, h=0.01 * t)
 
-        return _OverSteps(self.lo, self.hi, self.mean, measure)
+        return _OverSteps(self, measure)
 
 
 @dataclass(frozen=True)

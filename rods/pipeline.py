@@ -84,7 +84,9 @@ def _described(kind: Any) -> str:
         return " or ".join(get_args(kind))
     if kind == Window:
         return "lo,hi such as .1,.5 or sigma:1,5"
-    return {int: "a whole number", bool: "true or false"}.get(kind, "a number")
+    if get_origin(kind) in (Union, UnionType):
+        return _described(get_args(kind)[0])
+    return {int: "a whole number", bool: "true or false", str: "a text"}.get(kind, "a number")
 
 
 @dataclass(frozen=True)
@@ -149,15 +151,20 @@ class SamplerConfig:
         passes = zip(denoise.forward.tolist(), denoise.backward.tolist(), strict=True)
         return RodsResult(result, tuple(SampleRecord((), (), (), (), (), F, B) for F, B in passes))
 
-    def rehearse(self, denoiser: AnyDenoiser) -> None:
+    def rehearse(self, denoiser: AnyDenoiser, *, limits: Sequence[Limit] = ()) -> None:
         """Run on one pixel with a network that costs nothing: raises now whatever the options would raise later.
 
-        A few steps are enough, for which values will do does not depend on the number of steps.
+        A few steps are enough, for which values will do does not depend on the number of steps; but for scores, where
+        it decides whether there are steps to look at.
         """
-        enough = {"num_steps": 8, "ascent_steps": 2, "rounds": 1, "draws": 1, "probes": 1}
+        steps = 1000 if limits or self.sampler == "restart" else 8
+        enough = {"num_steps": steps, "ascent_steps": 2, "rounds": 1, "draws": 1, "probes": 1}
         few = SamplerConfig(self.sampler, {k: min(v, enough[k]) if k in enough else v for k, v in self.options.items()})
+        denoise, pixel = bind(_Blank(denoiser), 1), torch.zeros(1, 1, 1, 1)
         try:
-            few.run(_Blank(denoiser), torch.zeros(1, 1, 1, 1))
+            scored = Scored(denoise, pixel, limits, self.sampler, self.base_solver(), SeedStreams([0], pixel.device))
+            images = few.run(denoise.watched(scored.add), pixel).images
+            scored.risks(images)
         except ArithmeticError:
             raise ValueError(f"time_rho: {self.options['time_rho']} gives no noise levels; use 7 or so") from None
 

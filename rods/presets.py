@@ -41,7 +41,10 @@ class Preset:
         """The sampler's config: this preset's options for it, if any, with `replaced` over them."""
         options = {"sampler": sampler, **self.samplers.get(sampler, {}), **replaced}
         if "learned" in str(options.get("detector", "")):  # a config holds the weights, for they decide the images
-            options["detector"] = format_score(parse_score(options["detector"], learned=self.learned))
+            try:
+                options["detector"] = format_score(parse_score(options["detector"], learned=self.learned))
+            except ValueError as e:
+                raise ValueError(f"detector: {e}") from None
         return SamplerConfig.parse(options)
 
     def threshold(self, score: Score, config: SamplerConfig, keep: float) -> float:

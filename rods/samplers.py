@@ -88,6 +88,7 @@ def rods_sampler(
     latents: Tensor,
     class_labels: Tensor | None = None,
     *,
+    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
     method: Literal["cas", "sas"] = "cas",
     eps: float,
     rho: float,
@@ -100,13 +101,19 @@ def rods_sampler(
     ascent_steps: int = 1,
     sas_sign: Literal["uphill", "downhill"] = "uphill",
     detect: bool = True,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = inf,
+    S_noise: float = 1,
 ) -> RodsResult:
     """RODS (paper, Algorithm 2): where the curvature index is >= eps, step along the direction found at x + delta.
 
     `latents` [B, C, H, W] are unit normal and are scaled here. `eps` is the threshold (0: every sample, inf: detect
     only, the images are those of `euler_sampler`); `rho` the radius ||delta|| in units of the state; `window` the steps
     lo*N <= i < hi*N or a `SigmaWindow`. `ascent_steps` belongs to CAS, `sas_sign` to SAS. `detect=False` skips H, which
-    needs eps = 0. Draws no random numbers. Returns images (float64, detached) and a `SampleRecord` for each.
+    needs eps = 0. `S_churn` > 0 adds EDM's churn before the steps, with `S_min`, `S_max` and `S_noise` as in
+    `edm_sampler`; `randn_like` is then called once per step, and never without it.
+    Returns images (float64, detached) and a `SampleRecord` for each.
     Raises ValueError for arguments out of range.
     Cost per step in the window: 2F + 2B; with `detect=False` 2F + B (CAS) or 2F (SAS); SAS with detection one F more
     for flagged samples. Outside: F. With Heun, one F more per step but the last.
@@ -116,7 +123,9 @@ def rods_sampler(
         raise ValueError(f"detect: off with eps {eps}; a threshold needs detection (eps 0 corrects all)")
     correct = within(window, rods_correction(method, eps, rho, ascent_steps, sas_sign, detect))
     denoise, x, sigmas = start(denoiser, latents, class_labels, num_steps, sigma_min, sigma_max, time_rho)
-    return collect(denoise, trajectory(denoise, x, sigmas, correct=correct, solver=solver), rho=rho)
+    churn = Churn(S_churn, S_min, S_max, S_noise, randn_like)
+    steps = trajectory(denoise, x, sigmas, correct=correct, solver=solver, churn=churn if S_churn > 0 else None)
+    return collect(denoise, steps, rho=rho)
 
 
 def rods_correction(

@@ -21,6 +21,7 @@ from dnnlib.util import alone, atomic_write
 from rods.runs.options import spelling
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
+REJECTED = "rejected"  # the folder of images that a filter has dropped, where they are kept
 _OURS = re.compile(r"\d{6,}(_\d{3,})?\.png|\d{6,}")  # an image, or a folder of --subdirs
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}(\.\w+)?")  # what atomic_write leaves behind where it is killed
 
@@ -77,8 +78,9 @@ class OutputFolder:
     def write(self, chunk: str, images: Sequence[Image | None], lines: Sequence[dict[str, Any]]) -> None:
         """Writes the images that are missing, then the chunk's lines; `None` is an image that could not be made.
 
-        Each line holds `name`, the image's path in the folder; its `sha256` is added here. An image that has a record
-        keeps both; one without, left by a run that was interrupted, is replaced unless it is the same.
+        Each line holds `name`, the image's path in the folder, or `file` where it goes elsewhere in it; its `sha256`
+        is added here. An image that has a record keeps both; one without, left by a run that was interrupted, is
+        replaced unless it is the same. A line that says `dropped` needs no image.
         """
         kept = []
         with self._remedy("when that is mended, run the same command again"):
@@ -91,8 +93,9 @@ class OutputFolder:
                     data = io.BytesIO()
                     image.save(data, format="PNG")
                     kept[-1]["sha256"] = hashlib.sha256(data.getvalue()).hexdigest()
-                    (self.outdir / line["name"]).parent.mkdir(exist_ok=True)
-                    _replace(self.outdir / line["name"], data.getvalue())
+                    path = self.outdir / line.get("file", line["name"])
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _replace(path, data.getvalue())
             _replace(self.outdir / PARTS_NAME / f"{chunk}.jsonl", _json_lines(kept))
 
     def finish(self) -> list[dict[str, Any]]:
@@ -109,11 +112,16 @@ class OutputFolder:
 
     def _is_present(self, name: str) -> bool:
         line = self._known.get(name)
-        return line is not None and line["sha256"] is not None and (self.outdir / name).is_file()
+        if line is None:
+            return False
+        if line.get("dropped") and "file" not in line:
+            return True
+        return line["sha256"] is not None and (self.outdir / line.get("file", name)).is_file()
 
     def _tidy(self) -> None:
         """Brings what an interrupted run left into the form of a finished one, and makes room for new parts."""
-        folders = [self.outdir, *(path for path in self.outdir.iterdir() if _OURS.fullmatch(path.name))]
+        folders = [self.outdir, self.outdir / REJECTED]
+        folders += [path for folder in folders for path in folder.glob("*") if _OURS.fullmatch(path.name)]
         for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from rods.accept import sample_accepted
 from rods.pipeline import Chunk, ChunkResult, SamplerConfig, sample_chunk
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
-from rods.runs.outputs import OutputFolder
+from rods.runs.outputs import REJECTED, OutputFolder
+from rods.runs.selection import Filter, Selection
 from rods.types import AnyDenoiser
 from torch_utils import distributed
 
@@ -41,6 +44,7 @@ class Job:
     threads: int | None  # None off the CPU, where they do not matter
     subdirs: bool
     detect_eps: float | None = None  # the H from which a sample is held at risk, where eps 0 corrects all
+    selection: Selection = field(default_factory=Selection)
 
     def risk_threshold(self) -> float:
         """The H from which a sample counts as at risk; inf where there is no such number."""
@@ -60,6 +64,7 @@ class Job:
             "batch": self.batch,
             "rows_per_seed": self.chunks[0].rows_per_seed,
             "subdirs": self.subdirs,
+            **self.selection.identity(),
         }
 
     def names(self, chunk: Chunk) -> list[str]:
@@ -73,7 +78,24 @@ class Job:
 
 def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
     """Sample a chunk and write it; an image that is not finite is recorded and never becomes a picture."""
-    done = sample_chunk(
+    done = sample_job(job, chunk)
+    lines = record_lines(job, done)
+    is_finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
+    images = []
+    for x, line, ok in zip(done.images.cpu().numpy(), lines, is_finite, strict=True):
+        if not ok:
+            line.pop("dropped", None)  # there is nothing to drop: the image could not be made
+            line.pop("file", None)
+        is_wanted = ok and ("file" in line or not line.get("dropped"))
+        images.append(to_pil(to_uint8(x)) if is_wanted else None)
+    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines)
+
+
+def sample_job(job: Job, chunk: Chunk) -> ChunkResult:
+    """Sample a chunk as the job says, some of its images several times."""
+    accept, limits = job.selection.accept, job.selection.limits()
+    sample = partial(sample_accepted, accept=accept) if accept else sample_chunk
+    return sample(
         job.denoiser,
         chunk,
         job.config,
@@ -81,18 +103,15 @@ def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
         class_index=job.class_index,
         rng_on_cpu=job.rng == "cpu",
         dtype=DTYPES[job.dtype],
+        limits=limits,
     )
-    is_finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
-    pixels = done.images.cpu().numpy()
-    images = [to_pil(to_uint8(x)) if ok else None for x, ok in zip(pixels, is_finite, strict=True)]
-    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, record_lines(job, done))
 
 
 def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
     """One JSON-ready dict per image."""
     rows = zip(job.names(done.chunk), done.chunk.row_seeds(), done.classes, done.records, strict=True)
     lines = []
-    for name, (seed, row), class_index, record in rows:
+    for b, (name, (seed, row), class_index, record) in enumerate(rows):
         line = {"name": name, "seed": seed, "class": class_index, **asdict(record)}
         if done.chunk.rows_per_seed > 1:
             line["row"] = row
@@ -100,12 +119,23 @@ def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
             line[key] = finite(line[key])
         if not record.scores:
             del line["scores"]
-        if record.restart is None:
-            del line["restart"]
-        else:
-            line["restart"]["scores"] = finite(record.restart.scores)
+        for key in ("restart", "tries"):
+            if line[key] is None:
+                del line[key]
+            else:
+                line[key]["scores"] = finite(line[key]["scores"])
+        if job.selection.filter:
+            line |= filtered(job.selection.filter, name, done.risks[0][b])
         lines.append(line)
     return lines
+
+
+def filtered(chosen: Filter, name: str, risk: float) -> dict[str, Any]:
+    """What a filter says of an image: its score, whether it is dropped, and the file that it then goes to, if any."""
+    said: dict[str, Any] = {"filter_score": finite([risk])[0], "dropped": chosen.drops(risk)}
+    if said["dropped"] and chosen.rejected:
+        said["file"] = f"{REJECTED}/{name}"
+    return said
 
 
 def largest_score(line: dict[str, Any]) -> float:
@@ -123,7 +153,7 @@ def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path
 
     After restarts: the score, and a red frame around what was restarted.
     """
-    shown = [line for line in lines if line["sha256"]][:MAX_GRID]
+    shown = [line for line in lines if line["sha256"] and not line.get("dropped")][:MAX_GRID]
     images, captions = [], []
     for line in shown:
         with PIL.Image.open(folder.outdir / line["name"]) as image:
@@ -190,6 +220,27 @@ def restart_summary(lines: Sequence[dict[str, Any]], threshold: float) -> str:
         )
     scores = [inf if line["restart"]["scores"][0] is None else line["restart"]["scores"][0] for line in lines]
     return f"Nothing restarted. Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
+
+
+def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> list[str]:
+    """A line on images that were drawn again, and one on those that were dropped, where there is such a choice."""
+    said = []
+    if chosen.accept:
+        tries = [line["tries"] for line in lines]
+        again = sum(len(t["seeds"]) > 1 for t in tries)
+        above, drawn = sum(not t["accepted"] for t in tries), sum(len(t["seeds"]) for t in tries)
+        said.append(
+            f"{again} of {len(lines)} drawn again (not {chosen.accept.describe()}), {drawn} images drawn in all; "
+            f"{above} were never accepted, the best try is kept"
+        )
+    if chosen.filter:
+        dropped = sum(line.get("dropped", False) for line in lines)
+        scores = [inf if line["filter_score"] is None else line["filter_score"] for line in lines]
+        said.append(
+            f"{dropped} of {len(lines)} dropped (not {chosen.filter.describe()}). Scores, at their quantiles: "
+            f"{_quantiles(scores)}; scores are in samples.jsonl"
+        )
+    return said
 
 
 def _quantiles(values: Sequence[float]) -> str:
