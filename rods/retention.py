@@ -34,7 +34,7 @@ class Retention:
         if not self.keep or len(self.keep) != len(self.threshold):
             raise ValueError("keep, threshold: a table needs as many thresholds as shares, and one of them at least")
         shares, values = list(self.keep), list(self.threshold)
-        if not all(map(isfinite, shares + values)) or not 0 < shares[0] <= shares[-1] <= 1:
+        if not all(map(isfinite, shares + values)) or not all(0 < share <= 1 for share in shares):
             raise ValueError("keep, threshold: a table needs shares above 0 and up to 1, and finite thresholds")
         if shares != sorted(set(shares)) or values != sorted(values):
             raise ValueError("keep, threshold: both must rise")

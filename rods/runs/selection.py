@@ -91,10 +91,11 @@ def _accept(opts: dict[str, Any], preset: Preset | None) -> Accept | None:
         limit = float(below)
     except ValueError:
         raise UserError(f"--accept: {below!r} is no limit; give a number, such as --accept='lid<12'") from None
+    score = _score(text, preset, option="--accept")
     try:
-        return Accept(_score(text, preset), limit, opts["max_tries"] or 4)
+        return Accept(score, limit, opts["max_tries"] or 4)
     except ValueError as e:
-        raise UserError(f"--accept: {e}") from None
+        raise UserError(respell(str(e))) from None
 
 
 def _filter(opts: dict[str, Any], preset: Preset | None, config: SamplerConfig, network: str) -> Filter | None:
@@ -108,10 +109,7 @@ def _filter(opts: dict[str, Any], preset: Preset | None, config: SamplerConfig, 
             if is_given is not None:
                 raise UserError(f"--{option} is for --filter; give a score, such as --filter=lid")
         return None
-    try:
-        score = _score(opts["filter"], preset)
-    except ValueError as e:
-        raise UserError(f"--filter: {e}") from None
+    score = _score(opts["filter"], preset, option="--filter")
     if (keep is None) == (threshold is None):
         raise UserError(
             "--filter needs one of --keep=.96, a share for which the preset has the threshold, and "
@@ -135,8 +133,11 @@ def _calibrated(score: Score, keep: float, preset: Preset | None, config: Sample
         raise UserError(f"{respell(str(e))}; {remedy}") from None
 
 
-def _score(text: str, preset: Preset | None) -> Score:
-    return parse_score(text, learned=preset.learned if preset else None)
+def _score(text: str, preset: Preset | None, *, option: str) -> Score:
+    try:
+        return parse_score(text, learned=preset.learned if preset else None)
+    except ValueError as e:
+        raise UserError(f"{option}: {e}") from None
 
 
 SELECTION_OPTIONS = (
