@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,7 +251,7 @@ COMMANDS = re.findall(r"`generate\.py (--sampler=[^`]+)`", PAGE)
 
 @pytest.mark.parametrize("options", COMMANDS)
 def test_the_commands_of_the_page_run(options: str, tmp_path: Path) -> None:
-    generated(tmp_path, "--seeds=0", *options.split(), steps=4)
+    generated(tmp_path, "--seeds=0", *shlex.split(options), steps=4)
 
 
 def test_the_page_names_every_sampler() -> None:

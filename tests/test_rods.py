@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from rods import (
     Point,
     SigmaWindow,
     Step,
+    ablation_sampler,
     cas,
     chain,
     curvature_index,
@@ -32,6 +34,7 @@ from rods import (
     within,
 )
 from rods.schedules import edm_grid
+from torch_utils.rng import SeedStreams
 
 FINALS = sorted(k for k in golden("rods/mixture") if k.startswith(("cas_", "sas_", "heun_cas_")))
 EPS = float(golden("rods/mixture")["eps_gate"])
@@ -317,3 +320,27 @@ def test_bad_arguments_of_the_parts() -> None:
         curvature_index(mixture(), latents(), 0, rho=1)
     with pytest.raises(ValueError, match="rho: -1"):
         overshoot_sampler(mixture(), latents(), rho=-1)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_churn_under_rods_is_that_of_edm(solver: str) -> None:
+    """With eps = inf the images are those of the base solver with churn; without churn nothing is drawn."""
+    churn = {"S_churn": 30.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
+
+    def noise() -> Callable[[Tensor], Tensor]:
+        return SeedStreams([11, 3, 7, 29, 5, 2], torch.device("cpu")).randn_like
+
+    def refuse(x: Tensor) -> Tensor:
+        raise AssertionError("nothing is drawn")
+
+    options = {"rho": 0.3, "num_steps": 10, "solver": solver}
+    found = rods_sampler(mixture(), latents(), eps=math.inf, randn_like=noise(), **options, **churn)
+    base = ablation_sampler(mixture(), latents(), num_steps=10, solver=solver, randn_like=noise(), **churn)
+    assert close(found.images, base, tol=1e-9)
+    if solver == "heun":
+        assert torch.equal(found.images, edm_sampler(mixture(), latents(), num_steps=10, randn_like=noise(), **churn))
+    corrected = rods_sampler(mixture(), latents(), eps=0, randn_like=noise(), **options, **churn)
+    assert not close(corrected.images, base, tol=1e-3)
+    assert all(r.forward == (10 if solver == "euler" else 19) + 4 for r in corrected.records)
+    still = rods_sampler(mixture(), latents(), eps=0, randn_like=refuse, **options)
+    assert not close(corrected.images, still.images, tol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,21 @@ def test_a_share_to_keep_becomes_the_presets_threshold(scored: Path, tmp_path: P
     generated(tmp_path / "few", *run, "--keep=.5", "--seeds=0-3")
     whole, few = records(tmp_path / "half")[:4], records(tmp_path / "few")
     assert whole == few, "a threshold of the preset, and no quantile of the run"
+
+
+def test_the_page_says_how_to_make_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "rivals.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (options,) = re.findall(r"# generate\.py (.*) --outdir=scored\n", program)
+    generated(tmp_path / "scored", *options.split(), "--seeds=0-9", steps=None)
+    Path("my-network.preset.json").write_text(
+        '{"name": "n", "network": null, "source": "s", "samplers": {"euler": {}}}'
+    )
+    exec(program, {})
+    run = ("--sampler=euler", "--seeds=0-9", "--filter=lid", "--preset=my-network.preset.json", "--keep=.5")
+    generated(tmp_path / "kept", *run, steps=None)
+    assert len(pngs(tmp_path / "kept")) == 5
 
 
 def test_a_learned_score_filters_by_the_presets_weights(scored: Path, tmp_path: Path) -> None:
