@@ -1,5 +1,6 @@
 """Robust Optimization-inspired Diffusion Sampler: samplers, detectors and correctors on any denoiser D(x; sigma)."""
 
+from rods.combined_scores import Learned, Screened, Term
 from rods.correctors import (
     Correction,
     Corrector,
@@ -18,6 +19,7 @@ from rods.correctors import (
 from rods.densities import Mixture, finite_dataset, gaussian
 from rods.detectors import Detector, curvature_index, h_index, lambda_max
 from rods.evaluation import BoundDenoiser, Point, bind
+from rods.image_scores import HIndex, LambdaMax, Lid, Lmi, Score, Tvf
 from rods.iq import iq, iq_sampler
 from rods.laplacian import laplacian, laplacian_sampler
 from rods.restart import ImageScore, gated_restart, restart_sampler
@@ -31,6 +33,7 @@ from rods.samplers import (
     sigma_offset_sampler,
     tag_sampler,
 )
+from rods.score_text import format_score, parse_score
 from rods.scores import TrajectoryVariance, lid, lid_gradient, tvf
 from rods.trajectory import Churn, trajectory
 from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step
@@ -42,15 +45,24 @@ __all__ = [
     "Corrector",
     "Denoiser",
     "Detector",
+    "HIndex",
     "ImageScore",
+    "LambdaMax",
+    "Learned",
+    "Lid",
+    "Lmi",
     "Mixture",
     "Point",
     "RestartRecord",
     "RodsResult",
     "SampleRecord",
+    "Score",
+    "Screened",
     "SigmaWindow",
     "Step",
+    "Term",
     "TrajectoryVariance",
+    "Tvf",
     "Window",
     "ablation_sampler",
     "bind",
@@ -60,6 +72,7 @@ __all__ = [
     "edm_sampler",
     "euler_sampler",
     "finite_dataset",
+    "format_score",
     "gate",
     "gated_restart",
     "gaussian",
@@ -74,6 +87,7 @@ __all__ = [
     "lid_gradient",
     "overshoot",
     "overshoot_sampler",
+    "parse_score",
     "random_sampler",
     "random_shift",
     "restart_sampler",

@@ -1,4 +1,10 @@
-"""Restart: score the image, finished or in flight, and take only those at risk back to a noise level and down again."""
+"""Restart: score the image, finished or in flight, and take only those at risk back to a noise level and down again.
+
+Spec method.md, section 5; restarts are from Xu et al. 2023 (Restart sampling), which restarts every sample. Scores are
+those of image_scores.py. A sample's draws are the same for all its images, so that these compare. In flight, the run is
+stopped at a noise level, D(x_t) is scored there instead of the finished image, and samples at risk go back from there;
+the rest of the run follows when all are done.
+"""
 
 from __future__ import annotations
 
@@ -54,24 +60,19 @@ def restart_sampler(
 ) -> RodsResult:
     """Gated restart: images that score above `threshold` go back to `sigma_r` and down again with fresh noise.
 
-    Spec method.md, section 5; restarts are from Xu et al. 2023 (Restart sampling), which restarts every sample. A new
-    image is kept if its score is below (1 - margin) times the one kept so far, and what is still above the threshold
-    goes round again, at most `rounds` times. Other samples are those of the base sampler (`euler_sampler`, or
+    A new image is kept if its score is below (1 - margin) times the one kept so far, and what is still above the
+    threshold goes round again, at most `rounds` times. Other samples are those of the base sampler (`euler_sampler`, or
     `edm_sampler` without churn for heun), bit for bit. `threshold` is absolute and calibrated with the score's other
     options: inf only records the scores, 0 sends every sample round.
 
     `latents` [B, C, H, W] are unit normal and are scaled here. `detector` is a score as `parse_score` reads it; alone,
-    lid looks at the noise level `lid_sigma` with `draws` draws, and tvf at the steps at noise levels up to `tvf_sigma`.
-    No score looks at levels above `sigma_r`, but lmi. Draws are the same for all images of a sample, so that these
-    compare. `score_at` > 0: the run is stopped at that noise level, D(x_t) is scored there instead of the finished
-    image, and samples at risk go back from there; the rest of the run follows when all are done.
-    `rho` > 0 corrects the restarted part by a corrector of that radius, `inside` (cas takes `ascent_steps`, sas
-    `sas_sign`), in the `window` of its own steps or in noise levels; `inside_solver` is its solver where it is not
-    that of the base. `randn_like` is called on the whole batch, as often as the score needs draws and once per round: a
-    sample's numbers do not depend on its mates.
-    Returns images (float64, detached) and records with `restart` filled in. Raises ValueError for arguments out of
-    range. Cost: the base sampler's, and the score's (lid: `draws` F); for a sample at risk in each round the steps
-    from `sigma_r` to `score_at` (CAS: F + B more each, SAS: F), and the score's again.
+    lid looks at `lid_sigma` with `draws` draws, and tvf at levels up to `tvf_sigma`. No score but lmi looks at levels
+    above `sigma_r`. `score_at` > 0 scores in flight, at that level. `rho` > 0 corrects the restarted part by `inside`
+    (cas takes `ascent_steps`, sas `sas_sign`), in the `window` of its own steps or in noise levels; `inside_solver` is
+    its solver where not the base's. `randn_like` is called on the whole batch, for the score's draws and once per
+    round: a sample's numbers do not depend on its mates. Returns images (float64, detached) and records with `restart`
+    filled in. Raises ValueError for arguments out of range. Cost: the base sampler's, and the score's; for a sample at
+    risk in each round the steps from `sigma_r` to `score_at` (CAS: F + B more each, SAS: F), and the score's again.
     """
     check_solver(solver)
     check_solver(inside_solver or solver)
