@@ -23,6 +23,7 @@ from rods.image_scores import Lid, Tvf
 from rods.pipeline import SamplerConfig
 from rods.presets import parse_preset
 from rods.retention import KEEP, Retention, retention, retention_of_json
+from rods.runs.selection import Filter
 from rods.score_text import parse_score
 from torch_utils.rng import LARGEST_REDRAWN, MOST_TRIES, SECOND, THIRD, SeedStreams, redrawn
 
@@ -151,6 +152,12 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outdir = tmp_path_factory.mktemp("scored") / "out"
     generated(outdir, *RUN, f"--filter={SCORE}", "--filter-threshold=inf")
     return outdir
+
+
+def test_what_a_filter_drops() -> None:
+    risks = (-1.0, 2.0, 2.1, math.inf, math.nan)
+    assert [Filter(Lid(), 2.0).drops(risk) for risk in risks] == [False, False, True, True, True]
+    assert not any(Filter(Lid(), math.inf).drops(risk) for risk in risks)
 
 
 def pngs(outdir: Path) -> dict[str, str]:
