@@ -206,8 +206,8 @@ def every(k: int, probed: Corrector, correct: Corrector) -> Corrector:
     """`probed` at every k-th step of a window, and `correct` on the rows that it flagged at the k - 1 steps after it.
 
     There `correct` finds for `cur.u` the one of the probed step, and cas then costs one F more for flagged rows and
-    nothing for others. The first step counted is the first one that is asked: `within` goes around this. What is kept
-    between steps is in `Step.probe`. k = 1 is `probed`. Cost: that of `probed` at one step of k.
+    nothing for others. The first step counted is the first one that is asked: `within` and `chain` go around this, a
+    gate does not (it keeps no probe). What is kept between steps is in `Step.probe`. k = 1 is `probed`. Cost: that of `probed` at one step of k.
     """
     if k < 1:
         raise ValueError(f"probe_every: {k} is too few; give a whole number >= 1")
@@ -224,15 +224,16 @@ def every(k: int, probed: Corrector, correct: Corrector) -> Corrector:
 
 
 def chain(*correctors: Corrector) -> Corrector:
-    """One after the other, each on the direction that the one before it gives; the last score given is kept."""
+    """One after the other, each on the direction that the one before it gives; the last score and probe are kept."""
 
     def chained(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        score, flagged = None, nobody(cur.x)
+        score, flagged, probe = None, nobody(cur.x), None
         for correct in correctors:
             done = correct(denoise, prev, cur)
             score = score if done.score is None else done.score
+            probe = probe if done.probe is None else done.probe
             flagged = flagged | (~nobody(cur.x) if done.flagged is None else done.flagged)
             cur = cur.using(done.d)
-        return Correction(cur.d, score, flagged)
+        return Correction(cur.d, score, flagged, probe)
 
     return chained

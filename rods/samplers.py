@@ -129,6 +129,8 @@ def rods_sampler(
         raise ValueError(f"detect: off with eps {eps}; a threshold needs detection (eps 0 corrects all)")
     if gradient not in ("backward", "difference"):
         raise ValueError(f"gradient: unknown kind {gradient!r}; give backward or difference")
+    if method == "sas" and not detect and (gradient, probe_every) != ("backward", 1):
+        raise ValueError("gradient, probe_every: sas without detection measures no gradient; leave them out")
     correct = within(window, rods_correction(method, eps, rho, ascent_steps, sas_sign, detect, probe_every))
     denoise, x, sigmas = start(denoiser, latents, class_labels, num_steps, sigma_min, sigma_max, time_rho)
     churn = Churn(S_churn, S_min, S_max, S_noise, randn_like)
