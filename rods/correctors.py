@@ -207,7 +207,8 @@ def every(k: int, probed: Corrector, correct: Corrector) -> Corrector:
 
     There `correct` finds for `cur.u` the one of the probed step, and cas then costs one F more for flagged rows and
     nothing for others. The first step counted is the first one that is asked: `within` and `chain` go around this, a
-    gate does not (it keeps no probe). What is kept between steps is in `Step.probe`. k = 1 is `probed`. Cost: that of `probed` at one step of k.
+    gate does not (it keeps no probe). What is kept between steps is in `Step.probe`. k = 1 is `probed`.
+    Cost: that of `probed` at one step of k. Raises ValueError for k < 1.
     """
     if k < 1:
         raise ValueError(f"probe_every: {k} is too few; give a whole number >= 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, sqrt
 from typing import Literal
 
 import torch
@@ -17,7 +17,11 @@ TINY = 1e-12
 Gradient = Literal["backward", "difference"]
 """How g(x) = grad_x ||v|| is had: by a backward pass through the network, or by one finite difference."""
 DIFFERENCE = 0.01
-"""Length of that difference in units of the noise level (spec method.md, section 3)."""
+"""How far that difference moves an element (root mean square), in units of the noise level.
+
+In two dimensions about the length .01 t of spec method.md, section 3. In pictures a length of .01 t in all is too
+short: float32 inside the network rounds H away at high noise levels (docs/performance.md).
+"""
 
 
 def norms(x: Tensor) -> Tensor:
@@ -160,10 +164,11 @@ class Point:
         """g(x) = grad_x n(x), n(x) = ||v(x)||, v = d / t  [B, C, H, W].
 
         By a backward pass it is J^T v / ||v||, J the Jacobian of v; by the difference (v(x + h d/||d||) - v(x)) / h,
-        h = .01 t, it is J v / ||v|| to first order in h: the same where J is symmetric, as the exact score's is.
+        h = .01 t sqrt(C H W), it is J v / ||v|| to first order in h: the same where J is symmetric, as the exact
+        score's is.
         """
         if self._g is None and self.gradient == "difference":
-            h = DIFFERENCE * self.sigma
+            h = DIFFERENCE * self.sigma * sqrt(self.x[0].numel())
             self._g = (self.moved(h * unit(self.d)).d - self.d) / self.sigma / h
         if self._g is None:
             with torch.enable_grad():
