@@ -25,7 +25,7 @@ MIB = 2**20
 
 def variants(*, num_steps: int, rho: float) -> dict[str, SamplerConfig]:
     """The samplers compared, by name; RODS corrects every sample (eps 0), the dearest case of a gated run."""
-    every_sample = {"eps": 0.0, "rho": rho}
+    every_sample: dict[str, float | bool | str] = {"eps": 0.0, "rho": rho}
     chosen: dict[str, tuple[str, dict[str, float | bool | str]]] = {
         BASELINE: ("euler", {}),
         "heun": ("edm", {}),
