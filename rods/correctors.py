@@ -7,7 +7,7 @@ and, where a gate decided, the score and the rows. RODS is within(window, gate(h
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rods.detectors import Detector, check_radius
 from rods.evaluation import TINY, BoundDenoiser, Point, fresh, norms, per_sample, unit
-from rods.types import Step
+from rods.types import Probe, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Correction:
     d: Tensor  # [B, C, H, W]
     score: Tensor | None = None  # [B]
     flagged: Tensor | None = None  # [B] bool; None = all rows
+    probe: Probe | None = None  # for the steps that are not probed themselves; see `every`
 
 
 class Corrector(Protocol):
@@ -181,31 +182,59 @@ def gate(detect: Detector, eps: float, correct: Corrector) -> Corrector:
     def gated(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
         score = detect(denoise, prev, cur)  # [B]
         flagged = score >= eps if eps < inf else nobody(cur.x)
-        index = flagged.nonzero().flatten()  # [b]
-        d = cur.d  # for the whole batch, before rows are gathered: a smaller batch may round differently
-        if len(index) == 0:
-            return Correction(d, score, flagged)
-        if len(index) == len(flagged):
-            part = correct(denoise, prev, cur)
-        else:
-            part = correct(denoise.rows(index), prev and prev.rows(index), cur.rows(index))
-        if part.flagged is not None:  # a gate within this one has the last word on its rows
-            flagged = flagged.index_copy(0, index, part.flagged)
-        return Correction(d.index_copy(0, index, part.d), score, flagged)
+        return replace(only(flagged, correct, denoise, prev, cur), score=score)
 
     return gated
 
 
+def only(flagged: Tensor, correct: Corrector, denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+    """`correct` for the rows `flagged` [B] bool, gathered; the others keep their direction bit for bit."""
+    index = flagged.nonzero().flatten()  # [b]
+    d = cur.d  # for the whole batch, before rows are gathered: a smaller batch may round differently
+    if len(index) == 0:
+        return Correction(d, flagged=flagged)
+    if len(index) == len(flagged):
+        part = correct(denoise, prev, cur)
+    else:
+        part = correct(denoise.rows(index), prev and prev.rows(index), cur.rows(index))
+    if part.flagged is not None:  # a gate within this one has the last word on its rows
+        flagged = flagged.index_copy(0, index, part.flagged)
+    return Correction(d.index_copy(0, index, part.d), flagged=flagged)
+
+
+def every(k: int, probed: Corrector, correct: Corrector) -> Corrector:
+    """`probed` at every k-th step of a window, and `correct` on the rows that it flagged at the k - 1 steps after it.
+
+    There `correct` finds for `cur.u` the one of the probed step, and cas then costs one F more for flagged rows and
+    nothing for others. The first step counted is the first one that is asked: `within` and `chain` go around this, a
+    gate does not (it keeps no probe). What is kept between steps is in `Step.probe`. k = 1 is `probed`.
+    Cost: that of `probed` at one step of k. Raises ValueError for k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"probe_every: {k} is too few; give a whole number >= 1")
+
+    def held(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+        probe = prev.probe if prev is not None else None
+        if probe is not None and cur.i - probe.i < k:
+            return replace(only(probe.flagged, correct, denoise, prev, cur.towards(probe.u)), probe=probe)
+        done = probed(denoise, prev, cur)
+        flagged = ~nobody(cur.x) if done.flagged is None else done.flagged
+        return replace(done, probe=Probe(cur.i, cur.known_u, flagged))
+
+    return held if k > 1 else probed
+
+
 def chain(*correctors: Corrector) -> Corrector:
-    """One after the other, each on the direction that the one before it gives; the last score given is kept."""
+    """One after the other, each on the direction that the one before it gives; the last score and probe are kept."""
 
     def chained(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        score, flagged = None, nobody(cur.x)
+        score, flagged, probe = None, nobody(cur.x), None
         for correct in correctors:
             done = correct(denoise, prev, cur)
             score = score if done.score is None else done.score
+            probe = probe if done.probe is None else done.probe
             flagged = flagged | (~nobody(cur.x) if done.flagged is None else done.flagged)
             cur = cur.using(done.d)
-        return Correction(cur.d, score, flagged)
+        return Correction(cur.d, score, flagged, probe)
 
     return chained

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from rods.types import AnyDenoiser, Step
 
 TINY = 1e-12
 """Norms below this have no direction."""
+Gradient = Literal["backward", "difference"]
+"""How g(x) = grad_x ||v|| is had: by a backward pass through the network, or by one finite difference."""
+DIFFERENCE = 0.01
+"""How far that difference moves an element (root mean square), in units of the noise level.
+
+In two dimensions about the length .01 t of spec method.md, section 3. In pictures a length of .01 t in all is too
+short: float32 inside the network rounds H away at high noise levels (docs/performance.md).
+"""
 
 
 def norms(x: Tensor) -> Tensor:
@@ -118,7 +127,8 @@ def fresh(denoise: BoundDenoiser, x: Tensor, randn_like: Callable[[Tensor], Tens
 class Point:
     """A state of a trajectory and what the network says there, evaluated on first use and then shared.
 
-    `d` costs F; `g` costs F + B and brings `d` with it, so that whoever needs both asks for `g` first;
+    `d` costs F; `g` costs F + B and brings `d` with it, so that whoever needs both asks for `g` first, or, with
+    `gradient` "difference", F more than `d`. `u` is g / ||g||, or what was put in its place by `towards`;
     `uphill(rho)` is again such a point, which is how the detector's probe becomes the corrector's.
     """
 
@@ -127,9 +137,11 @@ class Point:
     sigma: Tensor  # []
     i: int = 0
     num_steps: int = 1
+    gradient: Gradient = "backward"
     _denoised: Tensor | None = field(default=None, repr=False)
     _d: Tensor | None = field(default=None, repr=False)
     _g: Tensor | None = field(default=None, repr=False)
+    _u: Tensor | None = field(default=None, repr=False)
     _uphill: dict[float, Point] = field(default_factory=dict, repr=False)
 
     @property
@@ -149,7 +161,15 @@ class Point:
 
     @property
     def g(self) -> Tensor:
-        """g(x) = grad_x n(x), n(x) = ||v(x)||, v = d / t  [B, C, H, W]."""
+        """g(x) = grad_x n(x), n(x) = ||v(x)||, v = d / t  [B, C, H, W].
+
+        By a backward pass it is J^T v / ||v||, J the Jacobian of v; by the difference (v(x + h d/||d||) - v(x)) / h,
+        h = .01 t sqrt(C H W), it is J v / ||v|| to first order in h: the same where J is symmetric, as the exact
+        score's is.
+        """
+        if self._g is None and self.gradient == "difference":
+            h = DIFFERENCE * self.sigma * sqrt(self.x[0].numel())
+            self._g = (self.moved(h * unit(self.d)).d - self.d) / self.sigma / h
         if self._g is None:
             with torch.enable_grad():
                 x = self.x.detach().requires_grad_(True)
@@ -161,23 +181,37 @@ class Point:
                 self._denoised = denoised.detach()
         return self._g
 
+    @property
+    def u(self) -> Tensor:
+        """u(x) = g / ||g||: where the score norm grows fastest; 0 where g vanishes  [B, C, H, W]."""
+        if self._u is None:
+            self._u = unit(self.g)
+        return self._u
+
+    @property
+    def known_u(self) -> Tensor | None:
+        """`u` where it costs nothing: None where neither it nor g is known yet."""
+        return None if self._u is None and self._g is None else self.u
+
     def moved(self, delta: Tensor) -> Point:
         """The point x + delta at the same noise level, nothing evaluated yet."""
-        return Point(self.denoise, self.x + delta, self.sigma, self.i, self.num_steps)
+        return Point(self.denoise, self.x + delta, self.sigma, self.i, self.num_steps, self.gradient)
+
+    def towards(self, u: Tensor | None) -> Point:
+        """This point with the direction `u` of an earlier step for its own; None: as it is. Costs F where d does."""
+        return self if u is None else replace(self, _denoised=self.denoised, _d=self.d, _u=u, _uphill={})
 
     def uphill(self, rho: float) -> Point:
-        """x + rho u, u = g / ||g||: where the score norm grows fastest (u = 0 where g vanishes)."""
+        """x + rho u."""
         if rho == 0:
             return self
         if rho not in self._uphill:
-            self._uphill[rho] = self.moved(rho * unit(self.g))
+            self._uphill[rho] = self.moved(rho * self.u)
         return self._uphill[rho]
 
     def using(self, d: Tensor) -> Point:
         """This point with the direction `d` in place of the denoiser's own."""
-        return Point(
-            self.denoise, self.x, self.sigma, self.i, self.num_steps, self.denoised, d, self._g, dict(self._uphill)
-        )
+        return replace(self, _denoised=self.denoised, _d=d, _uphill=dict(self._uphill))
 
     def rows(self, index: Tensor) -> Point:
         """The rows `index` [b] of the batch, with what is known about them."""
@@ -185,14 +219,13 @@ class Point:
         def pick(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[index]
 
-        return Point(
-            self.denoise.rows(index),
-            self.x[index],
-            self.sigma,
-            self.i,
-            self.num_steps,
-            pick(self._denoised),
-            pick(self._d),
-            pick(self._g),
-            {rho: point.rows(index) for rho, point in self._uphill.items()},
+        return replace(
+            self,
+            denoise=self.denoise.rows(index),
+            x=self.x[index],
+            _denoised=pick(self._denoised),
+            _d=pick(self._d),
+            _g=pick(self._g),
+            _u=pick(self._u),
+            _uphill={rho: point.rows(index) for rho, point in self._uphill.items()},
         )

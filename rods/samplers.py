@@ -15,6 +15,7 @@ from rods.correctors import (
     Window,
     cas,
     check_window,
+    every,
     gate,
     in_window,
     overshoot,
@@ -24,7 +25,7 @@ from rods.correctors import (
     within,
 )
 from rods.detectors import h_index
-from rods.evaluation import BoundDenoiser, bind
+from rods.evaluation import BoundDenoiser, Gradient, bind
 from rods.trajectory import Churn, Solver, check_solver, last, start, trajectory
 from rods.types import AnyDenoiser, RodsResult, SampleRecord, Step
 
@@ -101,6 +102,8 @@ def rods_sampler(
     ascent_steps: int = 1,
     sas_sign: Literal["uphill", "downhill"] = "uphill",
     detect: bool = True,
+    gradient: Gradient = "backward",
+    probe_every: int = 1,
     S_churn: float = 0,
     S_min: float = 0,
     S_max: float = inf,
@@ -111,20 +114,28 @@ def rods_sampler(
     `latents` [B, C, H, W] are unit normal and are scaled here. `eps` is the threshold (0: every sample, inf: detect
     only, the images are those of `euler_sampler`); `rho` the radius ||delta|| in units of the state; `window` the steps
     lo*N <= i < hi*N or a `SigmaWindow`. `ascent_steps` belongs to CAS, `sas_sign` to SAS. `detect=False` skips H, which
-    needs eps = 0. `S_churn` > 0 adds EDM's churn before the steps, with `S_min`, `S_max` and `S_noise` as in
+    needs eps = 0. `gradient` "difference" takes one F for each B: g by a finite difference (see `Point.g`).
+    `probe_every` k measures g and H at every k-th step of the window; in between the last flags and the last direction
+    of g stand (see `every`). `S_churn` > 0 adds EDM's churn before the steps, with `S_min`, `S_max` and `S_noise` as in
     `edm_sampler`; `randn_like` is then called once per step, and never without it.
     Returns images (float64, detached) and a `SampleRecord` for each.
     Raises ValueError for arguments out of range.
     Cost per step in the window: 2F + 2B; with `detect=False` 2F + B (CAS) or 2F (SAS); SAS with detection one F more
-    for flagged samples. Outside: F. With Heun, one F more per step but the last.
+    for flagged samples. Outside: F, and between probed steps F and one F more for flagged samples (CAS with more
+    ascent steps: what these spend). With Heun, one F more per step but the last.
     """
     check_solver(solver)
     if not detect and eps != 0:
         raise ValueError(f"detect: off with eps {eps}; a threshold needs detection (eps 0 corrects all)")
-    correct = within(window, rods_correction(method, eps, rho, ascent_steps, sas_sign, detect))
+    if gradient not in ("backward", "difference"):
+        raise ValueError(f"gradient: unknown kind {gradient!r}; give backward or difference")
+    if method == "sas" and not detect and (gradient, probe_every) != ("backward", 1):
+        raise ValueError("gradient, probe_every: sas without detection measures no gradient; leave them out")
+    correct = within(window, rods_correction(method, eps, rho, ascent_steps, sas_sign, detect, probe_every))
     denoise, x, sigmas = start(denoiser, latents, class_labels, num_steps, sigma_min, sigma_max, time_rho)
     churn = Churn(S_churn, S_min, S_max, S_noise, randn_like)
-    steps = trajectory(denoise, x, sigmas, correct=correct, solver=solver, churn=churn if S_churn > 0 else None)
+    stirred = churn if S_churn > 0 else None
+    steps = trajectory(denoise, x, sigmas, correct=correct, solver=solver, churn=stirred, gradient=gradient)
     return collect(denoise, steps, rho=rho)
 
 
@@ -135,13 +146,14 @@ def rods_correction(
     ascent_steps: int,
     sas_sign: Literal["uphill", "downhill"],
     detect: bool,
+    probe_every: int,
 ) -> Corrector:
-    """gate(h_index(rho), eps, cas(rho) or sas(rho)); without detection the corrector alone."""
+    """gate(h_index(rho), eps, cas(rho) or sas(rho)); without detection the corrector alone; `every` around both."""
     fixes = {"cas": lambda: cas(rho, ascent_steps), "sas": lambda: sas(rho, sas_sign)}
     if method not in fixes:
         raise ValueError(f"method: unknown method {method!r}; give cas or sas")
     correct = fixes[method]()
-    return gate(h_index(rho), eps, correct) if detect else correct
+    return every(probe_every, gate(h_index(rho), eps, correct) if detect else correct, correct)
 
 
 def overshoot_sampler(

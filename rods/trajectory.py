@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rods.correctors import Correction, Corrector, nobody
-from rods.evaluation import BoundDenoiser, Point, bind
+from rods.evaluation import BoundDenoiser, Gradient, Point, bind
 from rods.schedules import LINEAR, Schedule, clip_range, edm_grid
 from rods.types import AnyDenoiser, Step, state_dtype
 
@@ -56,6 +56,7 @@ def trajectory(
     schedule: Schedule = LINEAR,
     alpha: float = 1.0,
     churn: Churn | None = None,
+    gradient: Gradient = "backward",
 ) -> Iterator[Step]:
     """Integrate from the noise level sigmas[0] to sigmas[-1] and yield a `Step` for each of the N = len(sigmas) - 1.
 
@@ -63,7 +64,7 @@ def trajectory(
     `x` [B, C, H, W] in the state's dtype is the state at sigmas[0] (s(t) times the noisy image); `sigmas` [N + 1] are
     noise levels on its device, decreasing, the last may be 0. `denoise` is D(x, sigma) or a `BoundDenoiser`, whose
     counters then tell the passes. With `heun`, steps that do not end at 0 get the second-order correction, its second
-    evaluation at t + alpha h. Without `churn` no random number is drawn.
+    evaluation at t + alpha h. Without `churn` no random number is drawn. `gradient` is how `cur.g` is had.
     Cost: F per step, with Heun 2F (the step to 0: F), and what `correct` spends.
     """
     denoise = bind(denoise, len(x))
@@ -80,7 +81,7 @@ def trajectory(
             if gammas[i] > 0:
                 x_hat, t_hat = more_noise(x, times[i], gammas[i], noise, schedule=schedule, denoise=denoise)
 
-        cur = Point(denoise, x_hat / schedule.s(t_hat), schedule.sigma(t_hat), i, num_steps)
+        cur = Point(denoise, x_hat / schedule.s(t_hat), schedule.sigma(t_hat), i, num_steps, gradient)
         done = Correction(cur.d, flagged=nobody(x)) if correct is None else correct(denoise, prev, cur)
         d_used = done.d.detach()
         d_cur = schedule.rate(t_hat, x_hat, d_used)
@@ -100,6 +101,7 @@ def trajectory(
             score=done.score,
             flagged=~nobody(x) if done.flagged is None else done.flagged,
             num_steps=num_steps,
+            probe=done.probe,
         )
         if denoise.watch is not None:
             denoise.watch(prev)

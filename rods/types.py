@@ -35,6 +35,19 @@ AnyDenoiser = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+class Probe:
+    """What the last probed step has found, where some steps go by it instead of probing themselves."""
+
+    i: int  # the probed step
+    u: Tensor | None  # [B, C, H, W] g / ||g|| there; None where nobody asked for it
+    flagged: Tensor  # [B] bool
+
+    def rows(self, index: Tensor) -> Probe:
+        """The rows `index` [b] of the batch."""
+        return Probe(self.i, None if self.u is None else self.u[index], self.flagged[index])
+
+
+@dataclass(frozen=True, eq=False)
 class Step:
     """One finished step of a trajectory; images are in the unscaled coordinates of the denoiser (x = y + sigma n)."""
 
@@ -49,6 +62,7 @@ class Step:
     score: Tensor | None  # [B] what the detector said; None where none was asked
     flagged: Tensor  # [B] bool, rows whose direction was handed to a corrector
     num_steps: int  # of the whole trajectory
+    probe: Probe | None = None  # what the next step may go by; None where every step is probed, or none
 
     def rows(self, index: Tensor) -> Step:
         """The rows `index` [b] of the batch."""
@@ -61,6 +75,7 @@ class Step:
             d_used=self.d_used[index],
             score=None if self.score is None else self.score[index],
             flagged=self.flagged[index],
+            probe=self.probe and self.probe.rows(index),
         )
 
 

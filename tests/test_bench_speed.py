@@ -53,6 +53,8 @@ def test_measured_ratios_passes_and_memory_on_an_exact_density() -> None:
         "overshoot": (10, 0),
         "rods-cas": (14, 8),
         "rods-cas, no detection": (14, 4),
+        "rods-cas, difference": (22, 0),
+        "rods-cas, every 4th": (14, 2),
         "rods-sas": (18, 8),
         "rods-sas, no detection": (14, 0),
     }

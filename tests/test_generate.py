@@ -34,7 +34,7 @@ OURS = {
     "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--sigma-min", "--sigma-max",
     "--threshold", "--sigma-r", "--rounds", "--margin", "--detector", "--lid-sigma", "--draws", "--tvf-sigma",
     "--strength", "--eta", "--probes", "--probe-radius", "--score-at", "--inside", "--inside-solver",
-    "--filter", "--keep", "--filter-threshold", "--rejected", "--accept", "--max-tries",
+    "--gradient", "--probe-every", "--filter", "--keep", "--filter-threshold", "--rejected", "--accept", "--max-tries",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 

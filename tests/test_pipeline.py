@@ -212,6 +212,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "eps": numbers, "rho": numbers, "kappa": numbers, "window": windows, "num_steps": st.integers(1, MAX_STEPS),
     "sigma_min": numbers, "sigma_max": numbers, "time_rho": numbers, "solver": st.sampled_from(["euler", "heun"]),
     "ascent_steps": st.integers(1, 9), "sas_sign": st.sampled_from(["uphill", "downhill"]), "detect": st.booleans(),
+    "gradient": st.sampled_from(["backward", "difference"]), "probe_every": st.integers(1, 9),
     "strength": numbers, "eta": numbers, "probes": st.integers(1, 9), "probe_radius": numbers,
     "threshold": numbers, "sigma_r": numbers, "rounds": st.integers(1, 9), "margin": numbers,
     "detector": st.sampled_from(["lid", "tvf"]), "lid_sigma": numbers, "draws": st.integers(1, 9), "tvf_sigma": numbers,

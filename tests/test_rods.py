@@ -302,6 +302,10 @@ def test_labels_follow_the_flagged_rows() -> None:
         ({"window": (0.1,)}, "window"),
         ({"solver": "rk4"}, "solver: unknown solver 'rk4'"),
         ({"ascent_steps": 0}, "ascent_steps: 0"),
+        ({"gradient": "forward"}, "gradient: unknown kind 'forward'; give backward or difference"),
+        ({"probe_every": 0}, "probe_every: 0 is too few"),
+        ({"method": "sas", "detect": False, "probe_every": 2}, "gradient, probe_every: sas without detection"),
+        ({"method": "sas", "detect": False, "gradient": "difference"}, "gradient, probe_every: sas without detection"),
         ({"num_steps": 0}, "num_steps: 0"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, records
+from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, records, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_ranks import torchrun
@@ -23,6 +23,7 @@ from rods.image_scores import Lid, Tvf
 from rods.pipeline import SamplerConfig
 from rods.presets import parse_preset
 from rods.retention import KEEP, Retention, retention, retention_of_json
+from rods.runs.selection import Filter
 from rods.score_text import parse_score
 from torch_utils.rng import LARGEST_REDRAWN, MOST_TRIES, SECOND, THIRD, SeedStreams, redrawn
 
@@ -153,6 +154,12 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outdir
 
 
+def test_what_a_filter_drops() -> None:
+    risks = (-1.0, 2.0, 2.1, math.inf, math.nan)
+    assert [Filter(Lid(), 2.0).drops(risk) for risk in risks] == [False, False, True, True, True]
+    assert not any(Filter(Lid(), math.inf).drops(risk) for risk in risks)
+
+
 def pngs(outdir: Path) -> dict[str, str]:
     return {name: sha for name, sha in files(outdir).items() if name.endswith(".png")}
 
@@ -251,6 +258,18 @@ def test_a_learned_score_filters_by_the_presets_weights(scored: Path, tmp_path: 
     for line, was in zip(records(tmp_path / "out"), records(scored), strict=True):
         assert line["filter_score"] == pytest.approx(1 / (1 + math.exp(1 - 0.5 * was["filter_score"])))
     assert options_json(tmp_path / "out")["identity"]["filter"].startswith("learned(-1;0.5*lid:sigma=1.2,draws=2")
+
+
+def test_an_image_that_is_not_finite_is_neither_dropped_nor_kept(tmp_path: Path) -> None:
+    network = tiny(tmp_path / "nan.safetensors", first_weight=math.nan)
+    run = ("--seeds=0-1", "--sampler=euler", "--filter=lid", "--filter-threshold=1", "--accept=lid<1", "--max-tries=2")
+    code, output = generate(tmp_path / "out", *run, network=network)
+    assert code == 1
+    assert "2 of 2 images are not finite" in output
+    for line in records(tmp_path / "out"):
+        assert (line["filter_score"], line["dropped"], line["sha256"]) == (None, False, None)
+        assert (line["tries"]["scores"], line["tries"]["kept"]) == ([None, None], 0)
+    assert "NaN" not in (tmp_path / "out" / "samples.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("score", "cost"), [("tvf:sigma=90", (2, 0)), ("h-index:lo=.001,hi=90", (6, 4))])

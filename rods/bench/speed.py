@@ -25,13 +25,15 @@ MIB = 2**20
 
 def variants(*, num_steps: int, rho: float) -> dict[str, SamplerConfig]:
     """The samplers compared, by name; RODS corrects every sample (eps 0), the dearest case of a gated run."""
-    every_sample = {"eps": 0.0, "rho": rho}
-    chosen: dict[str, tuple[str, dict[str, float | bool]]] = {
+    every_sample: dict[str, float | bool | str] = {"eps": 0.0, "rho": rho}
+    chosen: dict[str, tuple[str, dict[str, float | bool | str]]] = {
         BASELINE: ("euler", {}),
         "heun": ("edm", {}),
         "overshoot": ("overshoot", {"rho": rho}),
         "rods-cas": ("rods-cas", every_sample),
         "rods-cas, no detection": ("rods-cas", {**every_sample, "detect": False}),
+        "rods-cas, difference": ("rods-cas", {**every_sample, "gradient": "difference"}),
+        "rods-cas, every 4th": ("rods-cas", {**every_sample, "probe_every": 4}),
         "rods-sas": ("rods-sas", every_sample),
         "rods-sas, no detection": ("rods-sas", {**every_sample, "detect": False}),
     }

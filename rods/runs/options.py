@@ -15,6 +15,7 @@ SPELLING = {
     "discretization": "--disc",
     "time_rho": "--time-rho",
     "sas_sign": "--sas-sign",
+    "probe_every": "--probe-every",
     "sigma_r": "--sigma-r",
     "lid_sigma": "--lid-sigma",
     "tvf_sigma": "--tvf-sigma",

@@ -109,6 +109,19 @@ SAMPLER_OPTIONS = (
         help="RODS: measure H; false needs --eps=0 and saves a third of the passes [default: true].",
     ),
     click.option(
+        "--gradient",
+        type=click.Choice(["backward", "difference"]),
+        default=None,
+        help="RODS: the gradient of the score norm by a backward pass, or by a finite difference for one forward pass "
+        "[default: backward].",
+    ),
+    click.option(
+        "--probe-every",
+        type=click.IntRange(1, MAX_STEPS),
+        default=None,
+        help="RODS: measure H and the gradient at every k-th step of the window only [default: 1].",
+    ),
+    click.option(
         "--kappa",
         type=float,
         default=None,

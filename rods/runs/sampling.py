@@ -80,16 +80,17 @@ class Job:
 def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
     """Sample a chunk and write it; an image that is not finite is recorded and never becomes a picture."""
     done = sample_job(job, chunk)
-    lines = record_lines(job, done)
-    is_finite = done.images.isfinite().flatten(1).all(dim=1).tolist()
-    images = []
-    for x, line, ok in zip(done.images.cpu().numpy(), lines, is_finite, strict=True):
-        if not ok:
-            line.pop("dropped", None)  # there is nothing to drop: the image could not be made
-            line.pop("file", None)
-        is_wanted = ok and ("file" in line or not line.get("dropped"))
-        images.append(to_pil(to_uint8(x)) if is_wanted else None)
+    lines, ok = record_lines(job, done), all_finite(done)
+    wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
+    pixels = done.images.cpu().numpy()
+    images = [to_pil(to_uint8(x)) if is_wanted else None for x, is_wanted in zip(pixels, wanted, strict=True)]
     folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines)
+
+
+def all_finite(done: ChunkResult) -> list[bool]:
+    """Which images have numbers only [B]."""
+    found: list[bool] = done.images.isfinite().flatten(1).all(dim=1).tolist()
+    return found
 
 
 def sample_job(job: Job, chunk: Chunk) -> ChunkResult:
@@ -113,17 +114,17 @@ def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
 
     Raises UserError: one of them is not finite.
     """
-    images = sample_job(job, chunk).images
-    if not images.isfinite().all():
-        bad = images.isfinite().flatten(1).all(dim=1).logical_not().nonzero()[0].item()
-        raise UserError(f"the image of seed {chunk.row_seeds()[int(bad)][0]} is not finite; choose other noise levels")
-    return torch.from_numpy(to_uint8(images.cpu().numpy()))
+    done = sample_job(job, chunk)
+    if not all(ok := all_finite(done)):
+        seed = chunk.row_seeds()[ok.index(False)][0]
+        raise UserError(f"the image of seed {seed} is not finite; choose other noise levels")
+    return torch.from_numpy(to_uint8(done.images.cpu().numpy()))
 
 
 def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
     """One JSON-ready dict per image."""
     rows = zip(job.names(done.chunk), done.chunk.row_seeds(), done.classes, done.records, strict=True)
-    lines = []
+    lines, ok = [], all_finite(done)
     for b, (name, (seed, row), class_index, record) in enumerate(rows):
         line = {"name": name, "seed": seed, "class": class_index, **asdict(record)}
         if done.chunk.rows_per_seed > 1:
@@ -138,14 +139,17 @@ def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
             else:
                 line[key]["scores"] = finite(line[key]["scores"])
         if job.selection.filter:
-            line |= filtered(job.selection.filter, name, done.risks[0][b])
+            line |= filtered(job.selection.filter, name, done.risks[0][b], exists=ok[b])
         lines.append(line)
     return lines
 
 
-def filtered(chosen: Filter, name: str, risk: float) -> dict[str, Any]:
-    """What a filter says of an image: its score, whether it is dropped, and the file that it then goes to, if any."""
-    said: dict[str, Any] = {"filter_score": finite([risk])[0], "dropped": chosen.drops(risk)}
+def filtered(chosen: Filter, name: str, risk: float, *, exists: bool) -> dict[str, Any]:
+    """What a filter says of an image: its score, whether it is dropped, and the file that it then goes to, if any.
+
+    An image that could not be made (`exists` is False) is not dropped: there is nothing to drop.
+    """
+    said: dict[str, Any] = {"filter_score": finite([risk])[0], "dropped": exists and chosen.drops(risk)}
     if said["dropped"] and chosen.rejected:
         said["file"] = f"{REJECTED}/{name}"
     return said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isnan
 from typing import Any, TypeVar
 
 import click
@@ -32,8 +32,8 @@ class Filter:
     rejected: bool = False
 
     def drops(self, risk: float) -> bool:
-        """Whether an image of this score is dropped; one whose score is no number is."""
-        return not risk <= self.threshold
+        """Whether an image of this score is dropped; one whose score is no number is, where any may be."""
+        return self.threshold < inf and not risk <= self.threshold
 
     def describe(self) -> str:
         return f"{format_score(self.score)}<={self.threshold!r}"
