@@ -28,8 +28,9 @@ from rods.eval.paired import paired_differences
 from rods.eval.reference import Reference, read_reference, write_reference
 from rods.eval.statistics import feature_statistics
 from rods.pipeline import SAMPLERS
-from rods.runs.options import add_sampler_options, given_options, sampler_choice, sampler_config, spelling
+from rods.runs.options import given_options, sampler_choice, sampler_config, spelling
 from rods.runs.presets import find_preset
+from rods.runs.sampler_options import add_sampler_options
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
 from training.header import tool_version
