@@ -15,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
+from rods.bench.embedded import MODELS
 from rods.bench.speed import measure, table, variants
 from training.checkpoint import load_snapshot
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "hands-32.safetensors"
+EMBEDDED = MODELS / "hands-32.safetensors"
 
 
 @click.command(cls=Command, context_settings={"show_default": True})

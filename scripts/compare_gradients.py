@@ -11,11 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command
+from rods.bench.embedded import MODELS
 from rods.bench.gradients import compare_gradients, table
 from torch_utils.rng import SeedStreams
 from training.checkpoint import load_snapshot
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "hands-32.safetensors"
+EMBEDDED = MODELS / "hands-32.safetensors"
 
 
 @click.command(cls=Command, context_settings={"show_default": True})

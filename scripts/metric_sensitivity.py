@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, NumberList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
+from rods.bench.plots.drawing import figure, save
 from rods.eval.extractors import open_extractor
 from rods.eval.features import F32, Extractor
 from rods.eval.frechet import frechet_distance
@@ -144,12 +145,7 @@ def _plotting() -> None:
 
 def _draw(points: list[Point], extractor: Extractor, path: Path) -> None:
     """One row a distance, one column a change; the band is real against real, from its lowest to its highest draw."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3, sharey="row")
+    fig, axes = figure(2, 3, width=9, height=5.4, sharey="row")
     for row, (name, label) in enumerate((("frechet", extractor.frechet_name), ("kernel", extractor.kernel_name))):
         floor = [getattr(p, name) for p in points if p.change == FLOOR]
         for column, change in enumerate((BLUR, NOISE, LOST)):
@@ -168,11 +164,10 @@ def _draw(points: list[Point], extractor: Extractor, path: Path) -> None:
             if change == NOISE:
                 axis.set_xscale("log", base=2)
     axes[0][0].legend(fontsize="small")
-    figure.suptitle(
+    fig.suptitle(
         f"{extractor.describe().split(', sha256')[0]}, n = {points[0].n} against {points[0].n_ref}", fontsize="medium"
     )
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+    save(fig, path)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """Renders hands into a folder with exactly the layout of 11k-hands, with ground truth, or into a zip for train.py."""
 
 import csv
-import io
 import json
 import multiprocessing
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -28,6 +26,7 @@ from dnnlib.errors import UserError
 from dnnlib.util import alone, atomic_write
 from rods.bench.hand_mesh import load_rig
 from rods.bench.rendered import MIN_RESOLUTION, Hand, as_grey, draw_hand, render_hands
+from training.datasets.writer import write_dataset
 
 COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish"]
 COLUMNS += ["aspectOfHand", "imageName", "irregularities"]
@@ -36,7 +35,6 @@ SKIN = ("very fair", "fair", "medium", "dark")
 CHUNK = 16
 Result = TypeVar("Result")
 OPTIONS = ".render-hands.json"
-DATE = (1980, 1, 1, 0, 0, 0)  # the same images give the same zip
 
 
 class Resolution(click.ParamType):  # type: ignore[type-arg]
@@ -88,19 +86,12 @@ def main(
 
 def _write_zip(dest: Path, num: int, options: Options, workers: int) -> None:
     """Grey PNG files in EDM's data-set format, uncompressed zip; it appears when it is complete."""
-    dest.parent.mkdir(parents=True, exist_ok=True)
     chunks = [list(range(s, min(s + CHUNK, num))) for s in range(0, num, CHUNK)]
-    with (
-        atomic_write(dest) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-        tqdm(total=num, unit="hand", desc=dest.name) as bar,
-    ):
-        for chunk, images in zip(chunks, _run(partial(_grey, options=options), chunks, workers), strict=True):
-            for i, image in zip(chunk, images, strict=True):
-                png = io.BytesIO()
-                Image.fromarray(image).save(png, format="png", compress_level=6)
-                archive.writestr(zipfile.ZipInfo(f"{i // 1000:05d}/img{i:08d}.png", DATE), png.getvalue())
-            bar.update(len(chunk))
+    with write_dataset(dest) as writer, tqdm(total=num, unit="hand", desc=dest.name) as bar:
+        for images in _run(partial(_grey, options=options), chunks, workers):
+            for image in images:
+                writer.add(Image.fromarray(image))
+            bar.update(len(images))
 
 
 def _grey(indices: list[int], *, options: Options) -> NDArray[np.uint8]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import bench_tasks
 import numpy as np
 import pytest
-import torch
 from bench_tasks import POINTS
 from click.testing import CliRunner
 
@@ -20,13 +19,7 @@ from rods.eval.correction import proportion_interval
 from rods.presets import parse_preset
 from scripts import calibrate
 
-
-@pytest.fixture(autouse=True)
-def restored_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
 @pytest.fixture(scope="module")

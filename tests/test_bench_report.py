@@ -26,12 +26,7 @@ METHODS = ["euler", "heun", "lid lid_sigma=.1", "h-index rho=.02 window=0,1", "o
 AUDIT = (AuditLine("real data, fresh", "surely bad", proportion_interval(0, 100), 0.005),)
 
 
-@pytest.fixture(autouse=True)
-def restored_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
 @pytest.fixture

@@ -7,18 +7,11 @@ import re
 
 import PIL.Image
 import pytest
-import torch
 from click.testing import CliRunner
 
 from scripts import demo
 
-
-@pytest.fixture(autouse=True)
-def restored_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
 def run(*args):

@@ -11,7 +11,6 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write
+from rods.bench.embedded import MODELS
 from rods.bench.tone import MIN_CONTRAST, as_unit, normalise
 from rods.eval.labels import combine_readings
 
-COUNTER = Path(__file__).resolve().parents[2] / "models" / "hands-64r-counter.safetensors"
+COUNTER = MODELS / "hands-64r-counter.safetensors"
 CLASSES = ("4 fingers", "5 fingers", "6 fingers", "no hand")
 FIVE, NO_HAND = 1, 3
 RESOLUTION = 64

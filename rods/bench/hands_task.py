@@ -12,9 +12,8 @@ from rods.bench.embedded import embedded_network
 from rods.bench.fingers import FINGERS, NO_HAND, THRESHOLDS, count_fingers, label_hands
 from rods.bench.hands import draw_hands
 from rods.bench.hands_audit import AUDIT_SEED, MAX_FALSE_FLAGS, MIN_FOUND, PLANTED
-from rods.bench.task import AuditLine, Task, audit_line
-from rods.bench.tone_audit import tone_lines
-from rods.eval.labels import Label
+from rods.bench.task import AuditLine, Task
+from rods.bench.tone_audit import picture_audit
 
 F64 = NDArray[np.float64]
 
@@ -40,20 +39,9 @@ def faults(images: F64) -> Sequence[str]:
 
 def audit(*, num: int = 10_000, num_planted: int = 2_000) -> list[AuditLine]:
     """Labels of fresh real hands, of hands with a wrong number of fingers, and the control of tone; about a minute."""
-    pictures = draw_hands(num, seed=AUDIT_SEED)
-    real = label_hands(pictures)
-    planted = {f: draw_hands(num_planted, seed=AUDIT_SEED, num_fingers=f) for f in PLANTED}
-    few = max(1, num_planted // 4)
-    mixed = np.concatenate([pictures[: 4 * few], *(hands[:few] for hands in planted.values())])
-    return [
-        audit_line("real data, fresh", real, Label.BAD, most=MAX_FALSE_FLAGS),
-        audit_line("real data, fresh", real, Label.AMBIGUOUS),
-        *(
-            audit_line(f"planted: {f} fingers", label_hands(hands), Label.BAD, least=MIN_FOUND)
-            for f, hands in planted.items()
-        ),
-        *tone_lines(mixed, label_hands),
-    ]
+    real = draw_hands(num, seed=AUDIT_SEED)
+    planted = {f"{f} fingers": draw_hands(num_planted, seed=AUDIT_SEED, num_fingers=f) for f in PLANTED}
+    return picture_audit(real, planted, label_hands, most=MAX_FALSE_FLAGS, least=MIN_FOUND)
 
 
 def hands_32() -> Task:

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from rods.bench.counter import RESOLUTION, label_rendered
 from rods.bench.counter_training import spoilt
 from rods.bench.rendered import as_grey, render_hands
-from rods.bench.task import AuditLine
-from rods.bench.tone import tone_control
-from rods.eval.correction import proportion_interval
+from rods.bench.task import AuditLine, audit_line
+from rods.bench.tone_audit import imposed_tone_line
 from rods.eval.labels import Label
 
 F64 = NDArray[np.float64]
@@ -47,23 +45,15 @@ def audit(*, num: int = 2_000, num_planted: int = 500) -> Sequence[AuditLine]:
     planted = {f"planted: {f} fingers": hands[f] for f in (4, 6)}
     planted["planted: spoilt hands"] = spoilt(hands, seed=AUDIT_SEED, num=num_planted)
     lines = [
-        _line("real data, fresh", real, Label.BAD, MAX_FALSE_FLAGS),
-        _line("real data, fresh", real, Label.AMBIGUOUS),
+        audit_line("real data, fresh", real, Label.BAD, most=MAX_FALSE_FLAGS),
+        audit_line("real data, fresh", real, Label.AMBIGUOUS),
     ]
     for what, images in planted.items():
         labels = label_rendered(images)
-        lines += [_line(what, labels, code) for code in (Label.BAD, Label.WELL)]
+        lines += [audit_line(what, labels, code) for code in (Label.BAD, Label.WELL)]
     return [*lines, tone_line(np.concatenate([hands[5][:num_planted], hands[4], hands[6]]))]
 
 
 def tone_line(images: NDArray[Any]) -> AuditLine:
     """How many pictures [N, 64, 64] (uint8) go from well to bad or back when they take on the tone of a dull set."""
-    x = images.astype(np.float32) / 127.5 - 1
-    outcome = tone_control(x, like=ndimage.gaussian_filter(0.8 * x - 0.1, (0, 0.5, 0.5)), label=label_rendered)
-    moved = proportion_interval(outcome.repaired.k + outcome.broken.k, len(x))
-    return AuditLine("tone: mean tone of blurred, duller pictures imposed", "repaired or broken", moved, bar=0.0)
-
-
-def _line(what: str, labels: NDArray[np.int8], label: Label, bar: float | None = None) -> AuditLine:
-    name = "ambiguous" if label is Label.AMBIGUOUS else f"surely {label.name.lower()}"
-    return AuditLine(what, name, proportion_interval(int((labels == label).sum()), len(labels)), bar)
+    return imposed_tone_line(images, label_rendered)

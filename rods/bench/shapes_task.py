@@ -12,9 +12,8 @@ from rods.bench.embedded import embedded_network
 from rods.bench.shapes import draw_shapes
 from rods.bench.shapes_labels import faults, label_shapes, present_shapes
 from rods.bench.shapes_planted import PLANTED, plant_errors
-from rods.bench.task import AuditLine, Task, audit_line
-from rods.bench.tone_audit import tone_lines
-from rods.eval.labels import Label
+from rods.bench.task import AuditLine, Task
+from rods.bench.tone_audit import picture_audit
 
 F64 = NDArray[np.float64]
 
@@ -39,20 +38,9 @@ def real_shapes(n: int, seed: int) -> F64:
 
 def audit(*, num: int = 10_000, num_planted: int = 1_000) -> Sequence[AuditLine]:
     """Labels of fresh real pictures, of planted errors, and the control of tone; about a minute."""
-    pictures = draw_shapes(num, seed=AUDIT_SEED)
-    real = label_shapes(pictures)
+    real = draw_shapes(num, seed=AUDIT_SEED)
     planted = {kind: plant_errors(kind, num_planted, seed=AUDIT_SEED) for kind in PLANTED}
-    few = max(1, num_planted // 4)
-    mixed = np.concatenate([pictures[: 4 * few], *(errors[:few] for errors in planted.values())])
-    return [
-        audit_line("real data, fresh", real, Label.BAD, most=0.0),
-        audit_line("real data, fresh", real, Label.AMBIGUOUS, most=0.0),
-        *(
-            audit_line(f"planted: {kind}", label_shapes(errors), Label.BAD, least=0.99)
-            for kind, errors in planted.items()
-        ),
-        *tone_lines(mixed, label_shapes),
-    ]
+    return picture_audit(real, planted, label_shapes, most=0.0, most_ambiguous=0.0, least=0.99)
 
 
 def shapes() -> Task:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from rods.bench.task import AuditLine
+from rods.bench.task import AuditLine, audit_line
 from rods.bench.tone import tone_control
 from rods.eval.correction import proportion_interval
 from rods.eval.labels import Label
@@ -42,8 +42,40 @@ def tone_lines(images: NDArray[Any], label: Labeller) -> list[AuditLine]:
     x = images.astype(np.float32) / 127.5 - 1
     before = label(x)
     lines = [_line(f"tone: {what}", _moved(before, label(change(x))), len(x)) for what, change in CHANGES.items()]
+    return [*lines, imposed_tone_line(images, label)]
+
+
+def imposed_tone_line(images: NDArray[Any], label: Labeller) -> AuditLine:
+    """The same share when pictures [N, H, H] (uint8) take on the mean tone of a blurred, duller set. Two labellings."""
+    x = images.astype(np.float32) / 127.5 - 1
     outcome = tone_control(x, like=_blurred(0.8 * x - 0.1), label=label)
-    return [*lines, _line(f"tone: {IMPOSED}", outcome.repaired.k + outcome.broken.k, len(x))]
+    return _line(f"tone: {IMPOSED}", outcome.repaired.k + outcome.broken.k, len(x))
+
+
+def picture_audit(
+    real: NDArray[Any],
+    planted: Mapping[str, NDArray[Any]],
+    label: Labeller,
+    *,
+    most: float,
+    most_ambiguous: float | None = None,
+    least: float,
+) -> list[AuditLine]:
+    """The audit of a labeller of pictures [N, H, H] (uint8): fresh real ones, equally many of each planted error, tone.
+
+    `most` and `most_ambiguous` are the bars of real pictures that are surely bad and ambiguous, `least` that of planted
+    ones found. The tone is changed on a quarter of each planted error and on four times as many real
+    pictures.
+    """
+    few = max(1, min(map(len, planted.values())) // 4)
+    mixed = np.concatenate([real[: 4 * few], *(errors[:few] for errors in planted.values())])
+    labels = label(real)
+    return [
+        audit_line("real data, fresh", labels, Label.BAD, most=most),
+        audit_line("real data, fresh", labels, Label.AMBIGUOUS, most=most_ambiguous),
+        *(audit_line(f"planted: {what}", label(errors), Label.BAD, least=least) for what, errors in planted.items()),
+        *tone_lines(mixed, label),
+    ]
 
 
 def _moved(before: NDArray[np.int8], after: NDArray[np.int8]) -> int:

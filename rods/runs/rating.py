@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
+from dnnlib.util import file_sha256
 
 NORMAL = "normal"
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -76,6 +77,7 @@ def open_session(folder_a: Path, folder_b: Path | None, *, kind: str, seed: int)
     runs = {"A": _images(folder_a, "--images")}
     if folder_b is not None:
         runs["B"] = _images(folder_b, "--against")
+    sums = {(run, name): file_sha256(path) for run, found in runs.items() for name, path in found.items()}
     keys = {(run, name): _hash(seed, run, name) for run, found in runs.items() for name in found}
     items = [Item(_hash(seed, "image", *key), "image", key[1], key[:1], (keys[key],)) for key in keys]
     if folder_b is not None:
@@ -83,7 +85,7 @@ def open_session(folder_a: Path, folder_b: Path | None, *, kind: str, seed: int)
         if not common:
             raise UserError(f"--against={folder_b} shares no file name with --images={folder_a}; give paired runs")
         for name in common:
-            if runs["A"][name].read_bytes() == runs["B"][name].read_bytes():
+            if sums["A", name] == sums["B", name]:
                 continue
             sides = ("A", "B") if int(_hash(seed, "side", name), 16) % 2 else ("B", "A")
             shown = tuple(keys[side, name] for side in sides)
@@ -92,8 +94,8 @@ def open_session(folder_a: Path, folder_b: Path | None, *, kind: str, seed: int)
         "schema": SCHEMA,
         "kind": kind,
         "seed": seed,
-        "images": _digest(runs["A"]),
-        "against": _digest(runs["B"]) if folder_b is not None else None,
+        "images": _digest(sums, "A"),
+        "against": _digest(sums, "B") if folder_b is not None else None,
     }
     images = {key: runs[run][name] for (run, name), key in keys.items()}
     return Session(identity, {item.key: item for item in sorted(items, key=lambda item: item.key)}, images)
@@ -119,11 +121,12 @@ def _hash(seed: int, *parts: str) -> str:
     return hashlib.sha256("\0".join([str(seed), *parts]).encode()).hexdigest()[:20]
 
 
-def _digest(found: Mapping[str, Path]) -> str:
+def _digest(sums: Mapping[tuple[str, str], str], run: str) -> str:
     """Names and contents of a run in one checksum: answers belong to these pictures, wherever they lie."""
     total = hashlib.sha256()
-    for name, path in found.items():
-        total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for (of, name), checksum in sums.items():
+        if of == run:
+            total.update(f"{name}\0{checksum}\n".encode())
     return total.hexdigest()
 
 

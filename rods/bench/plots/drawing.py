@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 DPI = 110
 
 
-def figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, Any]:
+def figure(
+    rows: int, columns: int, *, width: float, height: float, sharey: bool | Literal["row"] = False
+) -> tuple[Figure, Any]:
     """A figure with rows x columns axes [rows, columns], in inches; no window, no global state.
 
     Raises UserError: matplotlib is not installed.
@@ -26,7 +28,7 @@ def figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Fig
         raise UserError("figures need matplotlib, which is not installed: pip install 'matplotlib>=3.8'") from None
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
-    return fig, fig.subplots(rows, columns, squeeze=False)
+    return fig, fig.subplots(rows, columns, squeeze=False, sharey=sharey)
 
 
 def save(fig: Figure, path: Path) -> Path:
