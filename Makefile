@@ -25,8 +25,9 @@ lint: .venv/.installed ## ruff: style and format
 types: .venv/.installed ## mypy, strict
 	@$(PY) -m mypy
 
-bench: .venv/.installed ## the speed of every sampler as a ratio to Euler
+bench: .venv/.installed ## the speed of every sampler as a ratio to Euler, and of the Frechet distance
 	@$(PY) scripts/bench_speed.py
+	@$(PY) scripts/bench_frechet.py
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit
 	@$(PY) scripts/crash_test.py

@@ -23,8 +23,8 @@ from rods.eval.dreamsim import dreamsim_extractor
 from rods.eval.extraction import FeatureSet, extract
 from rods.eval.extractors import NAMES, open_extractor
 from rods.eval.features import Extractor
-from rods.eval.metrics import METRICS, NEED_REFERENCE, measure, parse_metrics, size_warnings
-from rods.eval.paired import paired_differences
+from rods.eval.metrics import METRICS, NEED_FEATURES, NEED_REFERENCE, measure, parse_metrics, size_warnings
+from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, write_reference
 from rods.eval.statistics import feature_statistics
 from rods.pipeline import SAMPLERS
@@ -44,8 +44,8 @@ def _extractor_options(command: F) -> F:
     options = (
         click.option("--detector", metavar="NAME|FILE|URL", default="inception", show_default=True,
                      help=f"What makes the features: {', '.join(NAMES)}, or a file of the Inception."),
-        click.option("--resize", help="How images reach the detector [default: half-pixel; bicubic-224]; also tf1 "
-                                      "(as EDM's references), bicubic-128."),
+        click.option("--resize", help="How images reach the detector [default: tf1, as EDM's references; bicubic-224]; "
+                                      "also half-pixel (pytorch-fid's), bicubic-128."),
         click.option("--trust-detector", metavar="SHA256", help="You vouch for the detector's file with this checksum: "
                                                                 "its numbers are called FID, and TorchScript may run."),
         click.option("--batch", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Images at once."),
@@ -81,6 +81,8 @@ def main() -> None:
       python fid.py calc --images=out --ref=train.npz --detector=efficientnet-lite0
       python fid.py compare out-edm out-rods --ref=train.npz --detector=efficientnet-lite0
       torchrun --standalone --nproc_per_node=3 -- fid.py calc --images=out --ref=train.npz
+
+    Under torchrun the `--` is needed: without it, torchrun takes --num for an option of its own.
     """
 
 
@@ -157,7 +159,10 @@ def ref(**opts: Any) -> None:
 @_extractor_options
 def compare(a: str, b: str, **opts: Any) -> None:
     """What changed from the images A to the images B of the same seeds, with 95 % intervals over seeds."""
-    names, device = parse_metrics(opts["metrics"]), _start(opts)
+    names = parse_metrics(opts["metrics"])
+    if refused := [name for name in names if name in NO_INTERVAL]:
+        raise UserError(f"--metrics={opts['metrics']}: {refused[0]} has no interval by resampling; use fid.py calc")
+    device = _start(opts)
     with distributed.rank0_first():
         extractors = _extractors(names, opts, device)
         reference, warnings = _reference(names, opts, extractors[0])
@@ -226,9 +231,9 @@ def _reference(names: list[str], opts: dict[str, Any], extractor: Extractor) -> 
         warnings.append(f"{where} {mismatch}: the distance mixes two ways of making features")
     if reference.detector is None:
         warnings.append(f"{where} does not say what made it; EDM's references are of the Inception, --resize=tf1")
-    if "kid" in names and reference.features is None:
-        if "fid" not in names:
-            raise UserError(f"{where} keeps no features, which kid needs; make it with fid.py ref")
+    if reference.features is None and (lacking := [name for name in names if name in NEED_FEATURES]):
+        if lacking != ["kid"] or "fid" not in names:
+            raise UserError(f"{where} keeps no features, which {lacking[-1]} needs; make it with fid.py ref")
         warnings.append(f"{where} keeps no features, so there is no kernel distance; fid.py ref keeps some")
     return reference, warnings
 

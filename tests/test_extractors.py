@@ -90,16 +90,16 @@ def test_features_of_random_weights(file: Path) -> None:
     assert (features.shape, features.dtype) == ((2, 2048), np.float32)
     assert features.std(axis=0).max() > 0  # the images are told apart
     np.testing.assert_allclose(extractor(IMAGES.expand(-1, 3, -1, -1)), features)  # grey is repeated
-    assert extractor.resize == "half-pixel-299"
+    assert extractor.resize == "tf1-299"  # as published FIDs
     digest = file_sha256(file)
     assert extractor.frechet_name == f"FD-Inception-{digest[:8]}"  # not the published file, so no FID
     assert extractor.kernel_name == f"KD-Inception-{digest[:8]}"
-    vouched = open_extractor(str(file), device=CPU, trust=digest.upper(), resize="tf1")
+    vouched = open_extractor(str(file), device=CPU, trust=digest.upper(), resize="half-pixel")
     assert (vouched.frechet_name, vouched.kernel_name, vouched.variance_name) == ("FID", "KID", "Inception-Var")
     assert not np.allclose(vouched(IMAGES), features, rtol=1e-3)  # another resize, other features
     with pytest.raises(UserError, match=f"^--trust-detector={'0' * 64}: the sha256 of .* is {digest}; name that one"):
         open_extractor(str(file), device=CPU, trust="0" * 64)
-    with pytest.raises(UserError, match=r"^--resize=bicubic: --detector=.* has half-pixel, tf1"):
+    with pytest.raises(UserError, match=r"^--resize=bicubic: --detector=.* has tf1, half-pixel"):
         open_extractor(str(file), device=CPU, resize="bicubic")
 
 

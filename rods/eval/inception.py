@@ -211,7 +211,7 @@ def _tf1_matrix(size: int, device: torch.device) -> Tensor:
     return matrix.float().to(device)
 
 
-RESIZES: dict[str, Callable[[Tensor], Tensor]] = {"half-pixel": resize_half_pixel, "tf1": resize_tf1}
+RESIZES: dict[str, Callable[[Tensor], Tensor]] = {"tf1": resize_tf1, "half-pixel": resize_half_pixel}
 
 
 def inception_extractor(
@@ -220,7 +220,8 @@ def inception_extractor(
     """The Inception in a file or at an address; None: the published file, downloaded once.
 
     Args:
-        resize: "half-pixel" (default, the port's) or "tf1" (TensorFlow's, which EDM's reference statistics follow).
+        resize: "tf1" (default: TensorFlow's, which published FIDs and EDM's references follow) or "half-pixel" (the
+            port's).
         trust: the sha256 of a file that the user vouches for: it makes the numbers a FID, and lets TorchScript run.
     Raises:
         UserError: no such file, no such network in it, TorchScript without `trust`, or another checksum.
@@ -233,7 +234,7 @@ def inception_extractor(
         if resize is not None:
             raise UserError(f"--resize={resize}: {where} is TorchScript and resizes by itself; leave --resize out")
         return _torchscript_extractor(path, sha256, device, where)
-    resize = resize or "half-pixel"
+    resize = resize or "tf1"
     if resize not in RESIZES:
         raise UserError(f"--resize={resize}: {where} has {', '.join(RESIZES)}")
     weights = read_weights(path, where=where)

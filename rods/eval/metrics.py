@@ -14,6 +14,7 @@ from rods.eval.extraction import FeatureSet
 from rods.eval.features import Extractor
 from rods.eval.frechet import frechet_distance
 from rods.eval.kernel import kid, subset_kid
+from rods.eval.neighbours import K_COVERAGE, K_PRECISION, coverage, precision, recall
 from rods.eval.reference import Reference
 from rods.eval.statistics import feature_statistics
 
@@ -23,8 +24,17 @@ METRICS = {
     "inception-var": "trace of the feature covariance / dimension",
     "cosine": "mean pairwise 1 - cosine of the features",
     "dreamsim": "the same of DreamSim's features (the extra dreamsim)",
+    "precision": "share of images near a reference image",
+    "recall": "share of reference images near an image",
+    "coverage": "share of reference images with an image among their neighbours",
 }
-NEED_REFERENCE = ("fid", "kid")
+NEIGHBOURS = {
+    "precision": (precision, K_PRECISION),
+    "recall": (recall, K_PRECISION),
+    "coverage": (coverage, K_COVERAGE),
+}
+NEED_FEATURES = ("kid", *NEIGHBOURS)  # of the reference, not its mean and covariance alone
+NEED_REFERENCE = ("fid", *NEED_FEATURES)
 FEW, ENOUGH = 2048, 10_000
 
 
@@ -41,6 +51,7 @@ class Result:
     mean: float | None = None
     subset_size: int | None = None
     subsets: int | None = None
+    k: int | None = None  # neighbours
 
     def describe(self) -> str:
         """One line: name, value, n."""
@@ -49,6 +60,8 @@ class Result:
             line += f" against {self.n_ref or 'an unknown number'}"
         if self.sd is not None:
             line += f"; {self.mean:.4g} +- {self.sd:.2g} over {self.subsets} subsets of {self.subset_size}"
+        if self.k is not None:
+            line += f"; k = {self.k}"
         return line
 
 
@@ -66,7 +79,8 @@ def measure(
 ) -> list[Result]:
     """The metrics `names` of a feature set. `extractors` are those of the set: the main one, then DreamSim's if wanted.
 
-    kid is left out where the reference keeps no features. Raises ValueError for fewer than two images.
+    kid is left out where the reference keeps no features, which precision, recall and coverage need.
+    Raises ValueError for fewer than two images, or no more images or reference images than neighbours.
     """
     x, extractor, n = found.features[0], extractors[0], found.n
     results = []
@@ -93,17 +107,27 @@ def measure(
             results.append(Result(name, label, cosine_diversity(x), n))
         elif name == "dreamsim":
             results.append(Result(name, "DreamSim diversity", cosine_diversity(found.features[1]), n))
+        elif name in NEIGHBOURS:
+            assert reference is not None
+            assert reference.features is not None
+            (share, k), y = NEIGHBOURS[name], reference.features
+            label = f"{name.capitalize()}-{extractor.suffix or 'Inception'}"
+            results.append(Result(name, label, share(x, y, k=k), n, len(y), k=k))
     return results
 
 
 def size_warnings(names: Sequence[str], n: int | None, n_ref: int | None) -> list[str]:
-    """What to say about small samples: the Fréchet distance is biased by them, the other metrics are not.
+    """What to say about small samples: they move the Fréchet distance and the neighbours, and no other metric's mean.
 
     None for a number that is unknown, or of no concern.
     """
-    if "fid" not in names:
-        return []
     warnings = []
+    if n is not None and n < ENOUGH and (shares := [name for name in names if name in NEIGHBOURS]):
+        warnings.append(
+            f"{', '.join(shares)}: balls of k neighbours shrink with the number of images; compare equal numbers only"
+        )
+    if "fid" not in names:
+        return warnings
     for count, what in ((n, "images"), (n_ref, "reference images")):
         if count is None:
             continue

@@ -19,10 +19,13 @@ from rods.eval.features import Extractor
 from rods.eval.frechet import covariance_factor
 from rods.eval.kernel import kernel
 from rods.eval.metrics import Result, measure
+from rods.eval.neighbours import inside
 from rods.eval.reference import Reference
 
 F64 = NDArray[np.float64]
 _ROWS = 1024  # of a kernel matrix at a time
+NO_INTERVAL = ("recall", "coverage")
+"""Resamples hold some images twice and miss others, which shrinks the balls of the first and the reach of both."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,15 @@ def paired_differences(
 
     The interval is that of the resampled differences, moved so that their mean is the difference itself: resampling
     makes both sets look poorer, and where it does so unequally that is no effect.
-    Raises ValueError for sets of unequal size, or fewer than 2 resamples.
+    Raises ValueError for sets of unequal size, fewer than 2 resamples, or a metric of NO_INTERVAL.
     Cost of fid: one symmetric eigendecomposition of min(n, d) a resample and side.
     """
     if a.n != b.n or resamples < 2:
         raise ValueError(
             f"paired_differences: {a.n} and {b.n} images, {resamples} resamples; pass pairs, and 2 or more"
         )
+    if refused := [name for name in names if name in NO_INTERVAL]:
+        raise ValueError(f"paired_differences: {refused[0]} has no interval by resampling; measure it on each side")
     W = np.random.default_rng(seed).multinomial(a.n, np.full(a.n, 1 / a.n), size=resamples).astype(np.float64)  # [R, n]
     found = []
     for one, two in zip(
@@ -100,6 +105,11 @@ def _resampled(result: Result, x: F64, W: F64, reference: Reference | None) -> F
         assert reference is not None
         assert reference.features is not None
         return _kernel(x, W, reference.features.astype(np.float64))
+    if result.metric == "precision":  # an image is near the reference or not, whatever else is drawn
+        assert reference is not None
+        assert reference.features is not None
+        assert result.k is not None
+        return np.asarray(W @ inside(x, reference.features, k=result.k) / len(x))
     if result.metric == "inception-var":
         x = x - x.mean(axis=0)
         return np.asarray((len(x) * (W @ (x**2).sum(axis=1)) - ((W @ x) ** 2).sum(axis=1)) / _pairs(W) / x.shape[1])
