@@ -25,9 +25,10 @@ lint: .venv/.installed ## ruff: style and format
 types: .venv/.installed ## mypy, strict
 	@$(PY) -m mypy
 
-bench: .venv/.installed ## the speed of every sampler as a ratio to Euler, and of the Frechet distance
+bench: .venv/.installed ## ratios in time: samplers to Euler, Frechet distances, training to a plain loop
 	@$(PY) scripts/bench_speed.py
 	@$(PY) scripts/bench_frechet.py
+	@$(PY) scripts/bench_train.py
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit
 	@$(PY) scripts/crash_test.py

@@ -8,8 +8,10 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -30,7 +32,10 @@ from training.feed import feed
 from training.presets import PRESETS, network_kwargs
 from training.run import Run
 
+Loop = Callable[[int], None]  # trains so many steps
+
 PLAIN = "plain float32 loop"
+SLOW = 4  # times the plain loop: timed over one step, for bf16 without instructions for it would take minutes
 VARIANTS = {  # precision, execution, augmentation
     "train.py, fp32": ("fp32", Execution(), 0.0),
     "train.py, fp32, channels last": ("fp32", Execution(channels_last=True), 0.0),
@@ -40,13 +45,13 @@ VARIANTS = {  # precision, execution, augmentation
 }
 
 
-def plain_loop(run: Run, dataset: ImageDataset, steps: int) -> Callable[[], None]:
+def plain_loop(run: Run, dataset: ImageDataset) -> Loop:
     """What one would write without any of this: no streams per image, no resuming, no ranks, one EMA."""
     net, batch = copy.deepcopy(run.net), run.config.batch
     ema = copy.deepcopy(net)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
-    def some_steps() -> None:
+    def train(steps: int) -> None:
         for _ in range(steps):
             images, _ = dataset.batch(np.random.randint(len(dataset), size=batch).tolist())
             y = images.to(run.device, torch.float32) / 127.5 - 1  # [B, C, H, W]
@@ -61,25 +66,35 @@ def plain_loop(run: Run, dataset: ImageDataset, steps: int) -> Callable[[], None
                     p_ema.lerp_(p, 0.01)
         _wait(run.device)
 
-    return some_steps
+    return train
 
 
 @contextmanager
-def our_loop(run: Run, dataset: ImageDataset, steps: int) -> Iterator[Callable[[], None]]:
+def our_loop(run: Run, dataset: ImageDataset) -> Iterator[Loop]:
     """The steps of train.py, with the thread that prepares batches ahead."""
     with feed(dataset, run.config, 0, batch_gpu=run.execution.batch_gpu, workers=1) as batches:
 
-        def some_steps() -> None:
+        def train(steps: int) -> None:
             for _ in range(steps):
                 run.step(next(batches))
             _wait(run.device)
 
-        yield some_steps
+        yield train
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def steps_each(loops: Mapping[str, Loop], steps: int) -> dict[str, int]:
+    """How many steps to time of each loop, after one that warms it up."""
+    first = {}
+    for name, loop in loops.items():
+        start = time.perf_counter()
+        loop(1)
+        first[name] = time.perf_counter() - start
+    return {name: 1 if seconds > SLOW * first[PLAIN] else steps for name, seconds in first.items()}
 
 
 @contextmanager
@@ -98,8 +113,8 @@ def random_images(resolution: int, channels: int) -> Iterator[ImageDataset]:
 @click.option("--resolution", type=click.IntRange(min=8), default=32, help="Of the images.")
 @click.option("--channels", type=click.Choice(["1", "3"]), default="1", help="Of the images.")
 @click.option("--batch", type=click.IntRange(min=1), default=16, help="Images per step.")
-@click.option("--steps", type=click.IntRange(min=1), default=4, help="Steps per timing.")
-@click.option("--repeats", type=click.IntRange(min=1), default=5, help="Timed rounds over all loops.")
+@click.option("--steps", type=click.IntRange(min=1), default=4, help="Steps per timing; one of a slow loop.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Timed rounds over all loops.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to run.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default as many as torch chooses.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="bench-train.json", help="The JSON.")
@@ -122,7 +137,7 @@ def main(
     where = distributed.pick_device(device)
     torch.backends.cudnn.benchmark = True
     with random_images(resolution, int(channels)) as dataset, ExitStack() as stack:
-        loops: dict[str, Callable[[], None]] = {}
+        loops: dict[str, Loop] = {}
         for name, (precision, execution, augment) in VARIANTS.items():
             options = {**PRESETS[preset], "augment": augment, "dropout": 0.0}
             kwargs = network_kwargs(options, img_resolution=resolution, img_channels=int(channels))
@@ -130,28 +145,39 @@ def main(
             config = TrainConfig("", len(dataset), network, batch=batch, augment=augment, precision=precision)
             run = Run(config, where, execution)
             if not loops:
-                loops[PLAIN] = plain_loop(run, dataset, steps)
-            loops[name] = stack.enter_context(our_loop(run, dataset, steps))
-        for some_steps in loops.values():
-            some_steps()  # the first ones are slow
-        seconds = interleaved(loops, repeats=repeats)
-    report(seconds, images=batch * steps, out=out, about={
+                loops[PLAIN] = plain_loop(run, dataset)
+            loops[name] = stack.enter_context(our_loop(run, dataset))
+        counts = steps_each(loops, steps)
+        seconds = interleaved({name: partial(loop, counts[name]) for name, loop in loops.items()}, repeats=repeats)
+    report(seconds, images={name: batch * n for name, n in counts.items()}, out=out, about={
         "preset": preset, "resolution": resolution, "channels": int(channels), "batch": batch, "steps": steps,
         "repeats": repeats, "device": str(where), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(), "machine": platform.platform(),
     })  # fmt: skip
 
 
-def report(seconds: dict[str, list[float]], *, images: int, about: dict[str, object], out: Path) -> None:
-    """Prints the table and writes the JSON. A ratio is the median over rounds of the time beside the plain loop's."""
+def report(
+    seconds: Mapping[str, list[float]], *, images: Mapping[str, int], about: dict[str, object], out: Path
+) -> None:
+    """Prints the table and writes the JSON. A speed is the median over rounds of the rate beside the plain loop's."""
     click.echo("\n".join(f"{name}: {value}" for name, value in about.items()))
     click.echo(f"{'loop':<32}{'images/s':>10}{'speed':>8}  range")
     rows = []
     for name, times in seconds.items():
-        ratios = [plain / own for plain, own in zip(seconds[PLAIN], times, strict=True)]
-        rate, ratio = images / statistics.median(times), statistics.median(ratios)
+        more = images[name] / images[PLAIN]
+        ratios = [more * plain / own for plain, own in zip(seconds[PLAIN], times, strict=True)]
+        rate, ratio = images[name] / statistics.median(times), statistics.median(ratios)
         click.echo(f"{name:<32}{rate:>10.1f}{ratio:>7.2f}x  {min(ratios):.2f}-{max(ratios):.2f}")
-        rows.append({"name": name, "images_per_s": rate, "speed": ratio, "ratios": ratios, "seconds": times})
+        rows.append(
+            {
+                "name": name,
+                "images_per_s": rate,
+                "speed": ratio,
+                "ratios": ratios,
+                "images": images[name],
+                "seconds": times,
+            }
+        )
     with atomic_write(out) as temporary:
         temporary.write_text(json.dumps({**about, "loops": rows}, indent=2) + "\n")
     click.echo(f"wrote {out}")

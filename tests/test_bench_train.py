@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,32 @@ import bench_train as command
 
 def test_a_loop_of_half_the_time_is_twice_as_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = {command.PLAIN: [2.0, 4.0, 3.0], "ours": [1.0, 2.0, 1.0]}
-    command.report(seconds, images=8, about={"batch": 4}, out=tmp_path / "bench.json")
+    command.report(seconds, images={command.PLAIN: 8, "ours": 8}, about={"batch": 4}, out=tmp_path / "bench.json")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[-3] == ["plain", "float32", "loop", "2.7", "1.00x", "1.00-1.00"]
     assert lines[-2] == ["ours", "8.0", "2.00x", "2.00-3.00"]
     written = json.loads((tmp_path / "bench.json").read_text())
     assert [row["speed"] for row in written["loops"]] == [1, 2]
+
+
+def test_a_loop_that_is_timed_over_fewer_images_has_its_rate(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    images = {command.PLAIN: 8, "ours": 2}
+    command.report({command.PLAIN: [2.0], "ours": [2.0]}, images=images, about={}, out=out)
+    rows = json.loads(out.read_text())["loops"]
+    assert [(row["images_per_s"], row["speed"]) for row in rows] == [(4, 1), (1, 0.25)]
+
+
+def test_only_slow_loops_are_timed_over_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+
+    def loop(seconds: float, steps: int) -> None:
+        nonlocal clock
+        clock += seconds * steps
+
+    monkeypatch.setattr(command.time, "perf_counter", lambda: clock)
+    loops = {command.PLAIN: partial(loop, 1.0), "fast": partial(loop, 3.5), "slow": partial(loop, 4.5)}
+    assert command.steps_each(loops, 4) == {command.PLAIN: 4, "fast": 4, "slow": 1}
 
 
 def test_the_command_times_every_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,17 @@ from training.networks import NETWORKS
 from training.presets import ARCHITECTURES, PRECOND_CLASSES, PRESETS, SOURCES, network_kwargs
 from training.schema import check_init_kwargs
 
-CHANNELS = {"hands-32": 1, "mnist-32": 1, "shapes-64": 1}
+CHANNELS = {"hands-32": 1, "mnist-32": 1, "shapes-64": 1, "hands-64r": 1}
+
+
+def size_of(name: str) -> int:
+    return int(name.split("-")[1].rstrip("r"))
 
 
 @functools.cache
 def built(name: str) -> nn.Module:
     """The preset's network at the size in its name, without memory for its weights."""
-    kwargs = network_kwargs(PRESETS[name], img_resolution=int(name.split("-")[1]), img_channels=CHANNELS.get(name, 3))
+    kwargs = network_kwargs(PRESETS[name], img_resolution=size_of(name), img_channels=CHANNELS.get(name, 3))
     class_name = PRECOND_CLASSES[PRESETS[name]["precond"]]
     with torch.device("meta"):
         return NETWORKS[class_name](**check_init_kwargs(class_name, kwargs))
@@ -76,6 +80,15 @@ def test_hands_32_is_what_the_embedded_network_was_trained_with() -> None:
         assert trained[name] == preset[option]
     for name, option in {"lr_rampup": "lr_rampup", "ema_halflife": "ema"}.items():
         assert trained[name] == round(preset[option] * 1e6)
+
+
+@pytest.mark.parametrize("name", ["mnist-32", "shapes-64", "hands-64r"])
+def test_the_benchmark_s_networks_are_what_their_presets_build(name: str) -> None:
+    header = load_snapshot(ROOT / "models" / f"{name}.safetensors").header
+    assert network_kwargs(PRESETS[name], img_resolution=size_of(name), img_channels=1) == header.init_kwargs
+    assert header.kimg is not None
+    assert header.kimg <= 1000 * PRESETS[name]["duration"]
+    assert f"--preset={name} --data=data/{name}.zip" in (ROOT / "models" / f"{name}.md").read_text()
 
 
 def test_options_replace_the_architecture() -> None:

@@ -86,6 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hands-32": _HANDS_32,
     "mnist-32": {**_HANDS_32, "dropout": 0.05, "duration": 0.25},
     "shapes-64": {**_HANDS_32, "cbase": 8, "attn": (16, 8), "duration": 0.2},
+    "hands-64r": {**_HANDS_32, "cbase": 8, "cres": (1, 2, 4, 8), "xflip": True, "duration": 0.2},
 }
 """The options of train.py, by their Python names, that each preset gives a default to."""
 
@@ -100,6 +101,7 @@ SOURCES: dict[str, str] = {
     "hands-32": "ours: drawn hands at 32x32 on two CPU cores",
     "mnist-32": "ours: hands-32 with some dropout, for the benchmark's handwritten digits",
     "shapes-64": "ours: hands-32 with half of its channels, for Simple Shapes at 64x64",
+    "hands-64r": "ours: shapes-64 with more channels at 8x8 and mirrored images, for rendered hands at 64x64",
 }
 """Where each preset comes from, in a line."""
 

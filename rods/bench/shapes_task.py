@@ -19,10 +19,7 @@ F64 = NDArray[np.float64]
 
 AUDIT_SEED = 1_000_001  # the networks are trained on seed 0
 REAL_SEED = 2_000_000
-MADE_BY = (
-    "python train.py --preset=hands-32 --data=data/shapes-64.zip --outdir=training-runs --cbase=8 --attn=16,8 "
-    "--duration=.2"
-)
+MADE_BY = "python train.py --preset=shapes-64 --data=data/shapes-64.zip --outdir=training-runs"
 NUM_SETS = 7  # of shapes that a picture may hold
 
 
