@@ -62,6 +62,13 @@ EMBEDDED = MODELS / "hands-32.safetensors"
     "--grid", is_flag=True, help=f"Also write grid.png, a labelled contact sheet of the first {MAX_GRID} images."
 )
 @click.option(
+    "--trajectory",
+    metavar="STEPS",
+    type=SeedList("step"),
+    help="Also write OUTDIR/trajectories/SEED.png: x_t above D(x_t) at these steps (the first is 0), such as "
+    "0,10,20,30,39, and the image. x_t is scaled by 1/sqrt(1 + t^2); after a restart, the first run.",
+)
+@click.option(
     "--sampler",
     type=click.Choice(list(SAMPLERS)),
     help="Sampler [default: edm, or ablation if one of its options is given].",
@@ -169,6 +176,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         subdirs=opts["subdirs"],
         detect_eps=preset.risk_threshold(config) if preset else None,
         selection=chosen,
+        trajectory=trajectory_steps(opts, config),
     )
     applied = f"{preset.name} ({preset.source})" if preset and sampler in preset.samplers else None
     about = {
@@ -179,6 +187,19 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         "version": tool_version(),
     }
     return job, about, [*notes, f"Network {snapshot.describe()}", *describe(job, applied)]
+
+
+def trajectory_steps(opts: dict[str, Any], config: SamplerConfig) -> tuple[int, ...]:
+    """The steps that strips show, in order. UserError for other steps, or several runs an image."""
+    steps = sorted(opts["trajectory"] or ())
+    if steps and opts["accept"]:
+        raise UserError("--trajectory shows one run, and --accept may draw an image several times; leave one out")
+    if steps and steps[-1] >= config.options["num_steps"]:
+        num_steps = config.options["num_steps"]
+        raise UserError(
+            f"--trajectory={steps[-1]} is no step of this run: it has {num_steps}, 0 to {num_steps - 1}; name others"
+        )
+    return tuple(steps)
 
 
 def check_network(net: Any, config: SamplerConfig, class_index: int | None) -> None:

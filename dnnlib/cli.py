@@ -17,25 +17,29 @@ _OUR_PACKAGES = ("rods", "training", "torch_utils", "dnnlib", "scripts", "genera
 
 
 class SeedList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """`0-63,70` -> [0, ..., 63, 70], in the order given. Raises an error for descending, repeated or too many seeds."""
+    """`0-63,70` -> [0, ..., 63, 70], in the order given. Raises an error for descending, repeated or too many seeds.
 
-    name = "seeds"
+    `noun` is what the numbers are called in messages.
+    """
+
+    def __init__(self, noun: str = "seed") -> None:
+        self.noun, self.name = noun, f"{noun}s"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if not isinstance(value, str):
             return list(value)
         ranges = [self._range(part.strip(), param, ctx) for part in value.split(",")]
         if sum(len(r) for r in ranges) > MAX_SEEDS:
-            self.fail(f"{value!r} lists more than {MAX_SEEDS:,} seeds; give fewer", param, ctx)
+            self.fail(f"{value!r} lists more than {MAX_SEEDS:,} {self.name}; give fewer", param, ctx)
         seeds = [seed for r in ranges for seed in r]
         if len(set(seeds)) < len(seeds):
-            self.fail(f"{value!r} lists a seed twice; give each one once", param, ctx)
+            self.fail(f"{value!r} lists a {self.noun} twice; give each one once", param, ctx)
         return seeds
 
     def _range(self, part: str, param: click.Parameter | None, ctx: click.Context | None) -> range:
         found = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", part)
         if not found:
-            self.fail(f"{part!r} is not a seed or a range of seeds; write for example 0-63,70", param, ctx)
+            self.fail(f"{part!r} is not a {self.noun} or a range of {self.name}; write for example 0-63,70", param, ctx)
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first:
             self.fail(f"{part!r} runs backwards; write {last}-{first}", param, ctx)

@@ -30,7 +30,7 @@ from rods.samplers import (
 )
 from rods.scoring import Limit, Scored
 from rods.trajectory import Solver
-from rods.types import AnyDenoiser, RodsResult, SampleRecord
+from rods.types import AnyDenoiser, RodsResult, SampleRecord, Step
 from torch_utils.rng import SeedStreams
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
@@ -255,6 +255,7 @@ def sample_chunk(
     rng_on_cpu: bool = False,
     dtype: torch.dtype = torch.float32,
     limits: Sequence[Limit] = (),
+    watch: Callable[[Step], None] | None = None,
 ) -> ChunkResult:
     """Sample one chunk of seeds.
 
@@ -262,7 +263,8 @@ def sample_chunk(
     latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the steps; the
     samplers of `SECOND_STREAM` draw theirs from that stream. `dtype` other than float32 runs the network under
     autocast; the state stays float64. The scores of `limits` come back as `risks`; their draws are from the third
-    stream, so that no image depends on them. Cost: that of the sampler and of the scores.
+    stream, so that no image depends on them. `watch` is shown every finished step of the whole batch. Cost: that of the
+    sampler and of the scores.
     Raises ValueError: `class_index` outside the network's classes; a score that needs what the sampler does not show.
     """
     shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
@@ -281,13 +283,24 @@ def sample_chunk(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         denoise = bind(denoiser, len(latents), labels)
         scored = Scored(denoise, latents, limits, config.sampler, config.base_solver(), streams)
-        result = config.run(denoise.watched(scored.add if limits else None), latents, randn_like=noise.randn_like)
+        watched = denoise.watched(_all(([scored.add] if limits else []) + ([watch] if watch else [])))
+        result = config.run(watched, latents, randn_like=noise.randn_like)
         risks = scored.risks(result.images)
     records = [
         replace(record, forward=F, backward=B)
         for record, F, B in zip(result.records, denoise.forward.tolist(), denoise.backward.tolist(), strict=True)
     ]
     return ChunkResult(chunk, result.images, classes, tuple(records), risks)
+
+
+def _all(watches: Sequence[Callable[[Step], None]]) -> Callable[[Step], None] | None:
+    """One watch for several; None for none."""
+
+    def show(step: Step) -> None:
+        for watch in watches:
+            watch(step)
+
+    return show if watches else None
 
 
 def check_class(class_index: int | None, label_dim: int) -> None:

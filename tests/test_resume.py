@@ -193,6 +193,7 @@ OTHER = {
     "--threads=1, not 2": ["--threads=2"],
     "--seeding rows=1, not 64": ["--seeding=per-batch"],
     "--subdirs=False, not True": ["--subdirs"],
+    "--trajectory=None, not 0,1": ["--trajectory=0-1"],
 }
 
 

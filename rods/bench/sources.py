@@ -17,6 +17,7 @@ from torch import Tensor
 from dnnlib.errors import UserError
 from rods.pipeline import SamplerConfig, check_class, cut_chunks
 from rods.runs.options import respell
+from rods.runs.outputs import TRAJECTORIES
 from rods.runs.sampling import CHANNELS, Job, sample_pixels
 from training.checkpoint import Snapshot
 from training.dataset import ImageDataset
@@ -38,7 +39,7 @@ class Source:
 def image_source(
     path: str, *, option: str, batch: int, num: int | None = None, most: int | None = None, seed: int = 0
 ) -> Source:
-    """The images of a folder or zip in EDM's format; the contact sheet of generate.py is none of them.
+    """The images of a folder or zip in EDM's format; generate.py's contact sheet and strips are none of them.
 
     Args:
         option: the option that named `path`, for messages.
@@ -109,7 +110,8 @@ def _open(path: str, option: str) -> tuple[ImageDataset, list[int]]:
         dataset = ImageDataset(path, cache=False)
     except UserError as e:
         raise _renamed(e, option) from None
-    return dataset, [i for i, name in enumerate(dataset.names) if name != CONTACT_SHEET]
+    own = [name == CONTACT_SHEET or name.startswith(f"{TRAJECTORIES}/") for name in dataset.names]
+    return dataset, [i for i, is_own in enumerate(own) if not is_own]
 
 
 def _source(dataset: ImageDataset, indices: list[int], option: str, batch: int, *, left_out: int = 0) -> Source:

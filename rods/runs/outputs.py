@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL.Image import Image
@@ -22,6 +23,7 @@ from rods.runs.options import spelling
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
 REJECTED = "rejected"  # the folder of images that a filter has dropped, where they are kept
+TRAJECTORIES = "trajectories"  # the folder of strips that show how an image came about, where they are wanted
 _OURS = re.compile(r"\d{6,}(_\d{3,})?\.png|\d{6,}")  # an image, or a folder of --subdirs
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}(\.\w+)?")  # what atomic_write leaves behind where it is killed
 
@@ -75,12 +77,19 @@ class OutputFolder:
         """Whether all of these images are there, with their records. Not to be asked before one process did `open`."""
         return all(self._is_present(name) for name in names)
 
-    def write(self, chunk: str, images: Sequence[Image | None], lines: Sequence[dict[str, Any]]) -> None:
+    def write(
+        self,
+        chunk: str,
+        images: Sequence[Image | None],
+        lines: Sequence[dict[str, Any]],
+        strips: Mapping[str, Image] = MappingProxyType({}),
+    ) -> None:
         """Writes the images that are missing, then the chunk's lines; `None` is an image that could not be made.
 
         Each line holds `name`, the image's path in the folder, or `file` where it goes elsewhere in it; its `sha256`
         is added here. An image that has a record keeps both; one without, left by a run that was interrupted, is
-        replaced unless it is the same. A line that says `dropped` needs no image.
+        replaced unless it is the same. A line that says `dropped` needs no image. `strips` are pictures of trajectories
+        by the path in the folder that a line's `trajectory` names.
         """
         kept = []
         with self._remedy("when that is mended, run the same command again"):
@@ -90,13 +99,18 @@ class OutputFolder:
                     continue
                 kept.append({**line, "sha256": None})
                 if image is not None:
-                    data = io.BytesIO()
-                    image.save(data, format="PNG")
-                    kept[-1]["sha256"] = hashlib.sha256(data.getvalue()).hexdigest()
-                    path = self.outdir / line.get("file", line["name"])
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    _replace(path, data.getvalue())
+                    strip = line.get("trajectory", {}).get("file")
+                    if strip is not None:
+                        self._save(strip, _png(strips[strip]))
+                    data = _png(image)
+                    kept[-1]["sha256"] = hashlib.sha256(data).hexdigest()
+                    self._save(line.get("file", line["name"]), data)
             _replace(self.outdir / PARTS_NAME / f"{chunk}.jsonl", _json_lines(kept))
+
+    def _save(self, name: str, data: bytes) -> None:
+        path = self.outdir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, data)
 
     def finish(self) -> list[dict[str, Any]]:
         """Merges the parts into `samples.jsonl`, by name; returns its lines. For the process that did `open`."""
@@ -116,11 +130,12 @@ class OutputFolder:
             return False
         if line.get("dropped") and "file" not in line:
             return True
-        return line["sha256"] is not None and (self.outdir / line.get("file", name)).is_file()
+        wanted = [line.get("file", name), *([line["trajectory"]["file"]] if "trajectory" in line else [])]
+        return line["sha256"] is not None and all((self.outdir / file).is_file() for file in wanted)
 
     def _tidy(self) -> None:
         """Brings what an interrupted run left into the form of a finished one, and makes room for new parts."""
-        folders = [self.outdir, self.outdir / REJECTED]
+        folders = [self.outdir, self.outdir / REJECTED, self.outdir / TRAJECTORIES]
         folders += [path for folder in folders for path in folder.glob("*") if _OURS.fullmatch(path.name)]
         for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
             if _TEMPORARY.fullmatch(path.name):
@@ -154,6 +169,12 @@ def _replace(path: Path, content: bytes) -> None:
     if not path.is_file() or path.read_bytes() != content:
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
+
+
+def _png(image: Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    return data.getvalue()
 
 
 def _strangers(folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from dnnlib.errors import UserError
 from dnnlib.util import file_sha256
+from rods.runs.outputs import TRAJECTORIES
 
 NORMAL = "normal"
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -108,6 +109,8 @@ def _images(folder: Path, option: str) -> dict[str, Path]:
     root, found = folder.resolve(), {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.name == "grid.png":
+            continue
+        if path.is_relative_to(folder / TRAJECTORIES):
             continue
         if not path.resolve().is_relative_to(root):
             raise UserError(f"{path} leads out of {option}={folder}; put the image itself there")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import inf, isfinite
@@ -19,9 +19,10 @@ from dnnlib.errors import UserError
 from rods.accept import sample_accepted
 from rods.pipeline import Chunk, ChunkResult, SamplerConfig, sample_chunk
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
-from rods.runs.outputs import REJECTED, OutputFolder
+from rods.runs.outputs import REJECTED, TRAJECTORIES, OutputFolder
 from rods.runs.selection import Filter, Selection
-from rods.types import AnyDenoiser
+from rods.runs.trajectories import Recorder
+from rods.types import AnyDenoiser, Step
 from torch_utils import distributed
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -46,6 +47,7 @@ class Job:
     subdirs: bool
     detect_eps: float | None = None  # the H from which a sample is held at risk, where eps 0 corrects all
     selection: Selection = field(default_factory=Selection)
+    trajectory: tuple[int, ...] = ()  # the steps that a strip beside each image shows; none: no strips
 
     def risk_threshold(self) -> float:
         """The H from which a sample counts as at risk; inf where there is no such number."""
@@ -66,6 +68,7 @@ class Job:
             "rows_per_seed": self.chunks[0].rows_per_seed,
             "subdirs": self.subdirs,
             **self.selection.identity(),
+            **({"trajectory": ",".join(map(str, self.trajectory))} if self.trajectory else {}),
         }
 
     def names(self, chunk: Chunk) -> list[str]:
@@ -79,12 +82,19 @@ class Job:
 
 def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
     """Sample a chunk and write it; an image that is not finite is recorded and never becomes a picture."""
-    done = sample_job(job, chunk)
+    recorder = Recorder(job.trajectory)
+    done = sample_job(job, chunk, watch=recorder.add if job.trajectory else None)
     lines, ok = record_lines(job, done), all_finite(done)
     wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
     pixels = done.images.cpu().numpy()
     images = [to_pil(to_uint8(x)) if is_wanted else None for x, is_wanted in zip(pixels, wanted, strict=True)]
-    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines)
+    strips = {}
+    for b, line in enumerate(lines):
+        if job.trajectory and wanted[b]:
+            file = f"{TRAJECTORIES}/{line['name']}"
+            line["trajectory"] = {"file": file, "steps": list(job.trajectory), "sigma": recorder.sigma}
+            strips[file] = recorder.strip(b, done.images[b])
+    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines, strips)
 
 
 def all_finite(done: ChunkResult) -> list[bool]:
@@ -93,10 +103,10 @@ def all_finite(done: ChunkResult) -> list[bool]:
     return found
 
 
-def sample_job(job: Job, chunk: Chunk) -> ChunkResult:
-    """Sample a chunk as the job says, some of its images several times."""
+def sample_job(job: Job, chunk: Chunk, *, watch: Callable[[Step], None] | None = None) -> ChunkResult:
+    """Sample a chunk as the job says, some of its images several times; `watch` sees the steps of those drawn once."""
     accept, limits = job.selection.accept, job.selection.limits()
-    sample = partial(sample_accepted, accept=accept) if accept else sample_chunk
+    sample = partial(sample_accepted, accept=accept) if accept else partial(sample_chunk, watch=watch)
     return sample(
         job.denoiser,
         chunk,
