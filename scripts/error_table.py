@@ -67,6 +67,8 @@ MISTAKES = (
     ("`--accept` without a limit", GENERATE + "plain.safetensors --accept=lid"),
     ("`--accept` with a seed that cannot be redrawn",
      GENERATE + "plain.safetensors --accept='lid<12' --seeds=99999999"),
+    ("a strip of a step that the run does not have",
+     GENERATE + "plain.safetensors --sampler=euler --steps=4 --trajectory=0,4"),
     ("a score of steps behind restart",
      GENERATE + "plain.safetensors --sampler=restart --threshold=9 --sigma-r=2 --filter=tvf --filter-threshold=1"),
     ("misspelt an option", GENERATE + "plain.safetensors --sampler=rods-cas --epsilon=.1"),

@@ -27,7 +27,7 @@ OWN = {
     "overshoot": ("--sampler=overshoot", "--rho=1"),
     "sigma-offset": ("--sampler=sigma-offset", "--kappa=.1"),
     "random": ("--sampler=random", "--rho=1"),
-    "iq": ("--sampler=iq", "--strength=.1", "--threshold=1"),
+    "iq": ("--sampler=iq", "--strength=.1", "--threshold=1", "--window=0,1"),
     "laplacian": ("--sampler=laplacian", "--strength=.1"),
     "tag": ("--sampler=tag", "--eta=1.1"),
 }
