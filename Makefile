@@ -5,7 +5,7 @@ MIN_PYTHON := 3, 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types bench crash-test docs
+.PHONY: help demo test check lint types bench bench-quality bench-quality-fast crash-test docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -29,6 +29,28 @@ bench: .venv/.installed ## ratios in time: samplers to Euler, Frechet distances,
 	@$(PY) scripts/bench_speed.py
 	@$(PY) scripts/bench_frechet.py
 	@$(PY) scripts/bench_train.py
+
+# The benchmark. Every line is a piece of its own, at most two hours on two quiet cores, that goes on where it stopped.
+QUALITY := $(PY) scripts/bench.py
+GRID := euler,heun,euler-200,churn,churn-euler,tvf,lid,h-index,overshoot,sigma-offset,random,tag,iq,laplacian,restart,rods-cas,rods-cas-all,rods-sas,rods-sas-all
+EXACT := euler,heun,euler-200,churn,churn-euler,lid,h-index,restart,rods-cas-all
+HANDS := euler,heun,euler-200,tvf,lid,h-index,overshoot,random,restart,rods-cas-all,rods-sas-all
+SHAPES := euler,heun,restart
+
+bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minutes: few seeds, out/bench-fast/report
+	@$(QUALITY) --task=grid25 --seeds=0-1999 --batch=2000 --samplers=euler,heun,lid,h-index,overshoot,rods-cas,restart --out=out/bench-fast
+	@$(QUALITY) --task=hands-32 --seeds=0-63 --samplers=euler,heun,lid,overshoot,rods-cas,restart --out=out/bench-fast
+	@$(QUALITY) report --out=out/bench-fast --dest=out/bench-fast/report
+
+bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/benchmark/report.md; hours, can be interrupted
+	@for task in grid25 grid25-exact hands-32 shapes; do $(QUALITY) audit --task=$$task --out=results || exit; done
+	@for i in 0 1 2; do \
+	  $(QUALITY) --task=grid25 --network=grid25-$$i --preset=grid25-0 --batch=5000 --samplers=$(GRID) --out=results || exit; \
+	done
+	@$(QUALITY) --task=grid25-exact --preset=grid25-0 --batch=5000 --samplers=$(EXACT) --out=results
+	@$(QUALITY) --task=hands-32 --samplers=$(HANDS) --out=results
+	@$(QUALITY) --task=shapes --samplers=$(SHAPES) --out=results
+	@$(QUALITY) report --out=results --dest=docs/benchmark
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit
 	@$(PY) scripts/crash_test.py

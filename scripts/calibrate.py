@@ -22,6 +22,7 @@ from rods.bench.calibrate_restart import Found, iq_names, restart
 from rods.bench.calibration import Search, critical_steps, options_of, rods, with_radius
 from rods.bench.tasks import TASKS
 from rods.presets import parse_preset
+from rods.runs.presets import read_preset
 from torch_utils.distributed import usable_cores
 
 FAMILIES = ("restart", "rods-cas", "rods-sas", "overshoot", "sigma-offset", "tag", "iq", "laplacian")
@@ -55,9 +56,12 @@ def rank_of(search: Search, options: dict[str, Any]) -> tuple[float, ...]:
 
 
 def preset_text(
-    search: Search, found: dict[str, tuple[dict[str, Any], float | None, str]], scores: Found | None
+    search: Search,
+    found: dict[str, tuple[dict[str, Any], float | None, str]],
+    scores: Found | None,
+    base: dict[str, Any] | None,
 ) -> str:
-    """The preset as JSON; the random control has overshoot's radius and window."""
+    """The preset as JSON; the random control has overshoot's radius and window. `base`: a preset to go on from."""
     samplers = {family: options for family, (options, _, _) in found.items()}
     if "overshoot" in samplers:
         samplers["random"] = dict(samplers["overshoot"])
@@ -72,6 +76,12 @@ def preset_text(
     }
     if scores is not None:
         preset |= {"learned": scores.learned, "retention": scores.tables}
+    if base is not None:
+        others = [sampler for sampler in base["samplers"] if sampler not in samplers]
+        preset["source"] += f". {', '.join(others)}: {base['source']}"
+        for key in ("samplers", "detect_eps"):
+            preset[key] = {**base.get(key, {}), **preset[key]}
+        preset = {**base, **preset}
     parse_preset(preset, where="the calibration's preset")
     return json.dumps(preset, indent=2) + "\n"
 
@@ -115,6 +125,11 @@ def write(path: Path, text: str) -> None:
     help="Where the samples' results are kept: the same command goes on where it was interrupted.",
 )
 @click.option(
+    "--base",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A preset whose settings of other samplers are taken over.",
+)
+@click.option(
     "--dest",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
@@ -123,8 +138,9 @@ def write(path: Path, text: str) -> None:
 def main(**opts: Any) -> None:
     """Find window, radius, sign and threshold of each sampler on a block of seeds, and write them as a preset.
 
-    Of the settings that break at most 1 % of the healthy samples and keep 97 % of the variance, the one with the most
-    repaired minus broken is chosen, ties going to the fewest passes; the preset's `source` says where none did.
+    Of the settings that break at most 1 % of the healthy samples, keep 97 % of the variance (of points also of the
+    spread inside kinds) and take at most 1.5 times Euler's passes, the one with the most repaired minus broken is
+    chosen, ties going to the fewest passes; where there is none, the preset's `source` says what was missed.
     """
     families = opts["samplers"].split(",")
     for family in families:
@@ -132,6 +148,10 @@ def main(**opts: Any) -> None:
             raise UserError(f"--samplers: {family!r} cannot be calibrated; use {', '.join(FAMILIES)}")
     if not opts["dest"].resolve().parent.is_dir():
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
+    base = None
+    if opts["base"] is not None:
+        read_preset(opts["base"])  # or say what is wrong with it
+        base = json.loads(opts["base"].read_text())
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
     task = TASKS[opts["task_name"]]()
@@ -155,7 +175,7 @@ def main(**opts: Any) -> None:
             eps = float(options["eps"]) or risk
             critical = critical_steps(search, rho=options["rho"], window=options["window"], eps=eps)
         write(beside, trials_text(search, critical))
-    write(opts["dest"], preset_text(search, found, scores))
+    write(opts["dest"], preset_text(search, found, scores, base))
     click.echo(f"wrote {opts['dest']} and {beside}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import bench_tasks
@@ -28,13 +29,15 @@ def row(tmp_path_factory):
     return compare(runs["euler"], runs["heun"])
 
 
-def trial(row, *, repaired: int, broken: int, variance: float = 1.0, passes: float = 40, n: int = 512) -> Trial:
+def trial(
+    row, *, repaired: int, broken: int, variance: float = 1.0, passes: float = 40, n: int = 512, spread=math.nan
+) -> Trial:
     outcomes = replace(
         row.outcomes, repaired=proportion_interval(repaired, 100), broken=proportion_interval(broken, 400)
     )
     kept = Estimate(variance, variance, variance, 0.95)
     done = replace(row, outcomes=outcomes, variance_kept=kept, forward=passes, backward=0.0, n=n)
-    return Trial("f", resolve("heun", POINTS, None), done)
+    return Trial("f", resolve("heun", POINTS, None), done, passes / 40, spread)
 
 
 def test_the_most_repaired_minus_broken_wins_within_the_bars(row):
@@ -55,7 +58,20 @@ def test_where_no_setting_clears_the_bars_the_remark_says_so(row):
     one, two = trial(row, repaired=20, broken=9), trial(row, repaired=90, broken=9, variance=0.5)
     assert choose([one, two]) is one
     assert one.remark().endswith("misses: broken above 1%")
-    assert trial(row, repaired=0, broken=0, variance=float("nan")).bars_missed == 1
+    assert list(trial(row, repaired=0, broken=0, variance=float("nan")).missed) == ["variance below 0.97"]
+    dear = trial(row, repaired=40, broken=0, passes=70, spread=0.8)
+    assert dear.remark().endswith("spread 0.80, passes 1.75x; misses: spread below 0.97, passes above 1.5x")
+    assert choose([one, dear]) is dear
+
+
+def test_a_setting_that_does_nothing_clears_no_bar(row):
+    idle, weak, strong = (
+        trial(row, repaired=r, broken=b, passes=p) for r, b, p in ((0, 0, 40), (9, 1, 40), (90, 0, 66))
+    )
+    assert choose([idle, strong]) is strong, "it takes 1.65 times the passes, but repairs"
+    assert choose([idle, weak, strong]) is weak, "nothing that misses a bar comes before one that clears all"
+    narrow = trial(row, repaired=99, broken=0, spread=0.5)
+    assert choose([narrow, trial(row, repaired=60, broken=0, spread=0.9)]) is not narrow, "by how much it misses counts"
 
 
 def test_the_grid_is_in_noise_levels_and_in_units_of_the_state(tmp_path):
@@ -116,6 +132,14 @@ def test_a_calibration_goes_on_and_writes_a_preset_that_generate_reads(tmp_path,
     again = calibrated(monkeypatch, few, *args)
     assert again.output == done.output
     assert {p: p.read_bytes() for p in first} == first, "nothing is sampled twice"
+
+    other = tmp_path / "more.preset.json"
+    more = calibrated(monkeypatch, "--samplers=tag", *args[:-1], f"--base={dest}", f"--dest={other}")
+    assert more.exit_code == 0, more.output
+    both = json.loads(other.read_text())
+    assert {**both["samplers"], "tag": None} == {**json.loads(dest.read_text())["samplers"], "tag": None}
+    assert both["retention"], "what the base holds is kept"
+    assert both["source"].endswith(preset.source)
 
 
 @pytest.mark.parametrize(

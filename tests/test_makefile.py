@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from tree import ROOT
+
+from rods.bench.methods import METHODS, split_methods
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
 
@@ -19,6 +22,7 @@ case "$*" in
   *"version_info"*) exit ${TOO_OLD:-0} ;;
   *"ensurepip"*) exit ${NO_VENV:-0} ;;
   "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "scripts/bench.py"*) exit ${BENCH:-0} ;;
   "-m pip install"*) exit ${PIP:-0} ;;
 esac
 """
@@ -47,6 +51,7 @@ class Checkout:
             text=True,
             check=False,
         )
+        self.all_calls = self.log.read_text().splitlines()
         self.calls = [line for line in self.log.read_text().splitlines() if line.startswith("-m")]
         return run
 
@@ -105,5 +110,33 @@ def test_a_python_that_cannot_do_it_gets_one_line(
 
 def test_help_names_every_target_of_the_readme(checkout: Checkout) -> None:
     listed = [line.split()[1] for line in checkout.make().stdout.splitlines()]
-    assert set(listed) == {"help", "demo", "test", "check", "lint", "types", "bench", "crash-test", "docs"}
+    assert set(listed) == {"help", "demo", "test", "check", "lint", "types", "bench", "crash-test", "docs"} | {
+        "bench-quality",
+        "bench-quality-fast",
+    }
     assert checkout.calls == []
+
+
+def test_the_benchmark_runs_every_piece_and_stops_where_one_fails(checkout: Checkout) -> None:
+    assert checkout.make("bench-quality-fast").returncode == 0
+    runs = [line for line in checkout.all_calls if "scripts/bench.py" in line]
+    assert [line.split()[1].split("=")[-1] for line in runs] == ["grid25", "hands-32", "report"]
+    assert all("--out=out/bench-fast" in line for line in runs)
+
+    assert checkout.make("bench-quality").returncode == 0
+    runs = [line for line in checkout.all_calls if "scripts/bench.py" in line]
+    tasks = [re.search(r"--task=(\S+)", line) for line in runs]
+    assert [t[1] if t else "report" for t in tasks[4:]] == [
+        *["grid25"] * 3,
+        "grid25-exact",
+        "hands-32",
+        "shapes",
+        "report",
+    ]
+    networks = [n for line in runs for n in re.findall(r"--network=(\S+)", line)]
+    assert networks == ["grid25-0", "grid25-1", "grid25-2"]
+    methods = {m for line in runs for text in re.findall(r"--samplers=(\S+)", line) for m in split_methods(text)}
+    assert methods <= set(METHODS)
+
+    assert checkout.make("bench-quality", BENCH="1").returncode != 0
+    assert len([line for line in checkout.all_calls if "scripts/bench.py" in line]) == 1

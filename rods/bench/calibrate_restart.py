@@ -20,9 +20,13 @@ from rods.retention import retention
 from rods.score_text import parse_score
 
 F64 = NDArray[np.float64]
-LEVELS = (0.35, 0.45, 0.55, 0.65, 0.75, 0.85)  # of the steps: where scores look, and where restarts go back to
-QUANTILES = (0.5, 0.7, 0.85)  # of the baseline's scores: what is above goes round again
-DRAWS = (4, 16)
+LID_LEVELS = (0.5, 0.55, 0.6, 0.65, 0.75, 0.85)  # of the steps: where LID looks
+TVF_LEVELS = (0.5, 0.6, 0.75)  # where trajectory variance begins to
+BACK = (0.45, 0.35, 0.4, 0.5, 0.55, 0.65, 0.75, 0.85)  # where restarts go back to; every score is tried with the first
+FLIGHT = 0.65  # where samples are scored in flight
+QUANTILES = (0.7, 0.5, 0.85, 0.9, 0.93)  # of the baseline's scores: what is above goes round again; in the order tried
+ROUNDS, MARGINS = (1, 2), (0.1,)
+DRAWS = (4, 2)  # of LID, the first where noise levels are ranked
 IQ_WINDOWS = ((0.4, 0.5), (0.5, 0.6), (0.6, 0.7))  # of the steps: narrow, as in its paper
 IQ_STRENGTHS, IQ_MASK = (0.05, 0.1, 0.2), 0.4  # lambda, and the quantile of the scores above which it acts
 
@@ -33,7 +37,17 @@ class Candidate:
 
     text: str  # as `parse_score` reads it
     options: str  # as options of the restart sampler
-    sees: float  # the highest noise level that it looks at
+    above: float  # restarts go back further than this noise level: it looks at the steps from there on
+    in_flight: bool = False
+
+    def names(self, thresholds: Sequence[float], levels: Sequence[float]) -> list[str]:
+        """Restarts by this score, at each threshold from each noise level that is high enough."""
+        return [f"{self.head}{h:.4g} sigma_r={t:g}" for h in thresholds for t in levels if t > self.above]
+
+    @property
+    def head(self) -> str:
+        """What the names begin with."""
+        return f"restart {self.options} threshold="
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,10 @@ class Found:
     tables: list[dict[str, Any]]  # of retention
 
 
-def by_lid(level: float, draws: int) -> Candidate:
-    return Candidate(f"lid:sigma={level:g},draws={draws}", f"detector=lid lid_sigma={level:g} draws={draws}", 0.0)
+def by_lid(level: float, draws: int, at: float = 0) -> Candidate:
+    flight = f" score_at={at:g}" if at else ""
+    text = f"lid:sigma={level:g},draws={draws}"
+    return Candidate(text, f"detector=lid lid_sigma={level:g} draws={draws}{flight}", at, in_flight=at > 0)
 
 
 def by_tvf(level: float) -> Candidate:
@@ -57,33 +73,46 @@ def by_tvf(level: float) -> Candidate:
 def restart(search: Search) -> Found:
     """Gated restart on a task.
 
-    LID and trajectory variance are ranked by their AUROC on the first seeds, over noise levels; the best of both, LID
-    with more draws, and a logistic combination fitted to the first seeds then gate restarts: threshold, level to go
-    back to and rounds are searched as every family is.
+    LID and trajectory variance are ranked by their AUROC on the first seeds, over noise levels. The best of both, LID
+    with fewer draws and in flight, and a logistic combination fitted to the first seeds then gate restarts: each first
+    at one threshold and from one level, then the best of them from other levels, at other thresholds, and with other
+    rounds and a margin.
     """
-    levels = list(dict.fromkeys(search.level(f) for f in LEVELS))
-    late = [float(f"{1.02 * t:.3g}") for t in levels[1:]]  # a little above the steps that they stand for
+    lid_levels, tvf_levels, back = (list(dict.fromkeys(map(search.level, p))) for p in (LID_LEVELS, TVF_LEVELS, BACK))
     first = search.seeds[: search.first]
-    lid = best_score(search, [by_lid(t, DRAWS[0]) for t in levels], first)
-    tvf = best_score(search, [by_tvf(t) for t in late], first)
-    more = [by_lid(float(lid.text.split("=")[1].split(",")[0]), k) for k in DRAWS]
-    learned, weights = learn(search, [more[-1], tvf], first)
-    gates = [*more, tvf, learned]
-    names = [
-        f"restart {gate.options} threshold={np.quantile(known(run), q):.4g} sigma_r={t:g}"
-        for gate, run in zip(gates, scored(search, gates, search.seeds)[1:], strict=True)
-        for q in QUANTILES
-        for t in levels
-        if t > gate.sees
-    ]
-    chosen = search.best("restart", names, lambda name: [f"{name} rounds={k}" for k in (1, 6)])
-    options = {**options_of(chosen), "tvf_sigma": tvf.sees}
+    lid = best_score(search, [by_lid(t, DRAWS[0]) for t in lid_levels], first)
+    # A little above the steps that the levels stand for.
+    tvf = best_score(search, [by_tvf(float(f"{1.02 * t:.3g}")) for t in tvf_levels], first)
+    level, at = parse_lid(lid)[0], search.level(FLIGHT)
+    learned, weights = learn(search, [lid, tvf], first)
+    gates = [by_lid(level, k, t) for k in DRAWS for t in (0, at)] + [tvf, learned]
+    runs = scored(search, gates, first)[1:]
+    thresholds = {
+        gate.head: [float(np.quantile(known(run), q)) for q in QUANTILES] for gate, run in zip(gates, runs, strict=True)
+    }
+
+    def gate_of(name: str) -> Candidate:
+        return next(gate for gate in gates if name.startswith(gate.head))
+
+    def from_others(name: str) -> list[str]:
+        return gate_of(name).names(thresholds[gate_of(name).head][:1], back[1:])
+
+    def at_others(name: str) -> list[str]:
+        return gate_of(name).names(thresholds[gate_of(name).head][1:], [float(name.rsplit("sigma_r=", 1)[1])])
+
+    def with_others(name: str) -> list[str]:
+        return [f"{name} rounds={k}" for k in ROUNDS] + [f"{name} margin={m:g}" for m in MARGINS]
+
+    coarse = [name for gate in gates for name in gate.names(thresholds[gate.head][:1], back[:1])]
+    chosen = search.best("restart", coarse, from_others, at_others, with_others)
+    options = {**options_of(chosen), "tvf_sigma": tvf.above}
     if options["detector"] != "lid":
         options["lid_sigma"], options["draws"] = parse_lid(lid)
-    base, *runs = scored(search, gates, search.seeds)
-    ranked = ", ".join(f"{g.text} {auroc_of(base, run):.3f}" for g, run in zip(gates, runs, strict=True))
+    finished = [gate for gate in gates if not gate.in_flight]
+    base, *runs = scored(search, finished, search.seeds)
+    ranked = ", ".join(f"{g.text} {auroc_of(base, run):.3f}" for g, run in zip(finished, runs, strict=True))
     remark = f"{chosen.remark()}; AUROC on all of these seeds (learned: fitted on the first {len(first)}): {ranked}"
-    return Found(options, remark, weights, [table(search, g, run) for g, run in zip(gates, runs, strict=True)])
+    return Found(options, remark, weights, [table(search, g, run) for g, run in zip(finished, runs, strict=True)])
 
 
 def parse_lid(candidate: Candidate) -> tuple[float, int]:
@@ -138,7 +167,7 @@ def learn(search: Search, candidates: Sequence[Candidate], seeds: Sequence[int])
     ]
     body = ";".join([f"{bias:.5g}", *(f"{t['weight']:.5g}*log({t['score']})" for t in terms)])
     text = f"learned({body})"
-    candidate = Candidate(text, f"detector={text}", max(c.sees for c in candidates))
+    candidate = Candidate(text, f"detector={text}", max(c.above for c in candidates))
     return candidate, {"bias": float(f"{bias:.5g}"), "terms": terms}
 
 
