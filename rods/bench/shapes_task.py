@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rods.bench.embedded import embedded_network
+from rods.bench.real_data import as_samples, real_seed
 from rods.bench.shapes import draw_shapes
 from rods.bench.shapes_labels import faults, label_shapes, present_shapes
 from rods.bench.shapes_planted import PLANTED, plant_errors
@@ -28,9 +29,7 @@ def real_shapes(n: int, seed: int) -> F64:
 
     Raises ValueError for a negative n or seed.
     """
-    if n < 0 or seed < 0:
-        raise ValueError(f"real_shapes: n={n} and seed={seed} must not be negative")
-    return draw_shapes(n, seed=REAL_SEED + seed)[:, None] / 127.5 - 1
+    return as_samples(draw_shapes(n, seed=real_seed(n, seed)))
 
 
 def audit(*, num: int = 10_000, num_planted: int = 1_000) -> Sequence[AuditLine]:

@@ -11,11 +11,14 @@ import PIL.ImageDraw
 import torch
 from numpy.typing import NDArray
 
-from rods.bench import digits, grid25
+from rods.bench import digits, grid25, rendered_task
+from rods.bench.counter import RESOLUTION, label_rendered
+from rods.bench.counter_training import spoilt
 from rods.bench.digit_labels import load_labeller
 from rods.bench.fingers import label_hands
 from rods.bench.hands import draw_hands
-from rods.bench.hands_audit import AUDIT_SEED, PLANTED
+from rods.bench.hands_task import AUDIT_SEED, PLANTED
+from rods.bench.rendered import FINGERS, as_grey, render_hands
 from rods.bench.shapes import draw_shapes
 from rods.bench.shapes_labels import label_shapes
 from rods.bench.shapes_planted import PLANTED as PLANTED_SHAPES
@@ -60,6 +63,17 @@ def shapes_picture() -> PIL.Image.Image:
     return rows_picture({"real": draw_shapes(COLUMNS, seed=AUDIT_SEED), **rows}, label_shapes)
 
 
+def rendered_picture() -> PIL.Image.Image:
+    """Rendered hands, with four and six fingers, and spoilt. Raises UserError where the package anny is missing."""
+    hands = {
+        f: as_grey(render_hands(COLUMNS, seed=rendered_task.AUDIT_SEED, resolution=RESOLUTION, num_fingers=f))
+        for f in FINGERS
+    }
+    rows = {f"planted: {f} fingers": hands[f] for f in rendered_task.PLANTED}
+    ruined = spoilt(hands, seed=rendered_task.AUDIT_SEED, num=COLUMNS)
+    return rows_picture({"real": hands[5], **rows, "planted: a spoilt hand": ruined}, label_rendered)
+
+
 def digits_picture() -> PIL.Image.Image:
     """Held-out digits, and each error planted in them. Raises UserError where the digits are missing."""
     images, classes = digits.audit_digits()
@@ -99,5 +113,6 @@ PICTURES: dict[str, Callable[[], PIL.Image.Image]] = {
     "grid25": grid25_picture,
     "shapes": shapes_picture,
     "hands-32": hands_picture,
+    "hands-64r": rendered_picture,
     "mnist": digits_picture,
 }

@@ -65,8 +65,10 @@ def picture_audit(
 
     `most` and `most_ambiguous` are the bars of real pictures that are surely bad and ambiguous, `least` that of planted
     ones found. The tone is changed on a quarter of each planted error and on four times as many real
-    pictures.
+    pictures. Raises ValueError where there are no real pictures, or none of a planted error.
     """
+    if not len(real) or not all(map(len, planted.values())):
+        raise ValueError("picture_audit: no pictures, pass at least one real one and one of each planted error")
     few = max(1, min(map(len, planted.values())) // 4)
     mixed = np.concatenate([real[: 4 * few], *(errors[:few] for errors in planted.values())])
     labels = label(real)
