@@ -19,7 +19,6 @@ from rods.bench.tone_audit import picture_audit
 F64 = NDArray[np.float64]
 
 AUDIT_SEED = 1_000_001  # the networks are trained on seed 0
-REAL_SEED = 2_000_000
 MADE_BY = "python train.py --preset=shapes-64 --data=data/shapes-64.zip --outdir=training-runs"
 NUM_SETS = 7  # of shapes that a picture may hold
 
