@@ -20,13 +20,12 @@ from dnnlib.cli import Command, Group, SeedList
 from dnnlib.errors import UserError
 from rods.bench.sources import Source, image_source, network_source, paired_sources
 from rods.eval.dreamsim import dreamsim_extractor
-from rods.eval.extraction import FeatureSet, extract
+from rods.eval.extraction import extract
 from rods.eval.extractors import NAMES, open_extractor
 from rods.eval.features import Extractor
 from rods.eval.metrics import METRICS, NEED_FEATURES, NEED_REFERENCE, measure, parse_metrics, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
-from rods.eval.reference import Reference, read_reference, write_reference
-from rods.eval.statistics import feature_statistics
+from rods.eval.reference import Reference, read_reference, reference_of, write_reference
 from rods.pipeline import SAMPLERS
 from rods.runs.options import given_options, sampler_choice, sampler_config, spelling
 from rods.runs.presets import find_preset
@@ -142,7 +141,7 @@ def ref(**opts: Any) -> None:
         dest.parent.mkdir(parents=True, exist_ok=True)
     found = extract(source.num_blocks, source.load, [extractor], num_images=source.num)
     if found is not None:
-        reference = _statistics(found, extractor, keep=opts["features"], seed=opts["seed"])
+        reference = reference_of(found, extractor, keep=opts["features"], seed=opts["seed"], version=tool_version())
         write_reference(dest, reference)
         click.echo(f"{dest}: {extractor.describe()}, n = {found.n}")
         _warn(size_warnings(["fid"], None, found.n))
@@ -236,16 +235,6 @@ def _reference(names: list[str], opts: dict[str, Any], extractor: Extractor) -> 
             raise UserError(f"{where} keeps no features, which {lacking[-1]} needs; make it with fid.py ref")
         warnings.append(f"{where} keeps no features, so there is no kernel distance; fid.py ref keeps some")
     return reference, warnings
-
-
-def _statistics(found: FeatureSet, extractor: Extractor, *, keep: int, seed: int) -> Reference:
-    statistics, x = feature_statistics(found.features[0]), found.features[0]
-    if keep < len(x):
-        x = x[np.sort(np.random.default_rng(seed).choice(len(x), keep, replace=False))]
-    return Reference(
-        statistics.mean, statistics.cov, found.n, extractor.name, extractor.sha256, extractor.resize,
-        found.data_sha256, tool_version(), x if keep else None,
-    )  # fmt: skip
 
 
 def _sampler_options(opts: dict[str, Any]) -> dict[str, Any]:

@@ -37,17 +37,28 @@ class Source:
 
 
 def image_source(
-    path: str, *, option: str, batch: int, num: int | None = None, most: int | None = None, seed: int = 0
+    path: str,
+    *,
+    option: str,
+    batch: int,
+    num: int | None = None,
+    most: int | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> Source:
     """The images of a folder or zip in EDM's format; generate.py's contact sheet and strips are none of them.
 
     Args:
         option: the option that named `path`, for messages.
+        names: these images and no others, in their order in the folder; None for all.
         num: how many; None for all, or for `most` of them. Where there are more, a random choice by `seed`.
     Raises:
         UserError: no such images, fewer than `num`, or fewer than two.
     """
     dataset, indices = _open(path, option)
+    if names is not None:
+        wanted_names = set(names)
+        indices = [i for i in indices if dataset.names[i] in wanted_names]
     if num is not None and num > len(indices):
         raise UserError(f"--num={num}: {option}={path} has {len(indices)} images; give --num={len(indices)} or fewer")
     if len(indices) < 2:

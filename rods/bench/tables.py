@@ -28,6 +28,12 @@ class Table:
         lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
         return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
+    def text(self) -> str:
+        """Columns line up, two spaces between; for a terminal."""
+        cells = [self.headings, *self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(self.headings))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
     def html(self) -> str:
         head = "".join(f"<th>{escape(h)}</th>" for h in self.headings)
         body = "".join(

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write, looks_like_html, open_url
+from rods.eval.extraction import FeatureSet
 from rods.eval.features import F32, Extractor
+from rods.eval.statistics import feature_statistics
 
 F64 = NDArray[np.float64]
 _MAX_DIM = 10_000
@@ -50,6 +52,17 @@ class Reference:
             if found is not None and found != value:
                 return f"was made with {name} {shown(found)}, not {shown(value)}"
         return None
+
+
+def reference_of(found: FeatureSet, extractor: Extractor, *, keep: int, seed: int, version: str | None) -> Reference:
+    """The statistics of a set's first features, with `keep` of these, drawn at random, for what needs more."""
+    statistics, x = feature_statistics(found.features[0]), found.features[0]
+    if keep < len(x):
+        x = x[np.sort(np.random.default_rng(seed).choice(len(x), keep, replace=False))]
+    return Reference(
+        statistics.mean, statistics.cov, found.n, extractor.name, extractor.sha256, extractor.resize,
+        found.data_sha256, version, x if keep else None,
+    )  # fmt: skip
 
 
 def write_reference(path: str | os.PathLike[str], reference: Reference) -> None:
