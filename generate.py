@@ -25,13 +25,11 @@ from rods.runs.sampling import (
     DTYPES,
     MAX_GRID,
     Job,
-    restart_summary,
-    risk_summary,
     run_chunks,
-    selection_summary,
     write_grid,
 )
 from rods.runs.selection import add_selection_options, selection
+from rods.runs.summaries import restart_summary, risk_summary, selection_summary
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
 from training.header import tool_version
@@ -57,6 +55,12 @@ EMBEDDED = MODELS / "hands-32.safetensors"
     default=64,
     show_default=True,
     help="Images per chunk; chunks are shared out to the ranks.",
+)
+@click.option(
+    "--probe-batch",
+    type=click.IntRange(1, 100_000),
+    help="Images that go through a backward pass at once, which takes several times a forward pass's memory "
+    "[default: all of --batch; where memory runs out, either is halved and the run goes on].",
 )
 @click.option(
     "--grid", is_flag=True, help=f"Also write grid.png, a labelled contact sheet of the first {MAX_GRID} images."
@@ -177,6 +181,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         detect_eps=preset.risk_threshold(config) if preset else None,
         selection=chosen,
         trajectory=trajectory_steps(opts, config),
+        probe_batch=opts["probe_batch"],
     )
     applied = f"{preset.name} ({preset.source})" if preset and sampler in preset.samplers else None
     about = {

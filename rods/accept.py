@@ -10,6 +10,7 @@ import torch
 
 from rods.image_scores import Score
 from rods.pipeline import Chunk, ChunkResult, SamplerConfig, sample_chunk
+from rods.room import Room
 from rods.score_text import format_score
 from rods.scoring import Limit
 from rods.types import AnyDenoiser, TriesRecord
@@ -55,6 +56,7 @@ def sample_accepted(
     rng_on_cpu: bool = False,
     dtype: torch.dtype = torch.float32,
     limits: Sequence[Limit] = (),
+    room: Room | None = None,
 ) -> ChunkResult:
     """`sample_chunk`, and again for the images whose score is not below the limit, with the seeds of `redrawn`.
 
@@ -77,6 +79,7 @@ def sample_accepted(
             rng_on_cpu=rng_on_cpu,
             dtype=dtype,
             limits=all_limits,
+            room=room,
         )
 
     first = sample(chunk.seeds, class_index)

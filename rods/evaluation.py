@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rods.room import Room
 from rods.types import AnyDenoiser, Step
 
 TINY = 1e-12
@@ -48,7 +49,8 @@ class BoundDenoiser:
 
     The counts are measured where the network is called (B by a hook on its output), so that a corrector cannot
     forget to declare what it spends. `rows` narrows it to a part of the batch, and may repeat rows. `watch` is shown
-    every finished step of a trajectory of the whole batch: how a run is scored whose steps its sampler keeps.
+    every finished step of a trajectory of the whole batch: how a run is scored whose steps its sampler keeps. `room`
+    says how many rows the network gets at once.
     """
 
     denoiser: AnyDenoiser
@@ -57,12 +59,16 @@ class BoundDenoiser:
     forward: Tensor  # [B] int64 on the CPU
     backward: Tensor  # [B] int64 on the CPU
     watch: Callable[[Step], None] | None = None
+    room: Room = field(default_factory=Room)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        if self.class_labels is None:
-            denoised = self.denoiser(x, sigma)
+        if torch.is_grad_enabled():  # whoever differentiates this splits it: see `with_gradient`
+            denoised = self._evaluate(x, self.class_labels, sigma)
         else:
-            denoised = self.denoiser(x, sigma, self.class_labels)
+            labels = self.class_labels
+            (denoised,) = self.room.run(
+                "forward", len(x), lambda p: (self._evaluate(x[p], labels if labels is None else labels[p], sigma),)
+            )
         if denoised.shape != x.shape:
             raise ValueError(f"denoiser: returned shape {list(denoised.shape)} for an input of {list(x.shape)}")
         self.forward.index_add_(0, self.index, torch.ones_like(self.index))
@@ -70,6 +76,37 @@ class BoundDenoiser:
         if denoised.requires_grad:
             denoised.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return denoised
+
+    def _evaluate(self, x: Tensor, labels: Tensor | None, sigma: Tensor) -> Tensor:
+        return self.denoiser(x, sigma) if labels is None else self.denoiser(x, sigma, labels)
+
+    def with_gradient(
+        self, x: Tensor, function: Callable[[BoundDenoiser, Tensor, slice], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """What a function hands back, and its gradient: for `x` [B, ...], both [B, ...].
+
+        `function(denoise, x, part)` gets rows of x that require a gradient, the network for these, and which they are;
+        it returns values [b], whose sum is differentiated, and what to hand back [b, ...]. The rows go through at once,
+        or as many as `room` has space for. Cost: F + B; what is tried in vain for want of memory is not counted.
+        """
+
+        def evaluate(part: slice) -> tuple[Tensor, Tensor]:
+            before = self.forward.clone(), self.backward.clone()
+            try:
+                with torch.enable_grad():
+                    rows = x[part].detach().requires_grad_(True)
+                    mine = self if len(rows) == len(x) else self.rows(torch.arange(len(x))[part])
+                    value, extra = function(mine, rows, part)
+                    # With respect to x alone: the gradients of the weights are neither computed nor accumulated.
+                    (slope,) = torch.autograd.grad(value.sum(), rows)
+            except (RuntimeError, MemoryError):
+                self.forward.copy_(before[0])
+                self.backward.copy_(before[1])
+                raise
+            return extra.detach(), slope
+
+        extra, slope = self.room.run("probe", len(x), evaluate)
+        return extra, slope
 
     def _count_backward(self, grad: Tensor) -> None:
         self.backward.index_add_(0, self.index, torch.ones_like(self.index))
@@ -89,15 +126,19 @@ class BoundDenoiser:
 
     def rows(self, index: Tensor) -> BoundDenoiser:
         """The same network for the rows `index` [b'] of this one."""
-        labels = None if self.class_labels is None else self.class_labels[index]
-        return BoundDenoiser(self.denoiser, labels, self.index[index.cpu()], self.forward, self.backward)
+        labels = None if self.class_labels is None else self.class_labels[index.to(self.class_labels.device)]
+        return BoundDenoiser(
+            self.denoiser, labels, self.index[index.cpu()], self.forward, self.backward, room=self.room
+        )
 
     def watched(self, watch: Callable[[Step], None] | None) -> BoundDenoiser:
         """The same rows and counters with another `watch`, or none."""
         return replace(self, watch=watch)
 
 
-def bind(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None = None) -> BoundDenoiser:
+def bind(
+    denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None = None, *, room: Room | None = None
+) -> BoundDenoiser:
     """`denoiser` for a batch of `batch` samples, with counters at zero; one that is bound already stays as it is.
 
     Any sampler takes the result as its denoiser, and its counters then tell what the run has cost.
@@ -111,7 +152,7 @@ def bind(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None = None) 
     if class_labels is not None and len(class_labels) != batch:
         raise ValueError(f"class_labels: {len(class_labels)} rows for {batch} latents; give one row per latent")
     zeros = torch.zeros(batch, dtype=torch.int64)
-    return BoundDenoiser(denoiser, class_labels, torch.arange(batch), zeros, zeros.clone())
+    return BoundDenoiser(denoiser, class_labels, torch.arange(batch), zeros, zeros.clone(), room=room or Room())
 
 
 def fresh(denoise: BoundDenoiser, x: Tensor, randn_like: Callable[[Tensor], Tensor]) -> Tensor:
@@ -171,14 +212,14 @@ class Point:
             h = DIFFERENCE * self.sigma * sqrt(self.x[0].numel())
             self._g = (self.moved(h * unit(self.d)).d - self.d) / self.sigma / h
         if self._g is None:
-            with torch.enable_grad():
-                x = self.x.detach().requires_grad_(True)
-                denoised = self.denoise(x, self.sigma)
-                n = norms((x - denoised) / self.sigma / self.sigma)  # [B]
-                # With respect to x alone: the gradients of the weights are neither computed nor accumulated.
-                (self._g,) = torch.autograd.grad(n.sum(), x)
+
+            def score_norm(denoise: BoundDenoiser, x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+                denoised = denoise(x, self.sigma)
+                return norms((x - denoised) / self.sigma / self.sigma), denoised  # n [b]
+
+            denoised, self._g = self.denoise.with_gradient(self.x, score_norm)
             if self._denoised is None:
-                self._denoised = denoised.detach()
+                self._denoised = denoised
         return self._g
 
     @property

@@ -18,6 +18,7 @@ from rods.evaluation import bind
 from rods.iq import iq_sampler
 from rods.laplacian import laplacian_sampler
 from rods.restart import restart_sampler
+from rods.room import Room
 from rods.samplers import (
     ablation_sampler,
     edm_sampler,
@@ -256,6 +257,7 @@ def sample_chunk(
     dtype: torch.dtype = torch.float32,
     limits: Sequence[Limit] = (),
     watch: Callable[[Step], None] | None = None,
+    room: Room | None = None,
 ) -> ChunkResult:
     """Sample one chunk of seeds.
 
@@ -263,7 +265,8 @@ def sample_chunk(
     latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the steps; the
     samplers of `SECOND_STREAM` draw theirs from that stream. `dtype` other than float32 runs the network under
     autocast; the state stays float64. The scores of `limits` come back as `risks`; their draws are from the third
-    stream, so that no image depends on them. `watch` is shown every finished step of the whole batch. Cost: that of the
+    stream, so that no image depends on them. `watch` is shown every finished step of the whole batch. `room`, which
+    chunks may share, says how many rows the network gets at once where not all fit in memory. Cost: that of the
     sampler and of the scores.
     Raises ValueError: `class_index` outside the network's classes; a score that needs what the sampler does not show.
     """
@@ -281,7 +284,7 @@ def sample_chunk(
         labels, classes = torch.eye(label_dim, device=device)[chosen], chosen
     noise = streams.second() if config.sampler in SECOND_STREAM else streams
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        denoise = bind(denoiser, len(latents), labels)
+        denoise = bind(denoiser, len(latents), labels, room=room)
         scored = Scored(denoise, latents, limits, config.sampler, config.base_solver(), streams)
         watched = denoise.watched(_all(([scored.add] if limits else []) + ([watch] if watch else [])))
         result = config.run(watched, latents, randn_like=noise.randn_like)

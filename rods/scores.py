@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rods.correctors import Window, check_window, in_window
 from rods.detectors import noise_level
-from rods.evaluation import bind, norms
+from rods.evaluation import BoundDenoiser, bind, norms
 from rods.types import AnyDenoiser, Step
 
 
@@ -35,12 +36,14 @@ def lid_gradient(denoise: AnyDenoiser, x0: Tensor, sigma: Tensor | float, *, noi
     level = check_draws(sigma, x0, noise)
     denoise, x0 = bind(denoise, len(x0)), x0.detach().to(level.dtype)
     score, gradient = x0.new_zeros(len(x0)), torch.zeros_like(x0)
+
+    def residual(e: Tensor, denoise: BoundDenoiser, x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        moved = norms((denoise(x + level * e[part], level) - x) / level).square()  # [b]
+        return moved, moved
+
     for e in noise:  # one graph at a time
-        with torch.enable_grad():
-            x = x0.clone().requires_grad_(True)
-            moved = norms((denoise(x + level * e, level) - x) / level).square()  # [B]
-            (slope,) = torch.autograd.grad(moved.sum(), x)
-        score, gradient = score + moved.detach() / len(noise), gradient + slope / len(noise)
+        moved, slope = denoise.with_gradient(x0, partial(residual, e))
+        score, gradient = score + moved / len(noise), gradient + slope / len(noise)
     return score, gradient
 
 

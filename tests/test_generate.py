@@ -35,7 +35,7 @@ OURS = {
     "--threshold", "--sigma-r", "--rounds", "--margin", "--detector", "--lid-sigma", "--draws", "--tvf-sigma",
     "--strength", "--eta", "--probes", "--probe-radius", "--score-at", "--inside", "--inside-solver",
     "--gradient", "--probe-every", "--filter", "--keep", "--filter-threshold", "--rejected", "--accept", "--max-tries",
-    "--trajectory",
+    "--trajectory", "--probe-batch",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 

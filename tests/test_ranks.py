@@ -41,11 +41,11 @@ def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
     script.write_text(
         "import generate, rods.runs.sampling as sampling\n"
         "from torch_utils.distributed import rank\n"
-        "real = sampling.sample_to_folder\n"
-        "def broken(job, chunk, folder):\n"
+        "real = sampling.sample_for_folder\n"
+        "def broken(job, chunk, folder, room):\n"
         "    assert rank() == 0 or chunk.index < 2, 'this rank breaks'\n"
-        "    real(job, chunk, folder)\n"
-        "sampling.sample_to_folder = broken\n"
+        "    return real(job, chunk, folder, room)\n"
+        "sampling.sample_for_folder = broken\n"
         "generate.main()\n"
     )
     run = torchrun(2, script, *RUN, f"--outdir={tmp_path / 'out'}")

@@ -18,7 +18,8 @@ from rods.presets import PAPER_PRESETS, parse_preset
 from rods.runs.images import RISK, contact_sheet, save_png, to_pil, to_uint8
 from rods.runs.options import respell, sampler_choice
 from rods.runs.presets import find_preset, read_preset
-from rods.runs.sampling import risk_summary, write_grid
+from rods.runs.sampling import write_grid
+from rods.runs.summaries import risk_summary
 
 GOOD: dict[str, Any] = {
     "name": "mine", "network": "my-net", "source": "seeds 0-99", "samplers": {"rods-cas": {"eps": 0.1, "rho": 2}},

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, silu
+from torch.utils.checkpoint import checkpoint
 
 from training.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding, self_attention
 
@@ -38,7 +39,12 @@ class BlockSettings:
 
 
 class UNetBlock(nn.Module):
-    """Residual block with optional resampling and self-attention, modulated by the noise embedding [B or 1, E]."""
+    """Residual block with optional resampling and self-attention, modulated by the noise embedding [B or 1, E].
+
+    `checkpointed`: a backward pass computes the block again instead of keeping its activations (bits as without).
+    """
+
+    checkpointed = False
 
     def __init__(
         self,
@@ -71,19 +77,32 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, init=s.init_zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(silu(self.norm0(x)))
+        if self.checkpointed and torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = checkpoint(self.activate, x, emb, use_reentrant=False, preserve_rng_state=self.training)
+            return y
+        return self.activate(x, emb)
+
+    def activate(self, x: Tensor, emb: Tensor) -> Tensor:
+        # What a layer has just made, and no backward pass needs, is overwritten: the same bits, fewer new tensors.
+        spare = not torch.is_grad_enabled()
+        h = self.conv0(silu(self.norm0(x), inplace=spare))
         p = self.affine(emb)[:, :, None, None].to(h.dtype)  # [B or 1, C or 2C, 1, 1]
         if self.adaptive_scale:
             scale, shift = p.chunk(2, dim=1)
-            h = silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            h = silu(torch.addcmul(shift, self.norm1(h), scale + 1), inplace=spare)
         else:
-            h = silu(self.norm1(h + p))
+            h = silu(self.norm1(h.add_(p)), inplace=spare)
         h = self.conv1(dropout(h, self.dropout, self.training))
-        h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        h = _add(h, x if self.skip is None else self.skip(x)).mul_(self.skip_scale)
         if self.num_heads:
             a = self_attention(self.qkv(self.norm2(h)), self.num_heads)
-            h = (self.proj(a) + h) * self.skip_scale
+            h = _add(self.proj(a), h).mul_(self.skip_scale)
         return h
+
+
+def _add(h: Tensor, x: Tensor) -> Tensor:
+    """h + x, into `h` where the sum has its type (under autocast it may not)."""
+    return h.add_(x) if h.dtype == x.dtype else h + x
 
 
 def _resolutions(img_resolution: int, channel_mult: Sequence[int]) -> list[int]:

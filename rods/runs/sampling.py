@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import inf, isfinite
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from rods.accept import sample_accepted
 from rods.pipeline import Chunk, ChunkResult, SamplerConfig, sample_chunk
+from rods.room import Room, is_out_of_memory
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
 from rods.runs.outputs import REJECTED, TRAJECTORIES, OutputFolder
 from rods.runs.selection import Filter, Selection
@@ -48,6 +51,8 @@ class Job:
     detect_eps: float | None = None  # the H from which a sample is held at risk, where eps 0 corrects all
     selection: Selection = field(default_factory=Selection)
     trajectory: tuple[int, ...] = ()  # the steps that a strip beside each image shows; none: no strips
+    probe_batch: int | None = None  # rows of a backward pass, None: all at once
+    channels_last: bool = False
 
     def risk_threshold(self) -> float:
         """The H from which a sample counts as at risk; inf where there is no such number."""
@@ -69,6 +74,8 @@ class Job:
             "subdirs": self.subdirs,
             **self.selection.identity(),
             **({"trajectory": ",".join(map(str, self.trajectory))} if self.trajectory else {}),
+            **({} if self.probe_batch is None else {"probe_batch": self.probe_batch}),
+            **({"channels_last": True} if self.channels_last else {}),
         }
 
     def names(self, chunk: Chunk) -> list[str]:
@@ -80,11 +87,16 @@ class Job:
         return names
 
 
-def sample_to_folder(job: Job, chunk: Chunk, folder: OutputFolder) -> None:
-    """Sample a chunk and write it; an image that is not finite is recorded and never becomes a picture."""
+def sample_for_folder(job: Job, chunk: Chunk, folder: OutputFolder, room: Room) -> Callable[[], None]:
+    """Sample a chunk; what is returned writes its files."""
     recorder = Recorder(job.trajectory)
-    done = sample_job(job, chunk, watch=recorder.add if job.trajectory else None)
-    lines, ok = record_lines(job, done), all_finite(done)
+    done = sample_job(job, chunk, watch=recorder.add if job.trajectory else None, room=room)
+    return partial(write_chunk, job, done, recorder, folder)
+
+
+def write_chunk(job: Job, done: ChunkResult, recorder: Recorder, folder: OutputFolder) -> None:
+    """Write a sampled chunk; an image that is not finite is recorded and never becomes a picture."""
+    lines, ok, chunk = record_lines(job, done), all_finite(done), done.chunk
     wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
     pixels = done.images.cpu().numpy()
     images = [to_pil(to_uint8(x)) if is_wanted else None for x, is_wanted in zip(pixels, wanted, strict=True)]
@@ -103,8 +115,13 @@ def all_finite(done: ChunkResult) -> list[bool]:
     return found
 
 
-def sample_job(job: Job, chunk: Chunk, *, watch: Callable[[Step], None] | None = None) -> ChunkResult:
-    """Sample a chunk as the job says, some of its images several times; `watch` sees the steps of those drawn once."""
+def sample_job(
+    job: Job, chunk: Chunk, *, watch: Callable[[Step], None] | None = None, room: Room | None = None
+) -> ChunkResult:
+    """Sample a chunk as the job says, some of its images several times; `watch` sees the steps of those drawn once.
+
+    `room` is what the chunks of a run share.
+    """
     accept, limits = job.selection.accept, job.selection.limits()
     sample = partial(sample_accepted, accept=accept) if accept else partial(sample_chunk, watch=watch)
     return sample(
@@ -116,11 +133,12 @@ def sample_job(job: Job, chunk: Chunk, *, watch: Callable[[Step], None] | None =
         rng_on_cpu=job.rng == "cpu",
         dtype=DTYPES[job.dtype],
         limits=limits,
+        room=room or Room(probe_batch=job.probe_batch),
     )
 
 
 def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
-    """The images of a chunk as uint8 [B, C, H, W], the pixels that `sample_to_folder` saves.
+    """The images of a chunk as uint8 [B, C, H, W], the pixels that `write_chunk` saves.
 
     Raises UserError: one of them is not finite.
     """
@@ -207,69 +225,30 @@ def _score_of(line: dict[str, Any]) -> str:
 
 
 def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
-    """The chunks of this rank that are not finished yet. UserError where a chunk does not fit in memory."""
+    """The chunks of this rank that are not finished yet. UserError where one image does not fit in memory.
+
+    Where a chunk does not fit, the network gets half as many of its rows at a time, and so on, from then on.
+    """
     mine = [chunk for chunk in distributed.shard(job.chunks) if not folder.is_done(job.names(chunk))]
     total = sum(len(job.names(chunk)) for chunk in mine)
-    with tqdm(total=total, unit="img", disable=None if show_progress else True) as progress:
+    room, said = Room(probe_batch=job.probe_batch), ""
+    progress = tqdm(total=total, unit="img", disable=None if show_progress else True)
+    # A thread writes a chunk's files while the next one is sampled; on leaving the block, in whatever way, that is done.
+    with progress, ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
         for chunk in mine:
             try:
-                sample_to_folder(job, chunk, folder)
+                write = sample_for_folder(job, chunk, folder, room)
             except (RuntimeError, MemoryError) as e:
-                if not _is_out_of_memory(e):
+                if not is_out_of_memory(e):
                     raise
                 raise UserError(f"--batch={job.batch} does not fit in the memory of {job.device}; use less") from None
+            if room.describe() != said:
+                said = room.describe()
+                tqdm.write(f"Rank {distributed.rank()}: {said}", file=sys.stderr)
+            if written:
+                written.result()
+            written = writer.submit(write)
             progress.update(len(job.names(chunk)))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a type of its own for the GPU's memory, and none for the CPU's."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def risk_summary(lines: Sequence[dict[str, Any]], eps: float, threshold: float) -> str:
-    """One line on the curvature indices of some images: how many reached `threshold`; quantiles where there is none."""
-    largest = [largest_score(line) for line in lines]
-    done = {0.0: "Every image corrected. ", inf: "Nothing corrected. "}.get(eps, "")
-    if threshold < inf:
-        risky = sum(h >= threshold for h in largest)
-        return f"{done}{risky} of {len(lines)} at risk (H >= {threshold:g} at some step); H is in samples.jsonl"
-    return f"{done}The largest H of an image, at its quantiles: {_quantiles(largest)}; H is in samples.jsonl"
-
-
-def restart_summary(lines: Sequence[dict[str, Any]], threshold: float) -> str:
-    """One line on restarted images; the quantiles of the scores where nothing can be restarted."""
-    if threshold < inf:
-        restarted = [line["restart"] for line in lines if was_restarted(line)]
-        replaced = sum(restart["kept"] > 0 for restart in restarted)
-        return (
-            f"{len(restarted)} of {len(lines)} restarted (score > {threshold:g}), {replaced} replaced by a better one; "
-            "scores are in samples.jsonl"
-        )
-    scores = [inf if line["restart"]["scores"][0] is None else line["restart"]["scores"][0] for line in lines]
-    return f"Nothing restarted. Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
-
-
-def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> list[str]:
-    """A line on images that were drawn again, and one on those that were dropped, where there is such a choice."""
-    said = []
-    if chosen.accept:
-        tries = [line["tries"] for line in lines]
-        again = sum(len(t["seeds"]) > 1 for t in tries)
-        above, drawn = sum(not t["accepted"] for t in tries), sum(len(t["seeds"]) for t in tries)
-        said.append(
-            f"{again} of {len(lines)} drawn again (not {chosen.accept.describe()}), {drawn} images drawn in all; "
-            f"{above} were never accepted, the best try is kept"
-        )
-    if chosen.filter:
-        dropped = sum(line.get("dropped", False) for line in lines)
-        scores = [inf if line["filter_score"] is None else line["filter_score"] for line in lines]
-        said.append(
-            f"{dropped} of {len(lines)} dropped (not {chosen.filter.describe()}). Scores, at their quantiles: "
-            f"{_quantiles(scores)}; scores are in samples.jsonl"
-        )
-    return said
-
-
-def _quantiles(values: Sequence[float]) -> str:
-    ordered = sorted(values)
-    return ", ".join(f"{q:.0%} {ordered[int(q * (len(ordered) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
+        if written:
+            written.result()
