@@ -16,13 +16,13 @@ import torch
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from rods.pipeline import SAMPLERS, SamplerConfig, check_class, cut_chunks
+from rods.runs.execution_options import add_execution_options
 from rods.runs.options import given_options, respell, sampler_choice, sampler_config, spelling
-from rods.runs.outputs import OutputFolder
+from rods.runs.outputs import OPTIONS_NAME, OutputFolder, read_identity
 from rods.runs.presets import find_preset
 from rods.runs.sampler_options import add_sampler_options
 from rods.runs.sampling import (
     CHANNELS,
-    DTYPES,
     MAX_GRID,
     Job,
     run_chunks,
@@ -31,7 +31,9 @@ from rods.runs.sampling import (
 from rods.runs.selection import add_selection_options, selection
 from rods.runs.summaries import restart_summary, risk_summary, selection_summary
 from torch_utils import distributed
+from torch_utils.machine import keep_freed_memory
 from training.checkpoint import load_snapshot
+from training.execution import Manner, checkpoint_blocks, compiled, fastest, set_layout
 from training.header import tool_version
 
 MODELS = Path(__file__).resolve().parent / "models"
@@ -49,19 +51,7 @@ EMBEDDED = MODELS / "hands-32.safetensors"
 @click.option("--seeds", type=SeedList(), default="0-63", show_default=True, help="Random seeds, such as 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="A subfolder for every 1000 seeds.")
 @click.option("--class", "class_index", metavar="INT", type=int, help="Class label [default: random per seed].")
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 100_000),
-    default=64,
-    show_default=True,
-    help="Images per chunk; chunks are shared out to the ranks.",
-)
-@click.option(
-    "--probe-batch",
-    type=click.IntRange(1, 100_000),
-    help="Images that go through a backward pass at once, which takes several times a forward pass's memory "
-    "[default: all of --batch; where memory runs out, either is halved and the run goes on].",
-)
+@add_execution_options
 @click.option(
     "--grid", is_flag=True, help=f"Also write grid.png, a labelled contact sheet of the first {MAX_GRID} images."
 )
@@ -99,18 +89,6 @@ EMBEDDED = MODELS / "hands-32.safetensors"
     help="Where random numbers are drawn; cpu gives the same latents on every device.",
 )
 @click.option(
-    "--dtype",
-    type=click.Choice(list(DTYPES)),
-    default="float32",
-    show_default=True,
-    help="Precision inside the network; the state is float64.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 1024),
-    help="CPU threads per rank [default: all cores]. Equal --threads give equal bytes for any number of ranks.",
-)
-@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
@@ -132,6 +110,7 @@ def main(**opts: Any) -> int:
       torchrun --standalone --nproc_per_node=2 generate.py --sampler=edm --steps=18 --outdir=out
     """
     device = distributed.pick_device(opts["device"])
+    keep_freed_memory()
     torch.set_num_threads(opts["threads"] or distributed.usable_cores())
     lead = distributed.rank() == 0
     distributed.init(device)
@@ -164,17 +143,18 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     config = sampler_config(sampler, given, preset, snapshot.name)
     check_network(snapshot.net, config, opts["class_index"])
     chosen = selection(opts, preset, config, snapshot.name)
+    manner = manner_of(opts, snapshot.net, say=notes.append)
     chunks = cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch")
     chosen.check(config, chunks, snapshot.net)
     job = Job(
-        snapshot.net,
+        carried_out(opts, snapshot.net, manner),
         snapshot.sha256,
         config,
         chunks,
         opts["batch"],
         device,
         opts["class_index"],
-        opts["dtype"],
+        manner.dtype,
         opts["rng"],
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         subdirs=opts["subdirs"],
@@ -182,6 +162,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         selection=chosen,
         trajectory=trajectory_steps(opts, config),
         probe_batch=opts["probe_batch"],
+        channels_last=manner.channels_last,
     )
     applied = f"{preset.name} ({preset.source})" if preset and sampler in preset.samplers else None
     about = {
@@ -192,6 +173,35 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         "version": tool_version(),
     }
     return job, about, [*notes, f"Network {snapshot.describe()}", *describe(job, applied)]
+
+
+def manner_of(opts: dict[str, Any], net: Any, *, say: Any) -> Manner:
+    """Threads, layout and precision: as given, as this folder's images were made, or as a measurement says."""
+    asked = Manner(torch.get_num_threads(), opts["channels_last"], opts["dtype"])
+    if not opts["fast"]:
+        return asked
+    if opts["channels_last"] or opts["dtype"] != "float32":
+        raise UserError("--fast chooses --channels-last and --dtype itself; leave them out, or --fast")
+    if distributed.world_size() > 1:
+        raise UserError(f"--fast measures one process; run it so once, and give what it says ({asked.describe()} ...)")
+    if earlier := read_identity(Path(opts["outdir"]) / OPTIONS_NAME):
+        manner = Manner(earlier["threads"] or asked.threads, earlier.get("channels_last", False), earlier["dtype"])
+        say(f"--fast: {manner.describe()}, as before in this folder")
+        return manner
+    manner, tried = fastest(net, batch=opts["batch"], cores=asked.threads)
+    for timed in tried:
+        say(f"--fast: {timed.seconds:.4f} s, {timed.psnr:.0f} dB with {timed.manner.describe()}")
+    say(f"--fast: {manner.describe()} it is")
+    return manner
+
+
+def carried_out(opts: dict[str, Any], net: Any, manner: Manner) -> Any:
+    """The network as it will be called."""
+    torch.set_num_threads(manner.threads)
+    set_layout(net, channels_last=manner.channels_last)
+    if opts["checkpoint_blocks"]:
+        checkpoint_blocks(net)
+    return compiled(net, batch=opts["batch"]) if opts["compile_network"] else net
 
 
 def trajectory_steps(opts: dict[str, Any], config: SamplerConfig) -> tuple[int, ...]:
@@ -222,6 +232,8 @@ def describe(job: Job, preset: str | None) -> list[str]:
     """Lines that say what applies."""
     lines = [f"Preset {preset}"] if preset else []
     options = {**job.config.describe(), **job.selection.identity(), "dtype": job.dtype, "device": job.device}
+    if job.channels_last:
+        options["channels_last"] = True
     if job.threads:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):

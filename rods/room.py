@@ -48,7 +48,8 @@ class Room:
             else:
                 start += size
                 continue
-            if torch.cuda.is_initialized():  # out of the except block, whose traceback holds what did not fit
+            # Not in the except block, for there the traceback still holds what did not fit.
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.empty_cache()
         return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
 

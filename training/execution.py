@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.machine import has_bf16_units
+from training.checkpoint import STORED_DTYPES
 from training.unet import UNetBlock
 
 GAIN = 1.05  # a setting has to be this much faster than the plain one before it is taken
 FAITHFUL = 40.0  # dB, to the float32 result
 LEVELS = (10.0, 1.0, 0.1)
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Timed:
 
 def set_layout(net: nn.Module, *, channels_last: bool) -> nn.Module:
     """The same network with its weights laid out [out, H, W, in], or as they come; its activations follow."""
-    return net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return net.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def checkpoint_blocks(net: nn.Module) -> int:
@@ -85,7 +86,7 @@ class Padded(nn.Module):
         done = []
         for start in range(0, len(x), self.batch):
             rows = torch.arange(start, start + self.batch, device=x.device).clamp(max=len(x) - 1)
-            labels = class_labels if class_labels is None or len(class_labels) == 1 else class_labels[rows]
+            labels = None if class_labels is None else class_labels[rows]
             done.append(self.call(x[rows], sigma, labels)[: len(x) - start])
         return torch.cat(done)
 
@@ -103,7 +104,7 @@ def carried_out(net: nn.Module, manner: Manner) -> Iterator[None]:
     set_layout(net, channels_last=manner.channels_last)
     torch.set_num_threads(manner.threads)
     try:
-        with torch.autocast(device, DTYPES[manner.dtype], enabled=manner.dtype != "float32"):
+        with torch.autocast(device, STORED_DTYPES[manner.dtype], enabled=manner.dtype != "float32"):
             yield
     finally:
         torch.set_num_threads(threads)

@@ -24,6 +24,8 @@ SPELLING = {
     "inside_solver": "--inside-solver",
     "max_tries": "--max-tries",
     "filter_threshold": "--filter-threshold",
+    "probe_batch": "--probe-batch",
+    "channels_last": "--channels-last",
 }
 SPELLING |= {"ascent_steps": "--ascent-steps", "network_sha256": "--network sha256", "rows_per_seed": "--seeding rows"}
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")

@@ -43,7 +43,7 @@ class OutputFolder:
         self.outdir, self.identity = Path(outdir), dict(identity)
         if self.outdir.is_file():
             raise UserError(f"--outdir={outdir} is a file; name a folder")
-        old = _read_identity(self.outdir / OPTIONS_NAME)
+        old = read_identity(self.outdir / OPTIONS_NAME)
         if old is None and (strange := _strangers(self.outdir)):
             raise UserError(
                 f"--outdir={outdir} holds {strange[0]} and no {OPTIONS_NAME} that says how it was made; "
@@ -188,7 +188,7 @@ def _json_lines(lines: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def _read_identity(path: Path) -> dict[str, Any] | None:
+def read_identity(path: Path) -> dict[str, Any] | None:
     """What made the images beside an `options.json`; None where there is no such file."""
     if not path.is_file():
         return None

@@ -233,7 +233,7 @@ def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
     total = sum(len(job.names(chunk)) for chunk in mine)
     room, said = Room(probe_batch=job.probe_batch), ""
     progress = tqdm(total=total, unit="img", disable=None if show_progress else True)
-    # A thread writes a chunk's files while the next one is sampled; on leaving the block, in whatever way, that is done.
+    # A thread writes a chunk's files while the next one is sampled; the block is not left before that is done.
     with progress, ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for chunk in mine:

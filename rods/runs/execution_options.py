@@ -1,0 +1,60 @@
+"""Options of how the network is carried out: batch, threads, layout, precision, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from rods.runs.sampling import DTYPES
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXECUTION_OPTIONS = (
+    click.option(
+        "--batch",
+        type=click.IntRange(1, 100_000),
+        default=64,
+        show_default=True,
+        help="Images per chunk; chunks are shared out to the ranks.",
+    ),
+    click.option(
+        "--probe-batch",
+        type=click.IntRange(1, 100_000),
+        help="Images that go through a backward pass at once, which takes several times a forward pass's memory "
+        "[default: all of --batch; where memory runs out, either is halved and the run goes on].",
+    ),
+    click.option(
+        "--checkpoint-blocks",
+        is_flag=True,
+        help="Backward passes compute each block of the network again instead of keeping it: less memory, same images.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(list(DTYPES)),
+        default="float32",
+        show_default=True,
+        help="Precision inside the network; the state is float64.",
+    ),
+    click.option("--channels-last", is_flag=True, help="Memory layout of the network's tensors."),
+    click.option("--compile", "compile_network", is_flag=True, help="torch.compile the network; never run on a GPU."),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        help="CPU threads per rank [default: all cores]. Equal --threads give equal bytes for any number of ranks.",
+    ),
+    click.option(
+        "--fast",
+        is_flag=True,
+        help="Measure at start which --channels-last, --dtype and threads (1, or all of --threads) are fastest here, "
+        "at 40 dB or more to float32; a run that is taken up again keeps to them.",
+    ),
+)
+
+
+def add_execution_options(command: F) -> F:
+    """Decorator: the options above."""
+    for option in reversed(EXECUTION_OPTIONS):
+        command = option(command)
+    return command
