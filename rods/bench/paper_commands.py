@@ -57,12 +57,20 @@ def run_options(command: F) -> F:
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                      help="Where to run."),
         click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [default: all cores]."),
-        click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True,
-                     help="How the table is printed."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
+
+
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="How the table is printed.",
+)
 
 
 def quality_options(command: F) -> F:
@@ -90,6 +98,7 @@ def quality_options(command: F) -> F:
 @click.command(cls=Command)
 @run_options
 @quality_options
+@format_option
 @click.option("--samplers", default=",".join(TABLE_1_METHODS), show_default=True, help=f"Some of {','.join(METHODS)}.")
 def table1(**opts: Any) -> None:
     """Table 1: distance to real images, variance and diversity of Euler's, Heun's and RODS-CAS's images."""
@@ -104,6 +113,7 @@ def table1(**opts: Any) -> None:
 
 @click.command(cls=Command)
 @run_options
+@format_option
 @click.option("--samplers", default=",".join(METHODS), show_default=True, help=f"Some of {','.join(METHODS)}.")
 @click.option("--answers", metavar="SAMPLER=FILE", multiple=True,
               help="Answers of scripts/label.py on Euler's images against this sampler's, once for each sampler "
