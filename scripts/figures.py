@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
 from dnnlib.cli import Command, Group
-from rods.bench.paper_commands import table1, table2
+from rods.bench.paper import METHODS, TABLE_1_METHODS
+from rods.bench.paper_commands import format_option, quality_options, run_options, table_1, table_2
 from rods.bench.plots import theory
 
 FIGURES: dict[str, Callable[[Path], Path]] = {"fig2": theory.fig2, "theorems": theory.theorems}
@@ -36,8 +38,30 @@ def drawing(name: str) -> click.Command:
 
 for figure in FIGURES:
     main.add_command(drawing(figure))
-main.add_command(table1)
-main.add_command(table2)
+
+
+@main.command(cls=Command)
+@run_options
+@quality_options
+@format_option
+@click.option("--samplers", default=",".join(TABLE_1_METHODS), show_default=True, help=f"Some of {','.join(METHODS)}.")
+def table1(**opts: Any) -> None:
+    """Table 1: distance to real images, variance and diversity of Euler's, Heun's and RODS-CAS's images."""
+    click.echo(table_1(opts))
+
+
+@main.command(cls=Command)
+@run_options
+@format_option
+@click.option("--samplers", default=",".join(METHODS), show_default=True, help=f"Some of {','.join(METHODS)}.")
+@click.option("--answers", metavar="SAMPLER=FILE", multiple=True,
+              help="Answers of scripts/label.py on Euler's images against this sampler's, once for each sampler "
+                   "[default: the labeller of the network's task].")  # fmt: skip
+@click.option("--times/--no-times", default=True, show_default=True, help="Time a batch of each sampler.")
+def table2(**opts: Any) -> None:
+    """Table 2: hallucinated, corrected and newly hallucinated images, and seconds a batch."""
+    click.echo(table_2(opts))
+
 
 if __name__ == "__main__":
     main()

@@ -145,8 +145,9 @@ def table_2(runs: Runs, study: Study, answers: dict[str, Path], seconds: dict[st
     detection = detection_row(runs, labels[BASELINE])
     rating = {m: agreement(read_answers(path), study.kind) for m, path in answers.items()}
     lines = [f"Labels: {len(labels[BASELINE])} of {runs.protocol.num} baseline images have one label"]
-    lines += [f"{m}: {r['disputed']} images disputed; kappa {r['kappa'] or 'of two raters unknown'}"
-              for m, r in rating.items()]  # fmt: skip
+    for method, r in rating.items():
+        kappas = ", ".join(f"{kappa:.2f} ({who})" for who, kappa in r["kappa"].items())
+        lines.append(f"{method}: {r['disputed']} images disputed; Cohen's kappa {kappas or 'needs two raters'}")
     lines += detection_lines(detection, study)
     click.echo("\n".join(["Table 2", correction_table(rows).text(), *lines, ""]))
     images = [

@@ -46,7 +46,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A preset of the small network, a reference, and the options that make 6 images a method."""
     folder = tmp_path_factory.mktemp("paper")
     preset = {"name": "p", "network": "small", "source": "test",
-              "samplers": {"rods-cas": {"eps": 0.0, "rho": 1.0, "window": "0,1", "num_steps": 40}},
+              "samplers": {"rods-cas": {"eps": 0.0, "rho": 1.0, "window": "0,1", "num_steps": 6}},
               "detect_eps": {"rods-cas": 1e-9}}  # fmt: skip
     (folder / "p.json").write_text(json.dumps(preset))
     pictures(folder / "real", 12)

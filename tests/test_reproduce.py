@@ -64,9 +64,9 @@ def test_it_stops_for_the_labels_and_goes_on(work: dict[str, Any], tmp_path: Pat
 
 
 def test_a_rehearsal_labels_by_machine(
-    work: dict[str, Any],
+    work: dict[str, Any],  # noqa: F811
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = [*work["options"], "--rehearse", f"--ref={work['folder'] / 'real.npz'}", "--detector=pixels",
                "--figures=none", "--samplers=euler,rods-cas"]  # fmt: skip

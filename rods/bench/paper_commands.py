@@ -1,4 +1,4 @@
-"""The commands table1 and table2 of scripts/figures.py, and what they share with scripts/reproduce_paper.py."""
+"""What the commands table1 and table2 of scripts/figures.py do, and share with scripts/reproduce_paper.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import SeedList
 from dnnlib.errors import UserError
 from rods.bench.embedded import MODELS
-from rods.bench.paper import BATCH, METHODS, NUM_TABLE_1, STUDIES, TABLE_1_METHODS, Study, study_of
+from rods.bench.paper import BATCH, METHODS, NUM_TABLE_1, STUDIES, Study, study_of
 from rods.bench.paper_correction import BASELINE, CAS, answered_labels, correction_rows, detection_row, task_labels
 from rods.bench.paper_quality import QualityRow, quality_rows, reference_for, task_of
 from rods.bench.paper_runs import Protocol, Runs, Say
@@ -95,32 +95,19 @@ def quality_options(command: F) -> F:
     return command
 
 
-@click.command(cls=Command)
-@run_options
-@quality_options
-@format_option
-@click.option("--samplers", default=",".join(TABLE_1_METHODS), show_default=True, help=f"Some of {','.join(METHODS)}.")
-def table1(**opts: Any) -> None:
-    """Table 1: distance to real images, variance and diversity of Euler's, Heun's and RODS-CAS's images."""
+def table_1(opts: dict[str, Any]) -> str:
+    """Table 1 as it is printed, from the command's options."""
     methods = parse_methods(opts["samplers"], need=())
     runs, study = open_runs(opts, methods)
     names, extractors, reference = open_quality(opts, runs, say=say)
     runs.sample(methods, say=say)
     rows, lines = measured(opts, runs, methods, study, names, extractors, reference)
     data = {"table": 1, **about(runs, study, methods), "notes": lines, "rows": quality_json(rows)}
-    click.echo(rendered(quality_table(rows), lines, data, opts["form"]))
+    return rendered(quality_table(rows), lines, data, opts["form"])
 
 
-@click.command(cls=Command)
-@run_options
-@format_option
-@click.option("--samplers", default=",".join(METHODS), show_default=True, help=f"Some of {','.join(METHODS)}.")
-@click.option("--answers", metavar="SAMPLER=FILE", multiple=True,
-              help="Answers of scripts/label.py on Euler's images against this sampler's, once for each sampler "
-                   "[default: the labeller of the network's task].")  # fmt: skip
-@click.option("--times/--no-times", default=True, show_default=True, help="Time a batch of each sampler.")
-def table2(**opts: Any) -> None:
-    """Table 2: hallucinated, corrected and newly hallucinated images, and seconds a batch."""
+def table_2(opts: dict[str, Any]) -> str:
+    """Table 2 as it is printed, from the command's options."""
     methods = parse_methods(opts["samplers"], need=(BASELINE,))
     answers = parse_answers(opts["answers"], methods)
     runs, study = open_runs(opts, methods)
@@ -141,10 +128,7 @@ def table2(**opts: Any) -> None:
     found = detection_row(runs, labels[BASELINE]) if CAS in methods else None
     lines = [f"Labels: {source}; {runs.protocol.num} images each", *detection_lines(found, study)]
     data = {"table": 2, **about(runs, study, methods), "notes": lines, **correction_json(rows, found, study)}
-    click.echo(rendered(correction_table(rows), lines, data, opts["form"]))
-
-
-# -- what the commands share with reproduce_paper ---------------------------------------------------------------------
+    return rendered(correction_table(rows), lines, data, opts["form"])
 
 
 def say(line: str) -> None:
