@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GENERATE = "generate.py --outdir=out --network="
 WITH_PLAIN = "generate.py --network=plain.safetensors --outdir="
 CONVERT = "scripts/convert.py --dest=new.safetensors --source="
+CALC = "fid.py calc --detector=pixels --images=finished"
+TABLE = "scripts/figures.py table1 --out=out --network=plain.safetensors"
 TRAIN = "train.py --outdir=runs --batch=4 --cbase=4 --cres=1 --data="
 
 # (what you did, the command); the files that they name are made by `prepare`.
@@ -79,6 +81,24 @@ MISTAKES = (
     ("an outdir with images of unknown origin", WITH_PLAIN + "foreign"),
     ("convert: the source is hostile", CONVERT + "hostile.pkl"),
     ("convert: the destination exists", "scripts/convert.py --source=corrupt.pkl --dest=plain.safetensors"),
+    ("fid: no reference", CALC),
+    ("fid: a metric that does not exist", CALC + " --metrics=fod"),
+    ("fid: images and a network at once", CALC + " --from-network=plain.safetensors"),
+    ("fid: an option of the network's sampler with images", CALC + " --steps=9"),
+    ("fid: the reference is no .npz", CALC + " --ref=broken.zip"),
+    ("fid: the reference is a web page", CALC + " --ref=page.pkl"),
+    ("fid: a reference of one image", "fid.py ref --detector=pixels --data=finished --dest=new.npz"),
+    ("fid: no such detector", "fid.py calc --images=finished --metrics=cosine --detector=nowhere.pth"),
+    ("fid: the detector's file is a web page", "fid.py calc --images=finished --metrics=cosine --detector=page.pkl"),
+    ("fid: another checksum than the one vouched for",
+     "fid.py calc --images=finished --metrics=cosine --detector=broken.zip --trust-detector=abc"),
+    ("fid: another resize than the detector has", "fid.py calc --images=finished --metrics=cosine --detector=pixels "
+     "--resize=tf1"),
+    ("fid: an interval that resampling cannot give",
+     "fid.py compare finished finished --detector=pixels --metrics=recall"),
+    ("tables: RODS without settings", TABLE),
+    ("tables: a sampler that is not the paper's", TABLE + " --samplers=ddim"),
+    ("tables: nothing to label the images with", TABLE.replace("table1", "table2") + " --samplers=euler"),
     ("train: no such data set", TRAIN + "nowhere.zip"),
     ("train: an empty folder", TRAIN + "empty"),
     ("train: a broken zip", TRAIN + "broken.zip"),
@@ -189,7 +209,7 @@ def error_table() -> str:
                 message = run(command).message()
             except ValueError as e:
                 raise ValueError(f"{command}: {e}") from None
-            if Path("out").exists() or Path("new.safetensors").exists():
+            if any(Path(name).exists() for name in ("out", "new.safetensors", "new.npz")):
                 raise ValueError(f"{command}: it was refused, and something was written")
             rows.append(" | ".join(cell.replace("|", "\\|") for cell in (what, f"`{command}`", f"`{message}`")))
     return PAGE + "".join(f"| {row} |\n" for row in rows)
