@@ -26,7 +26,8 @@ types: .venv/.installed ## mypy, strict
 	@$(PY) -m mypy
 
 bench: .venv/.installed ## ratios in time: samplers to Euler, Frechet distances, training to a plain loop
-	@$(PY) scripts/bench_speed.py
+	@mkdir -p out
+	@$(PY) scripts/bench_speed.py --out=out/bench.json
 	@$(PY) scripts/bench_frechet.py
 	@$(PY) scripts/bench_train.py
 

@@ -72,7 +72,7 @@ def test_no_repeats_is_refused() -> None:
 def test_the_command_prints_the_table_and_writes_json(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     options = [f"--network={NETWORK}", "--batch=2", "--steps=3", "--repeats=1", "--threads=1", f"--out={out}"]
-    result = CliRunner().invoke(command.main, options)
+    result = CliRunner().invoke(command.main, [*options, "--no-growth"])
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
     assert (written["batch"], written["steps"], written["threads"]) == (2, 3, 1)

@@ -103,12 +103,17 @@ def peak_mib(denoiser: AnyDenoiser, latents: Tensor, config: SamplerConfig) -> f
     context = get_context("forkserver")  # every process begins as a copy of one that has only imported torch
     context.set_forkserver_preload(["torch"])
     with context.Pool(1) as pool:
-        return pool.apply(_peak_of_this_process, (denoiser, latents, config, torch.get_num_threads()))
+        return pool.apply(_peak_of_a_run, (denoiser, latents, config, torch.get_num_threads()))
 
 
-def _peak_of_this_process(denoiser: AnyDenoiser, latents: Tensor, config: SamplerConfig, threads: int) -> float:
+def _peak_of_a_run(denoiser: AnyDenoiser, latents: Tensor, config: SamplerConfig, threads: int) -> float:
     torch.set_num_threads(threads)
     config.run(denoiser, latents)
+    return peak_of_this_process()
+
+
+def peak_of_this_process() -> float:
+    """Its peak resident memory so far, in MiB."""
     status = Path("/proc/self/status")
     if status.is_file():  # Linux: ru_maxrss would begin with the parent's size at the fork
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
