@@ -50,7 +50,7 @@ def main(
     with_ranks: bool,
     out: Path,
 ) -> None:
-    """Compare the cost of Euler, Heun, overshoot and RODS on one network, on the CPU and in float32; then its growth."""
+    """Compare the cost of Euler, Heun, overshoot and RODS on one network, on the CPU in float32; then how it grows."""
     if not out.resolve().parent.is_dir():
         raise UserError(f"--out={out}: there is no folder {out.parent}; make it first")
     keep_freed_memory()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.speed import interleaved
 from torch_utils import distributed
+from torch_utils.machine import facts
 from training.config import Execution, TrainConfig
 from training.dataset import ImageDataset
 from training.feed import feed
@@ -151,8 +151,7 @@ def main(
         seconds = interleaved({name: partial(loop, counts[name]) for name, loop in loops.items()}, repeats=repeats)
     report(seconds, images={name: batch * n for name, n in counts.items()}, out=out, about={
         "preset": preset, "resolution": resolution, "channels": int(channels), "batch": batch, "steps": steps,
-        "repeats": repeats, "device": str(where), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(), "machine": platform.platform(),
+        "repeats": repeats, "device": str(where), **facts(),
     })  # fmt: skip
 
 

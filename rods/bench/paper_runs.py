@@ -20,12 +20,12 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench import paper
-from rods.bench.run import cpu_name
 from rods.pipeline import SamplerConfig, cut_chunks
 from rods.presets import Preset
 from rods.runs.options import respell
 from rods.runs.outputs import OutputFolder
 from rods.runs.sampling import CHANNELS, Job, run_chunks, sample_job
+from torch_utils.machine import cpu_name
 from training.checkpoint import Snapshot
 from training.header import tool_version
 

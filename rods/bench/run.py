@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +27,7 @@ from rods.eval.labels import Label
 from rods.pipeline import Chunk, ChunkResult, cut_chunks, sample_chunk
 from rods.runs.images import to_uint8
 from rods.types import AnyDenoiser, SampleRecord
+from torch_utils.machine import facts
 from training.header import tool_version
 
 F64 = NDArray[np.float64]
@@ -101,19 +100,9 @@ def about(seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "seeds": [min(seeds), max(seeds), len(seeds)],
         "version": tool_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, {os.cpu_count()} cores",
+        **facts(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def warm_up_state(denoiser: AnyDenoiser, batch: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rods.pipeline import SamplerConfig
-from rods.types import AnyDenoiser, RodsResult
+from rods.types import AnyDenoiser
 
 BASELINE = "euler"
 MIB = 2**20
@@ -86,7 +86,7 @@ def measure(denoiser: AnyDenoiser, latents: Tensor, configs: Mapping[str, Sample
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], RodsResult]], *, repeats: int, clock: Callable[[], float] = time.perf_counter
+    runs: Mapping[str, Callable[[], object]], *, repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
     """Seconds per run: a b c a b c ..., so that what else the machine does falls on all of them alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
