@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from dnnlib.cli import Command, Group
 from rods.bench.paper import METHODS, TABLE_1_METHODS
 from rods.bench.paper_commands import format_option, quality_options, run_options, table_1, table_2
-from rods.bench.plots import theory
-
-FIGURES: dict[str, Callable[[Path], Path]] = {"fig2": theory.fig2, "theorems": theory.theorems}
+from rods.bench.plots.commands import COMMANDS
 
 
 @click.group(cls=Group)
@@ -24,20 +21,8 @@ def main() -> None:
     """The paper's figures and tables, one command each: `figures.py NAME --help`."""
 
 
-def drawing(name: str) -> click.Command:
-    """The command that draws a figure without a network."""
-    draw = FIGURES[name]
-
-    @click.command(name, cls=Command, help=draw.__doc__)
-    @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="out/figures", show_default=True)
-    def command(out: Path) -> None:
-        click.echo(draw(out))
-
-    return command
-
-
-for figure in FIGURES:
-    main.add_command(drawing(figure))
+for drawing in COMMANDS:
+    main.add_command(drawing)
 
 
 @main.command(cls=Command)

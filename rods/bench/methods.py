@@ -12,10 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from dnnlib.errors import UserError
-from rods.bench.task import Task
 from rods.pipeline import SamplerConfig
 from rods.presets import Preset
 from rods.types import Denoiser
@@ -92,7 +91,18 @@ def split_methods(text: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?=\s*[A-Za-z][^\s,=]*(?:[\s,]|$))", text)]
 
 
-def resolve(text: str, task: Task, preset: Preset | None, denoiser: Denoiser | None = None) -> Setting:
+class Sampled(Protocol):
+    """What `resolve` needs of a task, or of whatever else is sampled with one number of steps."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def settings(self) -> Mapping[str, Any] | None: ...  # by sampler, where no preset has them
+
+
+def resolve(text: str, task: Sampled, preset: Preset | None, denoiser: Denoiser | None = None) -> Setting:
     """The setting of a method on a task. Given the `denoiser`, values are tried out on one pixel, at no network pass.
 
     Raises UserError: an unknown method or option, a value of the wrong form or out of range, or a sampler that nobody

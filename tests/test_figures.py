@@ -1,0 +1,270 @@
+"""Figures 3 to 14 on a network that costs nothing: their numbers by another way, resuming, defaults, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from commands import SMALL, files
+from numpy.typing import NDArray
+from PIL import Image
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+from rods.bench.paper_correction import write_machine_answers
+from rods.bench.plots import commands, comparisons, drawing
+from rods.bench.plots.commands import PLANS, open_pictures
+from rods.bench.plots.comparisons import SOLVERS, telling, what
+from rods.bench.plots.detection import WHOLE
+from rods.bench.plots.pictures import CAS, EULER, Pictures, outcomes_of
+from rods.bench.task import Task
+from rods.eval.detection import auroc
+from rods.eval.labels import Label
+from scripts import figures
+
+torch.set_num_threads(1)
+BAD, WELL, UNSURE = Label.BAD, Label.WELL, Label.AMBIGUOUS
+OPTIONS = {"network": str(SMALL), "preset": None, "seeds": list(range(9)), "batch": 9, "eps": None, "answers": (),
+           "threads": 1, "device": "cpu"}  # fmt: skip
+
+
+def by_mean(x: NDArray[Any]) -> NDArray[np.int8]:
+    """A labeller for this network's images alone: bad where too dark or wrong, unsure in a band."""
+    mean = x.mean(axis=(1, 2, 3))
+    is_bad = (mean < 0.87) | (mean > 0.94)
+    return np.where(is_bad, BAD, np.where(mean < 0.873, UNSURE, WELL)).astype(np.int8)
+
+
+TASK = Task(
+    name="small", title="", networks={}, label=by_mean, kinds=None, num_kinds=0, real=lambda n, seed: np.zeros((n, 1)),
+    audit=lambda: (), faults=lambda x: ["wrong" if code == BAD else "" for code in by_mean(x)],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("figures")
+
+
+@pytest.fixture(autouse=True)
+def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "task_of", lambda name: TASK if name == "small" else None)
+
+
+def call(name: str, out: Path, *options: str, code: int = 0) -> str:
+    given = [f"--network={SMALL}", "--seeds=0-8", "--batch=9", "--threads=1", f"--out={out}", *options]
+    result = CliRunner().invoke(figures.main, [name, *given])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def numbers(out: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    return found
+
+
+def pictures(name: str, out: Path, **changed: Any) -> Pictures:
+    return open_pictures(PLANS[name], {**OPTIONS, "out": out, **changed})
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_figure_is_drawn_and_the_same_file_from_the_images_that_are_there(name: str, out: Path) -> None:
+    assert "to sample" in call(name, out) or name not in ("fig3", "fig7", "fig8", "fig9", "fig13")
+    with Image.open(out / f"{name}.png") as image:
+        assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 10
+    assert numbers(out, name)["network"] == "small"
+    before = files(out)
+    said = call(name, out)
+    assert "to sample" not in said
+    assert files(out) == before
+
+
+def test_side_by_side_counts_what_the_files_say(out: Path) -> None:
+    call("fig5", out)
+    found, p = numbers(out, "fig5"), pictures("fig5", out)
+    H = np.array([max(r["H"]) for r in p.records(CAS)])  # every sample is corrected: its own run has the index
+    bad = by_mean(p.images(EULER) / 127.5 - 1)
+    assert found["eps"] == np.quantile(H, 0.8)
+    risk = found["eps"] <= H
+    expected = {"risk_bad": risk & (bad == BAD), "risk_good": risk & (bad == WELL),
+                "safe_bad": ~risk & (bad == BAD), "safe_good": ~risk & (bad == WELL)}  # fmt: skip
+    assert found["confusion"] == {key: int(hits.sum()) for key, hits in expected.items()}
+    after = by_mean(p.images(CAS) / 127.5 - 1)
+    assert found["methods"][CAS]["repaired"]["k"] == int(((bad == BAD) & (after == WELL)).sum())
+    assert found["methods"][CAS]["broken"]["n"] == int((bad == WELL).sum())
+    assert found["methods"]["heun"]["forward"] == 79
+    assert found["paper"]["detected"] == 169
+
+
+def test_a_given_threshold_is_the_detector_of_the_uncorrected_run(out: Path, tmp_path: Path) -> None:
+    preset = {"name": "p", "network": "small", "source": "test",
+              "samplers": {m: {"eps": 0.01, "rho": 1, "window": "0,1"} for m in ("rods-cas", "rods-sas")}}  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(preset))
+    p = pictures("fig6", tmp_path, preset=str(tmp_path / "p.json"))
+    assert p.index_run == "h-index"
+    assert commands.needed(PLANS["fig6"], p) == [EULER, CAS, "h-index"]
+    assert pictures("fig6", tmp_path).index_run == CAS
+    assert p.threshold().eps == 0.01
+    assert pictures("fig6", tmp_path, eps=0.5).threshold().eps == 0.5
+
+
+def test_the_roc_is_that_of_the_scores(out: Path) -> None:
+    call("fig6", out)
+    found, p = numbers(out, "fig6"), pictures("fig6", out)
+    labels = p.labels(EULER)
+    sure = [i for i, label in enumerate(labels) if label is not UNSURE]
+    bad = np.array([labels[i] is BAD for i in sure])
+    assert found["auroc"]["value"] == auroc(p.indices()[sure], bad)
+    assert (found["bad"], found["well"]) == (int(bad.sum()), int((~bad).sum()))
+    risk = p.indices()[sure] >= found["eps"]
+    assert found["at_eps"] == [float(risk[~bad].mean()), float(risk[bad].mean())]
+
+
+def test_a_step_is_critical_where_any_picture_of_the_batch_is_at_risk(out: Path) -> None:
+    call("fig7", out, "--eps=.01")
+    found = numbers(out, "fig7")
+    records = pictures("fig7", out).records(WHOLE)
+    expected = [s for k, s in enumerate(records[0]["probed"]) if any(r["H"][k] >= 0.01 for r in records)]
+    assert found["critical"] == [expected]
+    assert found["steps"] == list(range(40))
+
+
+def test_the_examples_are_what_they_are_called(out: Path) -> None:
+    for name, before in (("fig9", BAD), ("fig10", WELL)):
+        call(name, out)
+        p = pictures(name, out)
+        labels = {m: p.labels(m) for m in SOLVERS}
+        expected = []
+        for i, file in enumerate(p.names()):
+            others = {labels[m][i] for m in ("euler-200", "heun", "churn")}
+            told = WELL not in others if name == "fig9" else BAD in others
+            if labels[EULER][i] is before and labels[CAS][i] is WELL and told:
+                expected.append(file)
+        assert numbers(out, name)["found"] == expected
+        assert expected
+
+
+def test_trajectories_show_the_runs(out: Path) -> None:
+    call("fig14", out)
+    found, p = numbers(out, "fig14"), pictures("fig14", out)
+    assert found["sigma"][0] == pytest.approx(80)
+    moved = ((p.images(CAS).astype(float) - p.images(EULER)) ** 2).mean(axis=(1, 2, 3)) ** 0.5
+    assert found["rms_cas_against_euler"] == pytest.approx(moved, abs=1e-3)
+
+
+def test_a_gallery_follows_the_answers_of_the_page(out: Path, tmp_path: Path) -> None:
+    call("fig12", out)
+    p = pictures("fig9", out)
+    by_machine = numbers(out, "fig12")["images_by_label"]
+    answers = tmp_path / "answers.jsonl"
+    write_machine_answers(p, CAS, answers, kind="hands", task=TASK, raters=("a",))
+    call("fig12", out, f"--answers={CAS}={answers}")
+    by_hand = numbers(out, "fig12")
+    assert by_hand["labels"] == "the labelling page"
+    assert by_machine["wrong"] == [n for n, label in zip(p.names(), p.labels(EULER), strict=True) if label is BAD]
+    assert set(by_machine["wrong"]) <= set(by_hand["images_by_label"]["extra fingers"])
+
+
+def test_without_labels_a_figure_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "task_of", lambda name: None)
+    said = call("fig5", tmp_path, "--seeds=0-1")
+    assert "images to label:" in said
+    assert numbers(tmp_path, "fig5")["confusion"] is None
+    assert "give --answers" in call("fig9", tmp_path, "--seeds=0-1")
+    assert "a curve needs both" in call("fig6", tmp_path, "--seeds=0-1")
+
+
+def test_the_papers_network_gets_the_papers_settings(tmp_path: Path) -> None:
+    network = tmp_path / "edm-ffhq-64x64-uncond-ve.safetensors"
+    shutil.copy(SMALL, network)
+    p = pictures("fig4", tmp_path, network=str(network), seeds=None, batch=None)
+    assert p.protocol.seeds == tuple(range(120))
+    assert (p.protocol.batch, p.protocol.per_image, p.protocol.num) == (9, False, 1080)
+    assert p.study.name == "ffhq"
+    assert p.config(CAS).options["rho"] == 8
+    assert p.threshold().eps == 0.09
+    assert p.index_run == "h-index"
+    assert pictures("fig13", tmp_path, network=str(network), seeds=None, batch=None).protocol.num == 9
+    own = pictures("fig4", tmp_path, seeds=None, batch=None).protocol
+    assert (own.seeds, own.batch, own.per_image) == (tuple(range(PLANS["fig4"].images)), 32, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--seeds=3-1",), "runs backwards"),
+        (("--answers=rods-cas=nowhere.jsonl",), "--answers=rods-cas=nowhere.jsonl"),
+        (("--network=nowhere.pkl",), "nowhere.pkl"),
+        (("--preset=nowhere",), "--preset=nowhere is unknown"),
+    ],
+)
+def test_refusals_are_one_line(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    said = call("fig5", tmp_path / "out", *options, code=2)
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_draws_every_figure_and_says_which_it_could_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def note(name: str, opts: dict[str, Any]) -> None:
+        drawn.append(name)
+        assert set(opts) == {*OPTIONS, "out"}
+        if name == "fig4":
+            raise commands.UserError("no such thing")
+
+    monkeypatch.setattr(commands, "draw", note)
+    monkeypatch.setattr(commands, "EXACT", {"fig2": lambda out: drawn.append("fig2")})
+    result = CliRunner().invoke(figures.main, ["all", f"--out={tmp_path}"])
+    assert drawn == ["fig2", *PLANS]
+    assert result.exit_code == 2
+    assert "fig4: no such thing" in result.output
+    assert result.output.endswith("Error: fig4 could not be drawn; the lines above say why\n")
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_shown_first() -> None:
+    before, after = [WELL, BAD, BAD, WELL, None, BAD], [WELL, WELL, BAD, BAD, WELL, WELL]
+    assert telling(before, after, np.array([5.0, 1, 9, 3, 4, 2])) == [5, 1, 3, 2, 0, 4]
+    assert [what(a, b) for a, b in zip(before, after, strict=True)] == [
+        "still well", "repaired", "still bad", "broken", "", "repaired",
+    ]  # fmt: skip
+    assert what(UNSURE, WELL) == "unsure"
+
+
+def test_outcomes_need_two_labels() -> None:
+    assert outcomes_of([None, BAD], [WELL, None]) is None
+    found = outcomes_of([BAD, BAD, None], [WELL, None, WELL])
+    assert found is not None
+    assert (found.n, found.repaired.k) == (1, 1)
+
+
+def test_a_mosaic_has_its_tiles_in_place() -> None:
+    one, two = np.full((1, 4, 4), 7, np.uint8), np.full((3, 4, 4), 9, np.uint8)
+    sheet = drawing.mosaic([[one, two], [None, one]], [[BAD, None], [None, WELL]], tile=8)
+    pitch = 8 + 2 * drawing.FRAME + drawing.SPACE
+    assert sheet.shape == (2 * pitch - drawing.SPACE, 2 * pitch - drawing.SPACE, 3)
+    assert tuple(sheet[0, 0]) == drawing.colour(BAD)
+    assert tuple(sheet[drawing.FRAME, drawing.FRAME]) == (7, 7, 7)
+    assert tuple(sheet[pitch - drawing.SPACE, 0]) == (255, 255, 255)
+    assert tuple(sheet[0, pitch]) == drawing.NO_LABEL
+    assert tuple(sheet[5, pitch + 5]) == (9, 9, 9)
+    assert (sheet[pitch:, : pitch - drawing.SPACE] == 255).all()
+
+
+def test_differences_are_in_grey_levels() -> None:
+    a = np.zeros((2, 1, 2, 2), np.uint8)
+    b = a.copy()
+    b[1] = 10
+    assert comparisons.rms(a, b).tolist() == [0, 10]
