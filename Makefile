@@ -5,7 +5,7 @@ MIN_PYTHON := 3, 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types bench bench-quality bench-quality-fast crash-test docs
+.PHONY: help demo test check lint types bench bench-quality bench-quality-fast crash-test docs figures
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -60,6 +60,10 @@ docs: .venv/.installed ## the documentation as a site, in build/site; it needs n
 	@$(PY) -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@$(PY) -m mkdocs build --quiet
 	@echo "build/site/index.html"
+
+figures: .venv/.installed ## the paper's figures from the embedded networks, in out/figures; it goes on where it stopped
+	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots]'
+	@$(PY) scripts/figures.py all
 
 # .venv/.unfinished marks an install that was cut off: what it left may be broken, so it is made anew.
 .venv/.installed: pyproject.toml constraints.txt

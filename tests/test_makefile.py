@@ -110,11 +110,27 @@ def test_a_python_that_cannot_do_it_gets_one_line(
 
 def test_help_names_every_target_of_the_readme(checkout: Checkout) -> None:
     listed = [line.split()[1] for line in checkout.make().stdout.splitlines()]
-    assert set(listed) == {"help", "demo", "test", "check", "lint", "types", "bench", "crash-test", "docs"} | {
+    assert set(listed) == {
+        "help",
+        "demo",
+        "test",
+        "check",
+        "lint",
+        "types",
+        "bench",
+        "crash-test",
+        "docs",
+        "figures",
+    } | {
         "bench-quality",
         "bench-quality-fast",
     }
     assert checkout.calls == []
+
+
+def test_figures_are_drawn_from_the_embedded_networks(checkout: Checkout) -> None:
+    assert checkout.make("figures").returncode == 0
+    assert checkout.all_calls[-1] == "scripts/figures.py all"
 
 
 def test_the_benchmark_runs_every_piece_and_stops_where_one_fails(checkout: Checkout) -> None:

@@ -119,7 +119,7 @@ def open_pictures(plan: Plan, opts: dict[str, Any]) -> Pictures:
     study = study_of(snapshot.name) if is_paper else STUDIES[plan.study]
     seeds = opts["seeds"] or default_seeds(plan, study, is_paper=is_paper)
     seeding = Seeding(tuple(seeds), opts["batch"] or (BATCH if is_paper else OWN_BATCH), device, not is_paper)
-    answers = parse_answers(opts["answers"], [m for m in plan.methods if m != INDEX])
+    answers = parse_answers(opts["answers"], [*(m for m in plan.methods if m not in (CAS, INDEX)), CAS])
     pictures = Pictures(
         opts["out"] / "samples" / snapshot.name, snapshot, preset, seeding, study,
         task=task_of(snapshot.name), answers=answers, eps=opts["eps"], trajectory=plan.trajectory,
