@@ -161,6 +161,7 @@ def test_trajectories_show_the_runs(out: Path) -> None:
 
 
 def test_a_gallery_follows_the_answers_of_the_page(out: Path, tmp_path: Path) -> None:
+    call("fig9", out)  # makes the images of both runs
     call("fig12", out)
     p = pictures("fig9", out)
     by_machine = numbers(out, "fig12")["images_by_label"]
