@@ -21,7 +21,7 @@ from dnnlib.errors import UserError
 from rods.bench.sources import Source, image_source, network_source, paired_sources
 from rods.eval.dreamsim import dreamsim_extractor
 from rods.eval.extraction import extract
-from rods.eval.extractors import NAMES, open_extractor
+from rods.eval.extractors import NAMES, default_extractor, open_extractor
 from rods.eval.features import Extractor
 from rods.eval.metrics import METRICS, NEED_FEATURES, NEED_REFERENCE, measure, parse_metrics, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
@@ -41,8 +41,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _extractor_options(command: F) -> F:
     options = (
-        click.option("--detector", metavar="NAME|FILE|URL", default="inception", show_default=True,
-                     help=f"What makes the features: {', '.join(NAMES)}, or a file of the Inception."),
+        click.option("--detector", metavar="NAME|FILE|URL",
+                     help=f"What makes the features: {', '.join(NAMES)}, or a file of the Inception [default: "
+                          "inception; efficientnet-lite0 where its file is not to be had]."),
         click.option("--resize", help="How images reach the detector [default: tf1, as EDM's references; bicubic-224]; "
                                       "also half-pixel (pytorch-fid's), bicubic-128."),
         click.option("--trust-detector", metavar="SHA256", help="You vouch for the detector's file with this checksum: "
@@ -174,7 +175,7 @@ def compare(a: str, b: str, **opts: Any) -> None:
             names, sets[0], sets[1], extractors, reference, resamples=opts["bootstrap"], seed=opts["seed"]
         )
         warnings += size_warnings(names, sets[0].n, reference.n if reference else None)
-        heading = f"{'':<22} {'A':<11} {'B':<11} B - A (95 %, {opts['bootstrap']} resamples of seeds)"
+        heading = f"{'':<26} {'A':<11} {'B':<11} B - A (95 %, {opts['bootstrap']} resamples of seeds)"
         _report(opts, [asdict(r) for r in rows], [heading, *(r.describe() for r in rows)], warnings, extractors,
                 {"a": a, "b": b, "data_sha256": [s.data_sha256 for s in sets if s]})  # fmt: skip
     distributed.close()
@@ -210,7 +211,12 @@ def _start(opts: dict[str, Any]) -> torch.device:
 
 
 def _extractors(names: list[str], opts: dict[str, Any], device: torch.device) -> list[Extractor]:
-    main_one = open_extractor(opts["detector"], device=device, resize=opts["resize"], trust=opts["trust_detector"])
+    name, resize, trust = opts["detector"], opts["resize"], opts["trust_detector"]
+    if name is resize is trust is None:
+        lead = distributed.rank() == 0
+        main_one = default_extractor(device=device, say=lambda line: click.echo(line, err=True) if lead else None)
+    else:
+        main_one = open_extractor(name or "inception", device=device, resize=resize, trust=trust)
     return [main_one, *([dreamsim_extractor(device=device)] if "dreamsim" in names else [])]
 
 

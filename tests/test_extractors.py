@@ -21,7 +21,7 @@ import dnnlib.util
 from dnnlib.errors import UserError
 from dnnlib.util import file_sha256
 from rods.eval.dreamsim import dreamsim_extractor
-from rods.eval.extractors import open_extractor
+from rods.eval.extractors import default_extractor, open_extractor
 from rods.eval.features import Extractor, pixel_extractor
 from rods.eval.inception import FILE_NAME, URL, BlockA, BlockE, Inception, resize_half_pixel, resize_tf1
 from rods.eval.weights import load_into, read_weights
@@ -135,6 +135,21 @@ def test_resizes() -> None:
     torch.testing.assert_close(resize_tf1(x.mT), tf1.mT)
     native = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
     torch.testing.assert_close(resize_tf1(native), (native.float() - 128) / 128)
+
+
+def test_without_the_inception_the_default_is_another_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(url: str) -> Path:
+        raise UserError(f"{url} cannot be reached; put the file there by hand")
+
+    said: list[str] = []
+    monkeypatch.setattr("rods.eval.inception.open_url", offline)
+    monkeypatch.setattr(
+        "rods.eval.extractors.efficientnet_extractor", lambda *, device, resize: pixel_extractor(device)
+    )
+    assert default_extractor(device=CPU, say=said.append).frechet_name == "FD-Pixels"
+    (line,) = said
+    assert line.startswith("Without the Inception, the numbers are those of pixels, and no FID (--detector=inception: ")
+    assert line.endswith("cannot be reached)")
 
 
 def test_the_published_file_is_found_in_the_cache(

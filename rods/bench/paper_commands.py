@@ -27,7 +27,7 @@ from rods.bench.paper_text import (
     rendered,
 )
 from rods.eval.dreamsim import dreamsim_extractor
-from rods.eval.extractors import NAMES, open_extractor
+from rods.eval.extractors import NAMES, default_extractor, open_extractor
 from rods.eval.features import Extractor
 from rods.eval.metrics import parse_metrics, size_warnings
 from rods.eval.reference import Reference
@@ -187,11 +187,7 @@ def open_quality(opts: dict[str, Any], runs: Runs, *, say: Say) -> tuple[list[st
 def _main_extractor(opts: dict[str, Any], device: torch.device, *, say: Say) -> Extractor:
     name, resize, trust = opts["detector"], opts["resize"], opts["trust_detector"]
     if name is None and resize is None and trust is None:
-        try:
-            return open_extractor("inception", device=device)
-        except UserError as e:
-            say(f"Without the Inception ({str(e).split(';')[0]}), the numbers are EfficientNet-Lite0's, and no FID")
-            return open_extractor("efficientnet-lite0", device=device)
+        return default_extractor(device=device, say=say)
     return open_extractor(name or "inception", device=device, resize=resize, trust=trust)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from dnnlib.errors import UserError
@@ -10,6 +12,19 @@ from rods.eval.features import Extractor, pixel_extractor
 from rods.eval.inception import inception_extractor
 
 NAMES = ("inception", "efficientnet-lite0", "pixels")
+
+
+def default_extractor(*, device: torch.device, say: Callable[[str], object]) -> Extractor:
+    """The Inception; EfficientNet-Lite0, whose numbers are no FID, where it is not to be had, which is then said.
+
+    Raises UserError where neither is.
+    """
+    try:
+        return open_extractor("inception", device=device)
+    except UserError as e:
+        found = open_extractor("efficientnet-lite0", device=device)
+        say(f"Without the Inception, the numbers are those of {found.name}, and no FID ({str(e).split(';')[0]})")
+        return found
 
 
 def open_extractor(

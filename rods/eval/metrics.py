@@ -55,7 +55,7 @@ class Result:
 
     def describe(self) -> str:
         """One line: name, value, n."""
-        line = f"{self.label:<22} {self.value:<12.6g} n = {self.n}"
+        line = f"{self.label:<26} {self.value:<12.6g} n = {self.n}"
         if self.metric in NEED_REFERENCE:
             line += f" against {self.n_ref or 'an unknown number'}"
         if self.sd is not None:

@@ -48,7 +48,7 @@ class Difference:
         """One line: name, both values, their difference and its interval, n."""
         against = f" against {self.n_ref}" if self.n_ref else ""
         return (
-            f"{self.label:<22} {self.a:<11.5g} {self.b:<11.5g} {self.difference:+.5g} "
+            f"{self.label:<26} {self.a:<11.5g} {self.b:<11.5g} {self.difference:+.5g} "
             f"({self.low:+.4g} to {self.high:+.4g})  n = {self.n} pairs{against}"
         )
 
