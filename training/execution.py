@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.machine import has_bf16_units
+from training.blocks import UNetBlock
 from training.checkpoint import STORED_DTYPES
-from training.unet import UNetBlock
 
 GAIN = 1.05  # a setting has to be this much faster than the plain one before it is taken
 FAITHFUL = 40.0  # dB, to the float32 result

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from training.blocks import UNetBlock
 from training.precond import MODELS, PRECONDS, EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond
-from training.unet import DhariwalUNet, SongUNet, UNetBlock
+from training.unet import DhariwalUNet, SongUNet
 
 NETWORKS: dict[str, type[nn.Module]] = {**PRECONDS, **MODELS}
 

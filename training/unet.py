@@ -9,116 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, silu
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import silu
 
-from training.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding, self_attention
-
-
-@dataclass(frozen=True)
-class BlockSettings:
-    """What all residual blocks of one network share."""
-
-    emb_channels: int
-    num_heads: int | None  # None: one head per `channels_per_head` channels
-    channels_per_head: int
-    dropout: float
-    skip_scale: float
-    eps: float
-    resample_filter: tuple[int, ...]
-    resample_proj: bool
-    adaptive_scale: bool
-    init: Init
-    init_zero: Init
-    init_attn: Init
-
-
-class UNetBlock(nn.Module):
-    """Residual block with optional resampling and self-attention, modulated by the noise embedding [B or 1, E].
-
-    `checkpointed`: a backward pass computes the block again instead of keeping its activations (bits as without).
-    """
-
-    checkpointed = False
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        s: BlockSettings,
-        *,
-        up: bool = False,
-        down: bool = False,
-        attention: bool = False,
-    ) -> None:
-        super().__init__()
-        self.dropout, self.skip_scale, self.adaptive_scale = s.dropout, s.skip_scale, s.adaptive_scale
-        self.num_heads = 0 if not attention else s.num_heads or max(out_channels // s.channels_per_head, 1)
-        if attention and out_channels % self.num_heads:
-            raise ValueError(f"{out_channels} channels do not divide into {self.num_heads} attention heads")
-        resample: dict[str, Any] = {"up": up, "down": down, "resample_filter": s.resample_filter}
-        self.norm0 = GroupNorm(in_channels, eps=s.eps)
-        self.conv0 = Conv2d(in_channels, out_channels, 3, init=s.init, **resample)
-        self.affine = Linear(s.emb_channels, out_channels * (2 if s.adaptive_scale else 1), init=s.init)
-        self.norm1 = GroupNorm(out_channels, eps=s.eps)
-        self.conv1 = Conv2d(out_channels, out_channels, 3, init=s.init_zero)
-        self.skip = None
-        if in_channels != out_channels or up or down:
-            kernel = 1 if s.resample_proj or in_channels != out_channels else 0
-            self.skip = Conv2d(in_channels, out_channels, kernel, init=s.init, **resample)
-        if attention:
-            self.norm2 = GroupNorm(out_channels, eps=s.eps)
-            self.qkv = Conv2d(out_channels, out_channels * 3, 1, init=s.init_attn)
-            self.proj = Conv2d(out_channels, out_channels, 1, init=s.init_zero)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpointed and torch.is_grad_enabled() and x.requires_grad:
-            y: Tensor = checkpoint(self.activate, x, emb, use_reentrant=False, preserve_rng_state=self.training)
-            return y
-        return self.activate(x, emb)
-
-    def activate(self, x: Tensor, emb: Tensor) -> Tensor:
-        # What a layer has just made, and no backward pass needs, is overwritten: the same bits, fewer new tensors.
-        spare = not torch.is_grad_enabled()
-        h = self.conv0(silu(self.norm0(x), inplace=spare))
-        p = self.affine(emb)[:, :, None, None].to(h.dtype)  # [B or 1, C or 2C, 1, 1]
-        if self.adaptive_scale:
-            scale, shift = p.chunk(2, dim=1)
-            h = silu(torch.addcmul(shift, self.norm1(h), scale + 1), inplace=spare)
-        else:
-            h = silu(self.norm1(h.add_(p)), inplace=spare)
-        h = self.conv1(dropout(h, self.dropout, self.training))
-        h = _add(h, x if self.skip is None else self.skip(x)).mul_(self.skip_scale)
-        if self.num_heads:
-            a = self_attention(self.qkv(self.norm2(h)), self.num_heads)
-            h = _add(self.proj(a), h).mul_(self.skip_scale)
-        return h
-
-
-def _add(h: Tensor, x: Tensor) -> Tensor:
-    """h + x, into `h` where the sum has its type (under autocast it may not)."""
-    return h.add_(x) if h.dtype == x.dtype else h + x
-
-
-def _resolutions(img_resolution: int, channel_mult: Sequence[int]) -> list[int]:
-    """The resolution of each level, [finest, ..., coarsest]."""
-    levels = len(channel_mult)
-    if levels < 1 or img_resolution % (1 << (levels - 1)):
-        raise ValueError(f"img_resolution={img_resolution} cannot be halved {levels - 1} times; shorten channel_mult")
-    return [img_resolution >> level for level in range(levels)]
-
-
-def _drop_labels(class_labels: Tensor, p: float, training: bool) -> Tensor:
-    if not (training and p):
-        return class_labels
-    return class_labels * (torch.rand([class_labels.shape[0], 1], device=class_labels.device) >= p).to(
-        class_labels.dtype
-    )
+from training.blocks import BlockSettings, UNetBlock, drop_labels, level_resolutions
+from training.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
 
 
 class SongUNet(nn.Module):
@@ -154,7 +52,7 @@ class SongUNet(nn.Module):
         super().__init__()
         self.label_dropout, self.label_dim = label_dropout, label_dim
         self.encoder_type, self.decoder_type, self.num_blocks = encoder_type, decoder_type, num_blocks
-        self.resolutions = _resolutions(img_resolution, channel_mult)
+        self.resolutions = level_resolutions(img_resolution, channel_mult)
         emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         init = Init("xavier_uniform")
         init_zero, init_attn = Init("xavier_uniform", weight=1e-5), Init("xavier_uniform", weight=math.sqrt(0.2))
@@ -221,7 +119,7 @@ class SongUNet(nn.Module):
         e = e.reshape(e.shape[0], 2, -1).flip(1).reshape(e.shape)  # this family stores [sin, cos]
         if self.map_label is not None:
             assert class_labels is not None
-            labels = _drop_labels(class_labels, self.label_dropout, self.training)
+            labels = drop_labels(class_labels, self.label_dropout, self.training)
             e = e + self.map_label(labels * math.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
             e = e + self.map_augment(augment_labels)
@@ -286,7 +184,7 @@ class DhariwalUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.label_dropout, self.num_blocks = label_dropout, num_blocks
-        self.resolutions = _resolutions(img_resolution, channel_mult)
+        self.resolutions = level_resolutions(img_resolution, channel_mult)
         emb_channels = model_channels * channel_mult_emb
         init = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
         init_zero = Init("kaiming_uniform", weight=0, bias=0)
@@ -335,7 +233,7 @@ class DhariwalUNet(nn.Module):
         e = self.map_layer1(silu(self.map_layer0(e)))
         if self.map_label is not None:
             assert class_labels is not None
-            e = e + self.map_label(_drop_labels(class_labels, self.label_dropout, self.training))
+            e = e + self.map_label(drop_labels(class_labels, self.label_dropout, self.training))
         return silu(e)
 
     def forward(
