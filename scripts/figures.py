@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from dnnlib.cli import Command, Group
 from rods.bench.paper import METHODS, TABLE_1_METHODS
 from rods.bench.paper_commands import format_option, quality_options, run_options, table_1, table_2
-from rods.bench.plots.commands import COMMANDS
+from rods.bench.plots.commands import EXACT, PLANS, RUN_OPTIONS, about, draw, draw_all, out_option, threads_option
 
 
 @click.group(cls=Group)
@@ -21,8 +21,39 @@ def main() -> None:
     """The paper's figures and tables, one command each: `figures.py NAME --help`."""
 
 
-for drawing in COMMANDS:
-    main.add_command(drawing)
+def exact(name: str) -> click.Command:
+    """The command of a figure of exact densities."""
+
+    @click.command(name, cls=Command, help=EXACT[name].__doc__)
+    @out_option
+    def command(out: Path) -> None:
+        click.echo(EXACT[name](out))
+
+    return command
+
+
+def drawn(name: str) -> click.Command:
+    """The command of a figure of samples."""
+
+    @click.command(name, cls=Command, help=about(name))
+    def command(**opts: Any) -> None:
+        draw(name, opts)
+
+    for option in RUN_OPTIONS:
+        command = option(command)
+    return command
+
+
+for figure in (*map(exact, EXACT), *map(drawn, PLANS)):
+    main.add_command(figure)
+
+
+@main.command("all", cls=Command)
+@threads_option
+@out_option
+def everything(threads: int | None, out: Path) -> None:
+    """Every figure, from the embedded networks."""
+    draw_all(threads=threads, out=out)
 
 
 @main.command(cls=Command)

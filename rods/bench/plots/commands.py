@@ -1,4 +1,4 @@
-"""The commands of scripts/figures.py that draw: fig2 to fig14, theorems, and all of them."""
+"""What scripts/figures.py draws: fig2 to fig14 and theorems, each with its runs and defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import click
 import torch
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import SeedList
 from dnnlib.errors import UserError
 from rods.bench.embedded import MODELS
 from rods.bench.paper import BATCH, STUDIES, Study, study_of
@@ -138,6 +138,15 @@ def default_seeds(plan: Plan, study: Study, *, is_paper: bool) -> Sequence[int]:
     return study.seeds[: plan.batches] if is_paper else range(plan.images)
 
 
+def about(name: str) -> str:
+    """What a figure shows, and what it is drawn with by default."""
+    plan = PLANS[name]
+    return (
+        f"{plan.draw.__doc__}\n\nThe paper's is of {STUDIES[plan.study].title}. Without --network: {plan.network}, "
+        f"{plan.images} images."
+    )
+
+
 def draw(name: str, opts: dict[str, Any]) -> None:
     """Sample what is missing, draw, and print the numbers."""
     plan, start = PLANS[name], time.monotonic()
@@ -149,40 +158,8 @@ def draw(name: str, opts: dict[str, Any]) -> None:
         click.echo(f"  images to label: {pictures.path(EULER)}, and against {pictures.path(CAS)}")
 
 
-def drawn(name: str) -> click.Command:
-    """The command of a figure of samples."""
-    plan = PLANS[name]
-    about = (
-        f"{plan.draw.__doc__}\n\nThe paper's is of {STUDIES[plan.study].title}. Without --network: {plan.network}, "
-        f"{plan.images} images."
-    )
-
-    @click.command(name, cls=Command, help=about)
-    def command(**opts: Any) -> None:
-        draw(name, opts)
-
-    for option in reversed(RUN_OPTIONS):
-        command = option(command)
-    return command
-
-
-def exact(name: str) -> click.Command:
-    """The command of a figure of exact densities."""
-    make = EXACT[name]
-
-    @click.command(name, cls=Command, help=make.__doc__)
-    @out_option
-    def command(out: Path) -> None:
-        click.echo(make(out))
-
-    return command
-
-
-@click.command("all", cls=Command)
-@threads_option
-@out_option
-def everything(threads: int | None, out: Path) -> None:
-    """Every figure, from the embedded networks."""
+def draw_all(*, threads: int | None, out: Path) -> None:
+    """Every figure, from the embedded networks. Raises UserError at the end where some could not be drawn."""
     for make in EXACT.values():
         click.echo(make(out))
     opts = dict.fromkeys(("network", "preset", "seeds", "batch", "eps")) | {"answers": (), "device": "cpu"}
@@ -195,6 +172,3 @@ def everything(threads: int | None, out: Path) -> None:
             click.echo(f"{name}: {e}", err=True)
     if failed:
         raise UserError(f"{', '.join(failed)} could not be drawn; the lines above say why")
-
-
-COMMANDS = (*map(exact, EXACT), *map(drawn, PLANS), everything)
