@@ -40,6 +40,7 @@ from rods.bench.paper_correction import (
 from rods.bench.paper_quality import task_of
 from rods.bench.paper_runs import Runs, machine
 from rods.bench.paper_text import correction_json, correction_table, detection_lines, quality_json, quality_table
+from rods.bench.plots.commands import PLANS
 from rods.bench.rating_report import agreements, settle
 from rods.runs.rating import read_answers
 from rods.runs.sampling import finite, largest_score
@@ -192,7 +193,9 @@ def draw(opts: dict[str, Any], runs: Runs, study: Study, answers: dict[str, Path
                    "out": out}  # fmt: skip
         command = [sys.executable, str(ROOT / "scripts" / "figures.py"), name]
         command += [f"--{k}={v}" for k, v in options.items() if v is not None]
-        command += [f"--answers={m}={path}" for m, path in answers.items()]
+        command.append("--per-image" if p.per_image else "--per-batch")
+        shown = PLANS[name].methods if name in PLANS else ()
+        command += [f"--answers={m}={path}" for m, path in answers.items() if m in shown]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         text = (done.stdout if done.returncode == 0 else done.stderr).strip()
         said[name] = text if done.returncode == 0 else f"not drawn: {text.splitlines()[-1] if text else 'no reason'}"

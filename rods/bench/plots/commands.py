@@ -91,6 +91,7 @@ RUN_OPTIONS = (
         help="Seeds [default: the paper's for its networks, a seed per batch of 9; few for others, a seed per image].",
     ),
     click.option("--batch", type=click.IntRange(1, 100_000), help="Images in a batch [default: 9 or 32, see --seeds]."),
+    click.option("--per-batch/--per-image", default=None, help="A seed per batch, or per image [see --seeds]."),
     click.option("--eps", type=click.FloatRange(min=0), help="H at which an image is at risk [default: preset's]."),
     click.option(
         "--answers",
@@ -118,7 +119,8 @@ def open_pictures(plan: Plan, opts: dict[str, Any]) -> Pictures:
     is_paper = preset is not None and preset.name in PAPER_PRESETS
     study = study_of(snapshot.name) if is_paper else STUDIES[plan.study]
     seeds = opts["seeds"] or default_seeds(plan, study, is_paper=is_paper)
-    seeding = Seeding(tuple(seeds), opts["batch"] or (BATCH if is_paper else OWN_BATCH), device, not is_paper)
+    per_batch = is_paper if opts.get("per_batch") is None else opts["per_batch"]
+    seeding = Seeding(tuple(seeds), opts["batch"] or (BATCH if is_paper else OWN_BATCH), device, not per_batch)
     answers = parse_answers(opts["answers"], [*(m for m in plan.methods if m not in (CAS, INDEX)), CAS])
     pictures = Pictures(
         opts["out"] / "samples" / snapshot.name, snapshot, preset, seeding, study,
