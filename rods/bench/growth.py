@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rods.bench.speed import interleaved, peak_of_this_process
+from rods.bench.speed import in_a_fresh_process, interleaved, peak_of_this_process
 from rods.pipeline import SamplerConfig, cut_chunks
 from rods.runs.outputs import OutputFolder
 from rods.runs.sampling import Job, run_chunks
@@ -126,8 +125,7 @@ def by_seeds(seeds: Sequence[int] = SEEDS) -> Series:
     """
     points = []
     for n in seeds:
-        with get_context("spawn").Pool(1) as pool:
-            took, peak = pool.apply(_stream, (n,))
+        took, peak = in_a_fresh_process(_stream, n)
         points.append(Point(float(n), n, (took,), f"{peak:.0f} MiB at most"))
     return Series("seeds", tuple(points))
 

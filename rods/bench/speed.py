@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from rods.pipeline import SamplerConfig
 from rods.types import AnyDenoiser
 
+T = TypeVar("T")
 BASELINE = "euler"
 MIB = 2**20
 
@@ -100,10 +101,18 @@ def interleaved(
 
 def peak_mib(denoiser: AnyDenoiser, latents: Tensor, config: SamplerConfig) -> float:
     """Peak resident memory in MiB of a fresh process that samples once; what torch itself takes is in it."""
-    context = get_context("forkserver")  # every process begins as a copy of one that has only imported torch
+    return in_a_fresh_process(_peak_of_a_run, denoiser, latents, config, torch.get_num_threads())
+
+
+def in_a_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """What `function` returns in a process that has only imported torch before."""
+    context = get_context("forkserver")
     context.set_forkserver_preload(["torch"])
     with context.Pool(1) as pool:
-        return pool.apply(_peak_of_a_run, (denoiser, latents, config, torch.get_num_threads()))
+        result = pool.apply(function, arguments)
+        pool.close()
+        pool.join()
+    return result
 
 
 def _peak_of_a_run(denoiser: AnyDenoiser, latents: Tensor, config: SamplerConfig, threads: int) -> float:
