@@ -269,3 +269,8 @@ def test_differences_are_in_grey_levels() -> None:
     b = a.copy()
     b[1] = 10
     assert comparisons.rms(a, b).tolist() == [0, 10]
+
+
+def test_each_column_has_its_own_title() -> None:
+    assert comparisons.TITLES[CAS] == "RODS-CAS"
+    assert len(set(comparisons.TITLES.values())) == len(comparisons.TITLES)

@@ -31,7 +31,7 @@ def trajectories(p: Pictures, out: Path, *, name: str) -> tuple[Path, list[str]]
     columns = [*(f"step {k}\nt = {t:.3g}" for k, t in zip(STEPS, levels, strict=True)), "image"]
     sheet = mosaic(rows, tile=max(96, rows[0][0].shape[1]))
     scale = 1 if sheet.shape[1] < 1300 else 0.75
-    fig, axes = figure(1, 1, width=scale * sheet.shape[1] / DPI + 1.0, height=scale * sheet.shape[0] / DPI + 1.0)
+    fig, axes = figure(1, 1, width=scale * sheet.shape[1] / DPI + 1.0, height=scale * sheet.shape[0] / DPI + 0.8)
     show(axes[0, 0], sheet, row_names=names, column_names=columns)
     images = {m: p.images(m)[:BATCH] for m in METHODS}
     moved = rms(images[CAS], images[EULER])
