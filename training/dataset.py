@@ -57,7 +57,8 @@ class ImageDataset:
         where = f"{self._files.where}: the image {shown(self._names[index])}"
         image = _pixels(self._files.read(self._names[index]), where)
         if image.shape[1] != image.shape[2]:
-            raise UserError(f"{where} is {image.shape[2]}x{image.shape[1]} pixels; crop all images to squares")
+            size = f"{image.shape[2]}x{image.shape[1]}"
+            raise UserError(f"{where} is {size} pixels; crop all images to squares (scripts/dataset_tool.py does)")
         if self._shape not in (None, image.shape):
             raise UserError(
                 f"{where} is {image.shape[1]}x{image.shape[1]}x{image.shape[0]}, and the first image is "
