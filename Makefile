@@ -34,9 +34,9 @@ bench: .venv/.installed ## ratios in time: samplers to Euler, Frechet distances,
 # The benchmark. Every line is a piece of its own, at most two hours on two quiet cores, that goes on where it stopped.
 QUALITY := $(PY) scripts/bench.py
 GRID := euler,heun,euler-200,churn,churn-euler,tvf,lid,h-index,overshoot,sigma-offset,random,tag,iq,laplacian,restart,rods-cas,rods-cas-all,rods-sas,rods-sas-all
-EXACT := euler,heun,euler-200,churn,churn-euler,lid,h-index,restart,rods-cas-all
-HANDS := euler,heun,euler-200,tvf,lid,h-index,overshoot,random,restart,rods-cas-all,rods-sas-all
-SHAPES := euler,heun,restart
+EXACT := euler,heun,overshoot,restart,rods-cas-all,h-index
+HANDS := euler,heun,overshoot,restart,rods-cas-all,rods-sas-all,h-index window=0,1 rho=4,lid lid_sigma=1.2 draws=16 score_at=0,tvf tvf_sigma=2,sigma-offset kappa=.4 window=.1,.5,random rho=8 window=.2,.6,churn,restart lid_sigma=1.07 draws=8 score_at=0.47 threshold=16.88 sigma_r=3.52,restart lid_sigma=1.2 draws=4 score_at=0 threshold=15.22 sigma_r=2.24
+SHAPES := euler,heun,euler-200,tvf tvf_sigma=2,overshoot rho=8 window=.2,.6
 
 bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minutes: few seeds, out/bench-fast/report
 	@$(QUALITY) --task=grid25 --seeds=0-1999 --batch=2000 --samplers=euler,heun,lid,h-index,overshoot,rods-cas,restart --out=out/bench-fast
@@ -49,8 +49,8 @@ bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/ben
 	  $(QUALITY) --task=grid25 --network=grid25-$$i --preset=grid25-0 --batch=5000 --samplers=$(GRID) --out=results || exit; \
 	done
 	@$(QUALITY) --task=grid25-exact --preset=grid25-0 --batch=5000 --samplers=$(EXACT) --out=results
-	@$(QUALITY) --task=hands-32 --samplers=$(HANDS) --out=results
-	@$(QUALITY) --task=shapes --samplers=$(SHAPES) --out=results
+	@$(QUALITY) --task=hands-32 --samplers="$(HANDS)" --out=results
+	@$(QUALITY) --task=shapes --samplers="$(SHAPES)" --seeds=0-255 --out=results
 	@$(QUALITY) report --out=results --dest=docs/benchmark
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit
