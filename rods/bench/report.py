@@ -229,7 +229,10 @@ def calibration_blocks(name: str, path: Path) -> list[Block]:
     return [
         Heading(f"Calibration of {name}", 3),
         Text(f"{len(tried)} settings on calibration seeds, which no other number of this page uses (`{path.name}`)."),
-        *(Figure(f"{name}-calibration-{kind}.svg", svg, f"calibration: {kind}") for kind, svg in drawn.items()),
+        *(
+            Figure(f"{name}-calibration-{'-'.join(kind.split())}.svg", svg, f"calibration: {kind}")
+            for kind, svg in drawn.items()
+        ),
     ]
 
 
