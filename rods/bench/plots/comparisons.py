@@ -46,13 +46,14 @@ def side_by_side(p: Pictures, out: Path, *, name: str) -> tuple[Path, list[str]]
         *outcome_lines(p, SIDE_BY_SIDE),
     ]
     wide = sheet.shape[1] / DPI + 1.1
-    fig, axes = figure(1, 2, width=wide + 4.4, height=sheet.shape[0] / DPI + 1.3, widths=(wide, 4.4))
+    fig, axes = figure(1, 3, width=wide + 8.6, height=sheet.shape[0] / DPI + 1.3, widths=(wide, 4.0, 4.6))
     whats = [f"{n}\n{what(labels[EULER][i], labels[CAS][i])}" for i, n in ((i, label_of(p, i)) for i in shown)]
     show(axes[0, 0], sheet, row_names=[TITLES[m] for m in SIDE_BY_SIDE], column_names=whats)
     if counts is None:
         says(axes[0, 1], ["No labels: label the pictures by hand", "(scripts/label.py), then give --answers"])
     else:
         draw_confusion(axes[0, 1], counts, p.study)
+    says(axes[0, 2], outcome_lines(p, SIDE_BY_SIDE))
     fig.suptitle(f"{lines[0]}\n{lines[1]}. {MEANING}", fontsize=10)
     numbers = {
         **p.describe(),
@@ -176,7 +177,7 @@ def telling(before: Labels, after: Labels, H: NDArray[np.float64]) -> list[int]:
     for i in np.argsort(-H, kind="stable").tolist():
         pair = before[i], after[i]
         groups[kinds.get(pair, 3)].append(i)  # type: ignore[arg-type]
-    shown = groups[0][:3] + groups[1][:2] + groups[2][:2]
+    shown = groups[0][:3] + groups[1][:2] + groups[2][:3]
     return [*shown, *groups[3][: COLUMNS - len(shown)]]
 
 
