@@ -35,7 +35,7 @@ bench: .venv/.installed ## ratios in time: samplers to Euler, Frechet distances,
 QUALITY := $(PY) scripts/bench.py
 GRID := euler,heun,euler-200,churn,churn-euler,tvf,lid,h-index,overshoot,sigma-offset,random,tag,iq,laplacian,restart,rods-cas,rods-cas-all,rods-sas,rods-sas-all
 EXACT := euler,heun,overshoot,restart,rods-cas-all,h-index
-HANDS := euler,heun,overshoot,restart,rods-cas-all,rods-sas-all,h-index window=0,1 rho=4,lid lid_sigma=1.2 draws=16 score_at=0,tvf tvf_sigma=2,sigma-offset kappa=.4 window=.1,.5,random rho=8 window=.2,.6,churn,restart lid_sigma=1.07 draws=8 score_at=0.47 threshold=16.88 sigma_r=3.52,restart lid_sigma=1.2 draws=4 score_at=0 threshold=15.22 sigma_r=2.24
+HANDS := euler,heun,overshoot,restart,rods-cas-all,rods-sas-all,h-index window=0,1 rho=4,lid lid_sigma=1.2 draws=16 score_at=0,tvf tvf_sigma=2,sigma-offset kappa=.4 window=.1,.5,random rho=8 window=.2,.6,churn,restart lid_sigma=1.07 draws=8 score_at=0.47 threshold=16.88 sigma_r=3.52,restart lid_sigma=1.2 draws=4 score_at=0 threshold=15.22 sigma_r=2.24,restart detector=h-index:rho=4,lo=0.6,hi=1.1,mean=true score_at=0.47 threshold=0.006645 sigma_r=3.52
 SHAPES := euler,heun,euler-200,tvf tvf_sigma=2,overshoot rho=8 window=.2,.6
 
 bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minutes: few seeds, out/bench-fast/report
