@@ -36,6 +36,7 @@ QUALITY := $(PY) scripts/bench.py
 GRID := euler,heun,euler-200,churn,churn-euler,tvf,lid,h-index,overshoot,sigma-offset,random,tag,iq,laplacian,restart,rods-cas,rods-cas-all,rods-sas,rods-sas-all
 EXACT := euler,heun,overshoot,restart,rods-cas-all,h-index
 HANDS := euler,heun,overshoot,restart,rods-cas-all,rods-sas-all,h-index window=0,1 rho=4,lid lid_sigma=1.2 draws=16 score_at=0,tvf tvf_sigma=2,sigma-offset kappa=.4 window=.1,.5,random rho=8 window=.2,.6,churn,restart lid_sigma=1.07 draws=8 score_at=0.47 threshold=16.88 sigma_r=3.52,restart lid_sigma=1.2 draws=4 score_at=0 threshold=15.22 sigma_r=2.24,restart detector=h-index:rho=4,lo=0.6,hi=1.1,mean=true score_at=0.47 threshold=0.006645 sigma_r=3.52
+MNIST := euler,heun,euler-200
 SHAPES := euler,heun,euler-200,tvf tvf_sigma=2,overshoot rho=8 window=.2,.6
 
 bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minutes: few seeds, out/bench-fast/report
@@ -44,13 +45,15 @@ bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minu
 	@$(QUALITY) report --out=out/bench-fast --dest=out/bench-fast/report
 
 bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/benchmark/report.md; hours, can be interrupted
-	@for task in grid25 grid25-exact hands-32 shapes; do $(QUALITY) audit --task=$$task --out=results || exit; done
+	@for task in grid25 grid25-exact hands-32 shapes hands-64r mnist; do $(QUALITY) audit --task=$$task --out=results || exit; done
 	@for i in 0 1 2; do \
 	  $(QUALITY) --task=grid25 --network=grid25-$$i --preset=grid25-0 --batch=5000 --samplers=$(GRID) --out=results || exit; \
 	done
 	@$(QUALITY) --task=grid25-exact --preset=grid25-0 --batch=5000 --samplers=$(EXACT) --out=results
 	@$(QUALITY) --task=hands-32 --samplers="$(HANDS)" --out=results
 	@$(QUALITY) --task=shapes --samplers="$(SHAPES)" --seeds=0-255 --out=results
+	@$(QUALITY) --task=hands-64r --samplers=euler,heun,restart --seeds=0-255 --out=results
+	@$(QUALITY) --task=mnist --samplers=$(MNIST) --seeds=0-255 --out=results
 	@$(QUALITY) report --out=results --dest=docs/benchmark
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit

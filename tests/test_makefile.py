@@ -142,11 +142,13 @@ def test_the_benchmark_runs_every_piece_and_stops_where_one_fails(checkout: Chec
     assert checkout.make("bench-quality").returncode == 0
     runs = [line for line in checkout.all_calls if "scripts/bench.py" in line]
     tasks = [re.search(r"--task=(\S+)", line) for line in runs]
-    assert [t[1] if t else "report" for t in tasks[4:]] == [
+    assert [t[1] if t else "report" for t in tasks[6:]] == [
         *["grid25"] * 3,
         "grid25-exact",
         "hands-32",
         "shapes",
+        "hands-64r",
+        "mnist",
         "report",
     ]
     networks = [n for line in runs for n in re.findall(r"--network=(\S+)", line)]
