@@ -100,7 +100,7 @@ def _on_its_side(x: F64, other: F64, rng: np.random.Generator) -> F64:
 def _struck(x: F64, other: F64, rng: np.random.Generator) -> F64:
     """A straight stroke of 14 pixels more; of ten random places, the one that touches the least of the digit."""
     rows, columns = np.mgrid[: x.shape[1], : x.shape[2]]
-    struck = x.copy()
+    struck: F64 = x.copy()
     for image in struck:
         strokes = []
         for cy, cx, angle in rng.uniform((9, 9, 0), (22, 22, np.pi), (10, 3)):
