@@ -5,7 +5,7 @@ MIN_PYTHON := 3, 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types bench bench-quality bench-quality-fast crash-test docs figures
+.PHONY: help demo test test-browser check lint types bench bench-quality bench-quality-fast crash-test docs figures
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -15,6 +15,12 @@ demo: .venv/.installed ## sample hands with and without RODS, count fingers, pri
 
 test: .venv/.installed ## run the tests
 	@$(PY) -m pytest
+
+test-browser: .venv/.installed ## drive the labelling page in a real browser (Debian: apt install chromium)
+	@command -v chromium >/dev/null || \
+	  { echo "Error: chromium is not on the PATH; on Debian or Ubuntu: apt install chromium" >&2; exit 1; }
+	@$(PY) -c 'import playwright' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt 'playwright>=1.45'
+	@$(PY) -m pytest -m slow tests/test_rating_browser.py
 
 check: lint types test ## lint, types and tests
 

@@ -112,6 +112,7 @@ def test_help_names_every_target_of_the_readme(checkout: Checkout) -> None:
     listed = [line.split()[1] for line in checkout.make().stdout.splitlines()]
     assert set(listed) == {
         "help",
+        "test-browser",
         "demo",
         "test",
         "check",
