@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 from rods.bench.looks import as_samples
 from rods.bench.plots.comparisons import label_of
@@ -36,7 +37,7 @@ def by_label(p: Pictures, out: Path, *, name: str) -> tuple[Path, list[str]]:
         tiles.append(row + [None] * (COLUMNS - len(row)))
     sheet = mosaic(tiles, tile=80)
     fig, axes = figure(1, 1, width=sheet.shape[1] / DPI + 2.6, height=sheet.shape[0] / DPI + 0.7)
-    show(axes[0, 0], sheet, row_names=[f"{kind} ({len(found[kind])})" for kind in order])
+    show(axes[0, 0], sheet, row_names=[fill(f"{kind} ({len(found[kind])})", width=18) for kind in order])
     fig.suptitle(lines[0], fontsize=10)
     seeds = {kind: ", ".join(label_of(p, i) for i in found[kind][:COLUMNS]) for kind in order}
     return save(fig, out / f"{name}.png", numbers={**numbers, "shown": seeds}), lines
