@@ -370,6 +370,8 @@ def test_differences_and_their_intervals() -> None:
     for d in moved:
         assert d.low <= d.difference <= d.high
         assert (d.n, d.resamples, d.b - d.a) == (60, 200, d.difference)
+    few = paired_differences(ALL, feature_set(x[:4]), feature_set(y[:4]), [EXTRACTOR], reference_of(y), resamples=400)
+    assert all(np.isfinite([d.low, d.high]).all() for d in few)  # some resamples drew one image four times
     with pytest.raises(ValueError, match="60 and 59 images"):
         paired_differences(ALL, feature_set(x), feature_set(x[1:]), [EXTRACTOR], None)
 

@@ -653,6 +653,15 @@ def test_damaged_states_are_refused(data: Path, whole: Path, tmp_path: Path) -> 
         state.load_state(path)
 
 
+def test_a_network_is_no_training_state(tmp_path: Path) -> None:
+    """It is not called damaged, and nobody is told to remove it."""
+    path = tmp_path / "network-snapshot-000001.safetensors"
+    path.write_bytes(b"a network")
+    with pytest.raises(UserError, match="that is a network; give a training-state") as e:
+        state.load_state(path)
+    assert "remove" not in str(e.value)
+
+
 def test_a_damaged_state_is_passed_over_for_the_one_before(data: Path, whole: Path, tmp_path: Path) -> None:
     parts = trained(data, tmp_path, *HARD[:-1], "--duration=24e-6")
     new = state.saved_states(parts)[0]

@@ -78,6 +78,7 @@ def paired_differences(
     if refused := [name for name in names if name in NO_INTERVAL]:
         raise ValueError(f"paired_differences: {refused[0]} has no interval by resampling; measure it on each side")
     W = np.random.default_rng(seed).multinomial(a.n, np.full(a.n, 1 / a.n), size=resamples).astype(np.float64)  # [R, n]
+    W = W[(W > 0).sum(axis=1) > 1]  # one image, drawn n times, has no spread and no pairs
     found = []
     for one, two in zip(
         measure(names, a, extractors, reference), measure(names, b, extractors, reference), strict=True

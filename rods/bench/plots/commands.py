@@ -29,6 +29,7 @@ from rods.bench.plots.comparisons import (
     solvers_fail,
 )
 from rods.bench.plots.detection import WHOLE, critical_steps, roc
+from rods.bench.plots.drawing import require_matplotlib
 from rods.bench.plots.galleries import by_label
 from rods.bench.plots.pictures import CAS, EULER, INDEX, Pictures
 from rods.bench.plots.trajectories import METHODS as SHOWN
@@ -151,6 +152,7 @@ def about(name: str) -> str:
 
 def draw(name: str, opts: dict[str, Any]) -> None:
     """Sample what is missing, draw, and print the numbers."""
+    require_matplotlib()
     plan, start = PLANS[name], time.monotonic()
     pictures = open_pictures(plan, opts)
     pictures.sample(needed(plan, pictures), say=lambda line: click.echo(f"{name}: {line}", err=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,12 @@ NO_LABEL = (200, 200, 200)
 MEANING = "Frames: green surely well, red surely bad, orange unsure"
 
 
+def require_matplotlib() -> None:
+    """Raises UserError where it is not installed: asked before hours of sampling, not after."""
+    if find_spec("matplotlib") is None:
+        raise UserError("figures need matplotlib, which is not installed: pip install 'matplotlib>=3.8'")
+
+
 def figure(
     rows: int,
     columns: int,
@@ -38,11 +45,10 @@ def figure(
 
     `widths` are the columns' shares. Raises UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("figures need matplotlib, which is not installed: pip install 'matplotlib>=3.8'") from None
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
     return fig, fig.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=widths)
