@@ -16,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from dnnlib.cli import Command, Group, SeedList
+from dnnlib.cli import Command, Group, SeedList, with_options
 from dnnlib.errors import UserError
 from rods.bench.sources import Source, image_source, network_source, paired_sources
 from rods.eval.dreamsim import dreamsim_extractor
@@ -53,9 +53,7 @@ def _extractor_options(command: F) -> F:
                      help="Where to run."),
         click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads per rank [default: all cores]."),
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def _reference_options(command: F) -> F:
@@ -66,9 +64,7 @@ def _reference_options(command: F) -> F:
         click.option("--force", is_flag=True, help="Compare although detector or resize differ."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 @click.group(cls=Group)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dis
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -14,6 +14,16 @@ from dnnlib.errors import UserError
 
 MAX_SEEDS = 10_000_000
 _OUR_PACKAGES = ("rods", "training", "torch_utils", "dnnlib", "scripts", "generate", "train", "fid", "__main__")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def with_options(command: F, options: Iterable[Callable[[F], F]]) -> F:
+    """`command` decorated with click's `options`, listed by --help in their order."""
+    for option in reversed(tuple(options)):
+        command = option(command)
+    return command
 
 
 class SeedList(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on

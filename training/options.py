@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import NumberList
+from dnnlib.cli import NumberList, with_options
 from torch_utils import distributed
 from training.presets import ARCHITECTURES, PRESETS, SOURCES
 
@@ -189,6 +189,4 @@ _OUTPUT = (
 def add_training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The decorators of all options of train.py."""
     options: Sequence[Any] = (*_WHAT, *_NETWORK, *_LEARNING, *_MACHINE, *_OUTPUT)
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)

@@ -85,8 +85,6 @@ def read_state(source: IO[bytes]) -> TrainingState:
 
 def load_state(path: Path) -> TrainingState:
     """Raises UserError: not a state file, or one of another schema."""
-    if path.suffix == ".safetensors":
-        raise UserError(f"--resume={path}: that is a network; give a training-state-*.pt, or --transfer={path}")
     with open(path, "rb") as f:
         try:
             return read_state(f)

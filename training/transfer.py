@@ -54,6 +54,8 @@ def start_from_state(run: Run, source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"--resume={source}: there is no such file; name a training-state-*.pt")
+    if path.suffix == ".safetensors":
+        raise UserError(f"--resume={path}: that is a network; give a training-state-*.pt, or --transfer={path}")
     state = load_state(path)
     theirs, ours = state.options, run.config.options()
     if theirs["network"] != ours["network"]:

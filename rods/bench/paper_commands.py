@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from dnnlib.cli import SeedList
+from dnnlib.cli import SeedList, with_options
 from dnnlib.errors import UserError
 from rods.bench.embedded import MODELS
 from rods.bench.paper import BATCH, METHODS, NUM_TABLE_1, STUDIES, Study, study_of
@@ -58,9 +58,7 @@ def run_options(command: F) -> F:
                      help="Where to run."),
         click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [default: all cores]."),
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 format_option = click.option(
@@ -90,9 +88,7 @@ def quality_options(command: F) -> F:
         click.option("--resize", help="As fid.py's."),
         click.option("--trust-detector", metavar="SHA256", help="As fid.py's."),
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def table_1(opts: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dnnlib.cli import with_options
 from rods.runs.sampling import DTYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,6 +56,4 @@ EXECUTION_OPTIONS = (
 
 def add_execution_options(command: F) -> F:
     """Decorator: the options above."""
-    for option in reversed(EXECUTION_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(command, EXECUTION_OPTIONS)

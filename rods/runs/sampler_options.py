@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dnnlib.cli import with_options
 from rods.correctors import check_window
 from rods.pipeline import MAX_STEPS, parse_window
 from rods.score_text import format_score, parse_score
@@ -256,6 +257,4 @@ SAMPLER_OPTIONS = (
 
 def add_sampler_options(command: F) -> F:
     """Decorator: every sampler option, None where it is not given."""
-    for option in reversed(SAMPLER_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(command, SAMPLER_OPTIONS)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dnnlib.cli import with_options
 from dnnlib.errors import UserError
 from rods.accept import Accept
 from rods.image_scores import Score
@@ -171,6 +172,4 @@ SELECTION_OPTIONS = (
 
 def add_selection_options(command: F) -> F:
     """Decorator: every option of this module, None (--rejected: False) where it is not given."""
-    for option in reversed(SELECTION_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(command, SELECTION_OPTIONS)
