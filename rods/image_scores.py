@@ -49,7 +49,7 @@ class Score(Protocol):
     def watch(self, denoise: BoundDenoiser, noise: Tensor, *, limit: float, solver: Solver) -> Watch: ...
 
 
-class _OfImage:
+class OfImage:
     """The watch of a score that no step matters to."""
 
     def __init__(self, score: Callable[[Tensor], Tensor]) -> None:
@@ -114,7 +114,7 @@ class Lid:
             share = self.first / self.draws
             return risk.index_copy(0, index, share * risk[index] + (1 - share) * rest)
 
-        return _OfImage(score)
+        return OfImage(score)
 
 
 @dataclass(frozen=True)

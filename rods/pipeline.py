@@ -171,9 +171,10 @@ class SamplerConfig:
 
 
 class _Blank:
-    """D = 0, with the noise levels of another denoiser."""
+    """D = 0, with the noise levels of another denoiser, whose layers it has none of: see readout.py."""
 
     def __init__(self, like: AnyDenoiser) -> None:
+        self.stands_for = like
         for name in ("sigma_min", "sigma_max", "round_sigma"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))

@@ -3,8 +3,9 @@
 A preset is JSON: {"name", "network", "source", "samplers": {sampler: {option: value}}}; windows are written as on the
 command line (`.1,.5`, `sigma:1,5`). `source` says where the numbers come from. Where every sample is corrected (eps 0),
 an optional "detect_eps": {sampler: threshold} says from which H on a sample is held at risk. Optional, too: "learned",
-the weights of a combination of scores that is then called `learned` (score_text.py), and "retention", a list of tables
-that say which threshold of a score keeps which share of a sampler's images (retention.py).
+the weights of a combination of scores that is then called `learned`, "readout", a text with the weights of a regression
+on the network's activations, then called `readout` (score_text.py has both), and "retention", a list of tables that say
+which threshold of a score keeps which share of a sampler's images (retention.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rods.combined_scores import Learned
 from rods.image_scores import Score
 from rods.pipeline import SAMPLERS, SamplerConfig
 from rods.retention import Retention, retention_of_json
-from rods.score_text import format_score, learned_of_json, parse_score
+from rods.score_text import FITTED, format_score, learned_of_json, parse_score
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Preset:
     source: str
     samplers: Mapping[str, Mapping[str, Any]]
     detect_eps: Mapping[str, float] = field(default_factory=dict)  # for reports; no image depends on it
-    learned: Learned | None = None
+    fitted: Mapping[str, Score] = field(default_factory=dict)  # by the names `learned` and `readout`
     retention: tuple[Retention, ...] = ()
 
     def risk_threshold(self, config: SamplerConfig) -> float | None:
@@ -40,9 +40,9 @@ class Preset:
     def config(self, sampler: str, replaced: Mapping[str, Any]) -> SamplerConfig:
         """The sampler's config: this preset's options for it, if any, with `replaced` over them."""
         options = {"sampler": sampler, **self.samplers.get(sampler, {}), **replaced}
-        if "learned" in str(options.get("detector", "")):  # a config holds the weights, for they decide the images
+        if any(name in str(options.get("detector")) for name in FITTED):  # a config holds the weights: they decide
             try:
-                options["detector"] = format_score(parse_score(options["detector"], learned=self.learned))
+                options["detector"] = format_score(parse_score(options["detector"], named=self.fitted))
             except ValueError as e:
                 raise ValueError(f"detector: {e}") from None
         return SamplerConfig.parse(options)
@@ -65,7 +65,7 @@ class Preset:
 def parse_preset(data: Any, *, where: str) -> Preset:
     """A preset from JSON. Raises ValueError: not a preset, an unknown key, sampler, option or value."""
     expected = {"name", "network", "source", "samplers"}
-    optional = {"detect_eps", "learned", "retention"}
+    optional = {"detect_eps", "learned", "readout", "retention"}
     if not isinstance(data, dict) or set(data) - optional != expected or not isinstance(data["samplers"], dict):
         raise ValueError(f"{where} is no preset; it needs exactly the keys {', '.join(sorted(expected))}")
     for key, kinds in {"name": str, "source": str, "network": str | None}.items():
@@ -75,15 +75,15 @@ def parse_preset(data: Any, *, where: str) -> Preset:
     if not isinstance(levels, dict) or not all(type(v) in (int, float) and v >= 0 for v in levels.values()):
         raise ValueError(f"{where}: detect_eps needs a threshold >= 0 for each sampler, such as {{'rods-cas': 0.01}}")
     try:
-        learned = learned_of_json(data["learned"]) if "learned" in data else None
+        fitted = fitted_of_json(data)
         tables = data.get("retention", [])
         if not isinstance(tables, list):
             raise ValueError("retention is no list of tables")
-        retention = tuple(retention_of_json(table) for table in tables)
+        retention = tuple(retention_of_json(table, named=fitted) for table in tables)
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
     names = {key: data[key] for key in expected}
-    preset = Preset(**names, detect_eps=levels, learned=learned, retention=retention)
+    preset = Preset(**names, detect_eps=levels, fitted=fitted, retention=retention)
     for sampler, options in preset.samplers.items():
         if sampler not in SAMPLERS:
             raise ValueError(f"{where}: {sampler!r} is no sampler; use {', '.join(SAMPLERS)}")
@@ -94,6 +94,18 @@ def parse_preset(data: Any, *, where: str) -> Preset:
         except ValueError as e:
             raise ValueError(f"{where}, {sampler}: {e}") from None
     return preset
+
+
+def fitted_of_json(data: Mapping[str, Any]) -> dict[str, Score]:
+    """The scores of a preset whose weights it holds, by name. Raises ValueError for one that is none."""
+    fitted: dict[str, Score] = {"learned": learned_of_json(data["learned"])} if "learned" in data else {}
+    if "readout" in data:
+        text = data["readout"]
+        readout = parse_score(text) if isinstance(text, str) and text.startswith("readout(") else None
+        if readout is None:
+            raise ValueError("readout is no text readout(...); scripts/fit_readout.py writes it")
+        fitted["readout"] = readout
+    return fitted
 
 
 def _published(

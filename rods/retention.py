@@ -79,8 +79,11 @@ def retention(scores: Sequence[float], *, score: Score, config: SamplerConfig, s
     return Retention(score, config, seeds, keep, tuple(ordered[ceil(share * n - 1e-9) - 1] for share in keep))
 
 
-def retention_of_json(data: Any) -> Retention:
-    """A table from a preset. Raises ValueError: not of that form, or a score or sampler that is none."""
+def retention_of_json(data: Any, *, named: Mapping[str, Score] | None = None) -> Retention:
+    """A table from a preset, whose scores by name are `named`.
+
+    Raises ValueError: not of that form, or a score or sampler that is none.
+    """
     expected = {"score", "sampler", "seeds", "keep", "threshold"}
     if not isinstance(data, Mapping) or set(data) != expected or not isinstance(data["sampler"], Mapping):
         raise ValueError(f"a table of retention needs exactly the keys {', '.join(sorted(expected))}")
@@ -90,7 +93,7 @@ def retention_of_json(data: Any) -> Retention:
         if not isinstance(data[name], list) or not all(type(v) in (int, float) for v in data[name]):
             raise ValueError(f"{name}: a table of retention needs numbers")
     return Retention(
-        parse_score(data["score"]),
+        parse_score(data["score"], named=named),
         SamplerConfig.parse(data["sampler"]),
         data["seeds"],
         tuple(map(float, data["keep"])),

@@ -4,9 +4,10 @@
     lid:sigma=1.6,draws=8                 options by name
     learned(-3.2;.5*lid;1.1*log(tvf))     bias, then weight*score or weight*log(score)
     screen(tvf>.01;lid:draws=8)           the second only where the first is above a value
+    readout(block;sigma;draws;bias;K;...) a regression on the network's activations, weights in base64 (readout.py)
 
 In a preset a learned combination is {"bias": -3.2, "terms": [{"score": "tvf", "log": true, "weight": 1.1}, ...]}; its
-name is then `learned`.
+name is then `learned`. A readout is its text there, and its name `readout`.
 """
 
 from __future__ import annotations
@@ -19,37 +20,45 @@ from typing import Any, get_type_hints
 
 from rods.combined_scores import Learned, Screened, Term
 from rods.image_scores import HIndex, LambdaMax, Lid, Lmi, Score, Tvf
+from rods.readout import Readout, read_readout, write_readout
 
 SCORES: dict[str, type[Any]] = {"lid": Lid, "tvf": Tvf, "h-index": HIndex, "lambda-max": LambdaMax, "lmi": Lmi}
+FITTED = {
+    "learned": "calibrate one, or write learned(bias;weight*score)",
+    "readout": "fit one by scripts/fit_readout.py and name its preset",
+}
+"""Scores whose weights belong to a network, by the name that they have in its preset; what to do without."""
 _TERM = re.compile(r"\s*([^*]+)\*\s*(log\()?([^()]+?)(\))?\s*")
 
 
-def parse_score(text: str, *, learned: Learned | None = None) -> Score:
-    """The score that a text names; `learned` is what the bare name `learned` stands for.
+def parse_score(text: str, *, named: Mapping[str, Score] | None = None) -> Score:
+    """The score that a text names; `named` is what the bare names `learned` and `readout` stand for, a preset's.
 
     Raises ValueError: no such score, an option that it does not have, a value that will not do.
     """
     text = text.strip()
-    if text == "learned":
-        if learned is None:
-            raise ValueError("learned: no preset gives its weights; calibrate one, or write learned(bias;weight*score)")
-        return learned
+    if text in FITTED:
+        if named is None or text not in named:
+            raise ValueError(f"{text}: no preset gives its weights; {FITTED[text]}")
+        return named[text]
     head, is_nested, body = text.removesuffix(")").partition("(")
     if is_nested and text.endswith(")") and head == "learned":
         return _parse_learned(body)
+    if is_nested and text.endswith(")") and head == "readout":
+        return read_readout(body)
     if is_nested and text.endswith(")") and head == "screen":
         gate, separated, full = body.partition(";")
         cheap, is_compared, above = gate.partition(">")
         if not separated or not is_compared:
             raise ValueError(f"{text!r} is no screen; write screen(cheap>value;full), such as screen(tvf>.01;lid)")
-        return Screened(_simple(cheap), _number(above, float, "screen"), parse_score(full, learned=learned))
+        return Screened(_simple(cheap), _number(above, float, "screen"), parse_score(full, named=named))
     return _simple(text)
 
 
 def _simple(text: str) -> Score:
     name, has_options, rest = (part.strip() for part in text.partition(":"))
     if name not in SCORES:
-        raise ValueError(f"unknown detector {name!r}; give {' or '.join(SCORES)} or learned")
+        raise ValueError(f"unknown detector {name!r}; give {' or '.join([*SCORES, *FITTED])}")
     kinds = get_type_hints(SCORES[name])
     given: dict[str, Any] = {}
     for part in rest.split(",") if has_options else []:
@@ -102,6 +111,8 @@ def format_score(score: Score) -> str:
         return f"learned({';'.join([_written(score.bias), *parts])})"
     if isinstance(score, Screened):
         return f"screen({format_score(score.screen)}>{_written(score.above)};{format_score(score.score)})"
+    if isinstance(score, Readout):
+        return write_readout(score)
     name = next(name for name, kind in SCORES.items() if type(score) is kind)
     options = [f"{f.name}={_written(getattr(score, f.name))}" for f in fields(SCORES[name])]
     return f"{name}:{','.join(options)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def write(path: Path, text: str) -> None:
 @click.option(
     "--base",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A preset whose settings of other samplers are taken over.",
+    help="A preset whose settings of other samplers are taken over, and whose readout, if any, may gate restarts.",
 )
 @click.option(
     "--dest",
@@ -148,9 +149,9 @@ def main(**opts: Any) -> None:
             raise UserError(f"--samplers: {family!r} cannot be calibrated; use {', '.join(FAMILIES)}")
     if not opts["dest"].resolve().parent.is_dir():
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
-    base = None
+    base, scores_of = None, None
     if opts["base"] is not None:
-        read_preset(opts["base"])  # or say what is wrong with it
+        scores_of = replace(read_preset(opts["base"]), samplers={})
         base = json.loads(opts["base"].read_text())
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
@@ -160,7 +161,7 @@ def main(**opts: Any) -> None:
     network = task.networks[opts["network"] or next(iter(task.networks))]()
     seeds, batch = opts["seeds"] or list(task.calibration_seeds), opts["batch"] or task.batch
     first = opts["first"] or max(batch, len(seeds) // 4 // batch * batch)
-    search = Search(task, network, opts["out"], seeds, min(first, len(seeds)), batch)
+    search = Search(task, network, opts["out"], seeds, min(first, len(seeds)), batch, scores_of)
 
     beside = opts["dest"].with_name(opts["dest"].name.removesuffix(SUFFIX).removesuffix(".json") + ".calibration.jsonl")
     found, critical, scores = {}, None, None

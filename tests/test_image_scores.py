@@ -248,17 +248,17 @@ def test_scores_are_written_as_people_would() -> None:
     assert parse_score("h-index: rho=4, scaled=false") == HIndex(4, scaled=False)
     mix = Learned(-3.2, (Term(0.5, Lid()), Term(1.0, Tvf(), log=True)))
     assert parse_score("learned(-3.2; .5*lid; 1*log(tvf))") == mix
-    assert parse_score("learned", learned=mix) == mix
+    assert parse_score("learned", named={"learned": mix}) == mix
     assert parse_score("screen(tvf>.01;lid:draws=8)") == Screened(Tvf(), 0.01, Lid(draws=8))
     plain = Learned(1, (Term(2, Lid()),))
-    assert parse_score("screen(tvf>.01;learned)", learned=plain) == Screened(Tvf(), 0.01, plain)
+    assert parse_score("screen(tvf>.01;learned)", named={"learned": plain}) == Screened(Tvf(), 0.01, plain)
     assert format_score(Lid(1.2, 4)) == "lid:sigma=1.2,draws=4,first=0,near=0.2"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "unknown detector ''; give lid or tvf or h-index or lambda-max or lmi or learned"),
+        ("", "unknown detector ''; give lid or tvf or h-index or lambda-max or lmi or learned or readout"),
         ("iq", "unknown detector 'iq'"),
         ("lid:t=3", "lid has no option 't'; it has sigma, draws, first, near, as in lid:sigma=1.2"),
         ("lid:", "lid has no option ''"),

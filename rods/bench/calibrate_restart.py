@@ -23,7 +23,8 @@ F64 = NDArray[np.float64]
 LID_LEVELS = (0.5, 0.55, 0.6, 0.65, 0.75, 0.85)  # of the steps: where LID looks
 TVF_LEVELS = (0.5, 0.6, 0.75)  # where trajectory variance begins to
 BACK = (0.45, 0.35, 0.4, 0.5, 0.55, 0.65, 0.75, 0.85)  # where restarts go back to; every score is tried with the first
-FLIGHT = 0.65  # where samples are scored in flight
+FLIGHT = (0.65, 0.75)  # where samples are scored in flight, the second by a readout only
+READOUT = "readout"
 QUANTILES = (0.7, 0.5, 0.85, 0.9, 0.93)  # of the baseline's scores: what is above goes round again; in the order tried
 ROUNDS, MARGINS = (1, 2), (0.1,)
 DRAWS = (4, 2)  # of LID, the first where noise levels are ranked
@@ -66,6 +67,11 @@ def by_lid(level: float, draws: int, at: float = 0) -> Candidate:
     return Candidate(text, f"detector=lid lid_sigma={level:g} draws={draws}{flight}", at, in_flight=at > 0)
 
 
+def by_readout(at: float = 0) -> Candidate:
+    flight = f" score_at={at:g}" if at else ""
+    return Candidate(READOUT, f"detector={READOUT}{flight}", at, in_flight=at > 0)
+
+
 def by_tvf(level: float) -> Candidate:
     return Candidate(f"tvf:sigma={level:g}", f"detector=tvf tvf_sigma={level:g}", level)
 
@@ -74,18 +80,20 @@ def restart(search: Search) -> Found:
     """Gated restart on a task.
 
     LID and trajectory variance are ranked by their AUROC on the first seeds, over noise levels. The best of both, LID
-    with fewer draws and in flight, and a logistic combination fitted to the first seeds then gate restarts: each first
-    at one threshold and from one level, then the best of them from other levels, at other thresholds, and with other
-    rounds and a margin.
+    with fewer draws and in flight, and a logistic combination fitted to the first seeds then gate restarts; where the
+    base preset has a readout, it and the best LID do instead. Each is tried first at one threshold and from one level,
+    then the best of them from other levels, at other thresholds, and with other rounds and a margin.
     """
     lid_levels, tvf_levels, back = (list(dict.fromkeys(map(search.level, p))) for p in (LID_LEVELS, TVF_LEVELS, BACK))
     first = search.seeds[: search.first]
     lid = best_score(search, [by_lid(t, DRAWS[0]) for t in lid_levels], first)
     # A little above the steps that the levels stand for.
     tvf = best_score(search, [by_tvf(float(f"{1.02 * t:.3g}")) for t in tvf_levels], first)
-    level, at = parse_lid(lid)[0], search.level(FLIGHT)
+    level, at = parse_lid(lid)[0], search.level(FLIGHT[0])
     learned, weights = learn(search, [lid, tvf], first)
     gates = [by_lid(level, k, t) for k in DRAWS for t in (0, at)] + [tvf, learned]
+    if search.has_readout:
+        gates = [lid, *(by_readout(t) for t in (0, *map(search.level, FLIGHT)))]
     runs = scored(search, gates, first)[1:]
     thresholds = {
         gate.head: [float(np.quantile(known(run), q)) for q in QUANTILES] for gate, run in zip(gates, runs, strict=True)
@@ -106,6 +114,8 @@ def restart(search: Search) -> Found:
     coarse = [name for gate in gates for name in gate.names(thresholds[gate.head][:1], back[:1])]
     chosen = search.best("restart", coarse, from_others, at_others, with_others)
     options = {**options_of(chosen), "tvf_sigma": tvf.above}
+    if options["detector"].startswith(READOUT):
+        options["detector"] = READOUT  # the preset's
     if options["detector"] != "lid":
         options["lid_sigma"], options["draws"] = parse_lid(lid)
     finished = [gate for gate in gates if not gate.in_flight]
@@ -175,7 +185,10 @@ def table(search: Search, candidate: Candidate, run: Results) -> dict[str, Any]:
     """Thresholds of a score at shares kept, on the baseline's samples, for `generate.py --filter --keep`."""
     seeds = f"{len(search.seeds)} seeds from {search.seeds[0]}"
     config = resolve(BASELINE, search.task, None).config
-    return retention(known(run).tolist(), score=parse_score(candidate.text), config=config, seeds=seeds).describe()
+    named = search.scores.fitted if search.scores else None
+    score = parse_score(candidate.text, named=named)
+    described = retention(known(run).tolist(), score=score, config=config, seeds=seeds).describe()
+    return {**described, "score": READOUT} if candidate.text == READOUT else described
 
 
 def iq_names(search: Search) -> list[str]:

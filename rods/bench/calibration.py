@@ -28,6 +28,8 @@ from rods.bench.run import Place, run_methods
 from rods.bench.task import LoadedNetwork, Task
 from rods.eval.diversity import spread_within
 from rods.eval.labels import Label
+from rods.presets import Preset
+from rods.readout import shortened
 from rods.schedules import edm_grid
 
 F64 = NDArray[np.float64]
@@ -84,7 +86,7 @@ class Trial:
         return {
             "family": self.family,
             "method": self.setting.name,
-            "config": self.setting.config.describe(),
+            "config": {k: shortened(v) if isinstance(v, str) else v for k, v in self.setting.config.describe().items()},
             "n": row.n,
             "bad_before": asdict(row.outcomes.bad_before),
             "bad_after": asdict(row.outcomes.bad_after),
@@ -113,11 +115,16 @@ class Search:
     seeds: Sequence[int]
     first: int  # seeds of the coarse round
     batch: int
+    scores: Preset | None = None  # whose fitted scores methods may name
     trials: dict[tuple[str, int], Trial] = field(default_factory=dict)  # by method and number of seeds
+
+    @property
+    def has_readout(self) -> bool:
+        return self.scores is not None and "readout" in self.scores.fitted
 
     def run(self, names: Sequence[str], seeds: Sequence[int]) -> list[Results]:
         """Results of methods on seeds, the baseline's first."""
-        settings = [resolve(name, self.task, None, self.network.denoiser) for name in (BASELINE, *names)]
+        settings = [resolve(name, self.task, self.scores, self.network.denoiser) for name in (BASELINE, *names)]
         run_methods(self.task, self.network, settings, seeds, out=self.out, batch=self.batch)
         place = Place(self.out, self.task.name, self.network.name)
         wanted = set(seeds)
@@ -130,7 +137,7 @@ class Search:
         found = []
         for name, run in zip(names, runs, strict=True):
             ratio = float(run.passes.sum(axis=1).mean() / base.passes.sum(axis=1).mean())
-            trial = Trial(family, resolve(name, self.task, None), compare(base, run), ratio, self.spread(run))
+            trial = Trial(family, resolve(name, self.task, self.scores), compare(base, run), ratio, self.spread(run))
             self.trials[name, trial.row.n] = trial
             found.append(trial)
         return found

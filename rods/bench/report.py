@@ -25,6 +25,7 @@ from rods.bench.tables import BAR_BROKEN, Table, detection_table, outcome_table,
 from rods.bench.task import AuditLine, Task
 from rods.eval.detection import confusion
 from rods.eval.labels import Label
+from rods.readout import shortened
 
 F64 = NDArray[np.float64]
 REAL_PICTURES, REAL_POINTS = 4096, 50_000  # held-out real samples that distances are taken to
@@ -241,7 +242,7 @@ def recipe_table(runs: Sequence[Results]) -> Table:
     shown = ("task", "network", "network_sha256", "method", "is_score", "sampler", "batch", "dtype")
     lines = []
     for run in runs:
-        options = ", ".join(f"{k}={v}" for k, v in run.recipe.items() if k not in shown)
+        options = ", ".join(f"{k}={shortened(str(v))}" for k, v in run.recipe.items() if k not in shown)
         lines.append((run.recipe["method"], run.recipe["sampler"], options, str(len(run)), str(run.recipe["batch"])))
     return Table(("method", "sampler", "options", "n", "batch"), tuple(lines))
 

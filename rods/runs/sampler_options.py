@@ -33,14 +33,14 @@ class WindowText(click.ParamType):  # type: ignore[type-arg]
 class ScoreText(click.ParamType):  # type: ignore[type-arg]
     """A score as `parse_score` reads it, with every option written out.
 
-    A bare lid or tvf stays as it is, for restart has options of its own for these, and so does `learned`, for a preset
-    has to say what it is.
+    A bare lid or tvf stays as it is, for restart has options of its own for these, and so do `learned` and `readout`,
+    for a preset has to say what they are.
     """
 
     name = "score"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in ("lid", "tvf") or re.search(r"learned(?!\()", value):
+        if value in ("lid", "tvf") or re.search(r"(learned|readout)(?!\()", value):
             return value
         try:
             return format_score(parse_score(value))

@@ -136,7 +136,7 @@ def _calibrated(score: Score, keep: float, preset: Preset | None, config: Sample
 
 def _score(text: str, preset: Preset | None, *, option: str) -> Score:
     try:
-        return parse_score(text, learned=preset.learned if preset else None)
+        return parse_score(text, named=preset.fitted if preset else None)
     except ValueError as e:
         raise UserError(f"{option}: {e}") from None
 

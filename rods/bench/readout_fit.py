@@ -1,0 +1,180 @@
+"""Fitting a readout: which block of a network, at which noise level, tells bad images from good ones, and how.
+
+Candidates are blocks times noise levels, each linear, and with products where it has few features. They are ranked by
+the AUROC of cross-validated scores; the best is fitted to all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rods.eval.detection import auroc
+from rods.eval.logistic import fit_logistic
+from rods.evaluation import bind
+from rods.readout import Readout, activations, products
+from rods.types import Denoiser
+from torch_utils.rng import SeedStreams
+from training.blocks import UNetBlock
+
+F64 = NDArray[np.float64]
+MOST_PRODUCTS = 32  # features, above which products would be more than most labels can tell apart
+RIDGES = (1.0, 0.1, 10.0)  # the first ranks the candidates
+FOLDS = 5
+HELD_BACK = 0.2  # of the images, for the learning curve
+COUNTS = (128, 256, 512, 1024, 2048, 4096, 8192)  # labels on the learning curve
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a readout is made of, before its weights."""
+
+    block: str
+    sigma: float
+    quadratic: bool
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A kind of readout and the AUROC of its cross-validated scores."""
+
+    kind: Kind
+    auroc: float
+
+
+def decoder_blocks(network: torch.nn.Module) -> tuple[str, ...]:
+    """The paths of the U-Net blocks on the way up that keep the resolution: what the image is made of, at every size.
+
+    Raises ValueError where there are none.
+    """
+    paths = tuple(
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, UNetBlock) and ".dec." in f".{path}" and "_block" in path
+    )
+    if not paths:
+        raise ValueError("network: it has no U-Net blocks below a part named dec; name its modules by --blocks")
+    return paths
+
+
+def pooled_activations(
+    network: Denoiser,
+    images: NDArray[np.uint8],
+    sigma: float,
+    blocks: tuple[str, ...],
+    *,
+    draws: int,
+    batch: int,
+    report: Callable[[int], None],
+) -> dict[str, F64]:
+    """Activations [N, 2 C] of each block for images [N, C, H, W]; image i has the draws of seed i. Cost: `draws` F.
+
+    `report` is told how many images are done, batch by batch.
+    """
+    found: dict[str, list[F64]] = {block: [] for block in blocks}
+    for start in range(0, len(images), batch):
+        rows = images[start : start + batch]
+        x = (torch.from_numpy(rows.astype(np.float64)) - 128) / 127.5
+        streams = SeedStreams(range(start, start + len(rows)), x.device)
+        noise = torch.stack([streams.randn_like(x) for _ in range(draws)])
+        level = torch.as_tensor(network.round_sigma(torch.tensor(sigma, dtype=torch.float64)))
+        for block, p in zip(blocks, activations(bind(network, len(x)), x, level, noise, blocks), strict=True):
+            found[block].append(p.numpy())
+        report(len(rows))
+    return {block: np.concatenate(parts) for block, parts in found.items()}
+
+
+def features(z: F64, quadratic: bool) -> F64:
+    """Standardised activations [N, K], with their products where `quadratic`."""
+    return np.concatenate([z, products(torch.from_numpy(z)).numpy()], axis=1) if quadratic else z
+
+
+def standardised(p: F64) -> tuple[F64, F64, F64]:
+    """z = (p - mean) / scale, mean and scale; a feature that is the same everywhere has scale 1."""
+    mean, scale = p.mean(axis=0), p.std(axis=0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    return (p - mean) / scale, mean, scale
+
+
+def usable(X: F64) -> NDArray[np.bool_]:
+    """The columns [K] that vary."""
+    varies: NDArray[np.bool_] = X.std(axis=0) > 1e-9
+    return varies
+
+
+def regression(X: F64, bad: NDArray[np.bool_], ridge: float) -> tuple[float, F64]:
+    """`fit_logistic` on the columns that vary, weight 0 for the others."""
+    weights, varies = np.zeros(X.shape[1]), usable(X)
+    bias, weights[varies] = fit_logistic(X[:, varies], bad, ridge=ridge)
+    return bias, weights
+
+
+def cross_validated(X: F64, bad: NDArray[np.bool_], ridge: float) -> float:
+    """AUROC of scores that each come from a regression on the other folds; image i is in fold i mod 5."""
+    fold, scores = np.arange(len(X)) % FOLDS, np.zeros(len(X))
+    for k in range(FOLDS):
+        bias, weights = regression(X[fold != k], bad[fold != k], ridge)
+        scores[fold == k] = bias + X[fold == k] @ weights
+    return auroc(scores, bad)
+
+
+def judge(
+    measured: Mapping[tuple[str, float], F64], bad: NDArray[np.bool_], *, report: Callable[[Judged], None]
+) -> list[Judged]:
+    """Every kind of readout, best first: all at one ridge, and the best at the others.
+
+    `measured` has activations [N, K] by block and noise level, `bad` [N] labels. Raises ValueError where a fold holds
+    labels of one kind only.
+    """
+    if min(bad.sum(), (~bad).sum()) < 2 * FOLDS:
+        raise ValueError(
+            f"labels: {int(bad.sum())} bad and {int((~bad).sum())} good images are too few to learn from; label more"
+        )
+    found = []
+
+    def add(kind: Kind) -> None:
+        X = features(standardised(measured[kind.block, kind.sigma])[0], kind.quadratic)
+        found.append(Judged(kind, cross_validated(X, bad, kind.ridge)))
+        report(found[-1])
+
+    for (block, sigma), quadratic in product(measured, (False, True)):
+        if not quadratic or measured[block, sigma].shape[1] <= MOST_PRODUCTS:
+            add(Kind(block, sigma, quadratic, RIDGES[0]))
+    best = max(found, key=lambda j: j.auroc).kind
+    for ridge in RIDGES[1:]:
+        add(Kind(best.block, best.sigma, best.quadratic, ridge))
+    return sorted(found, key=lambda j: -j.auroc)
+
+
+def fit(kind: Kind, p: F64, bad: NDArray[np.bool_], *, draws: int) -> Readout:
+    """The readout of a kind, fitted to activations [N, K] and labels [N]; its weights are float32 numbers."""
+    z, mean, scale = standardised(p)
+    bias, weights = regression(features(z, kind.quadratic), bad, kind.ridge)
+    K = len(mean)
+    numbers = [tuple(np.float32(part).tolist()) for part in (mean, scale, weights[:K], weights[K:])]
+    return Readout(kind.block, kind.sigma, draws, float(bias), *numbers)
+
+
+def learning_curve(kind: Kind, p: F64, bad: NDArray[np.bool_]) -> list[tuple[int, int, float]]:
+    """Labels, bad ones among them, and the AUROC on the last fifth of the images, from which nothing was learned."""
+    X = features(standardised(p)[0], kind.quadratic)
+    end = round(len(X) * (1 - HELD_BACK))
+    curve = []
+    for n in [c for c in COUNTS if c < end] + [end]:
+        if 0 < bad[:n].sum() < n and 0 < bad[end:].sum() < len(bad) - end:
+            bias, weights = regression(X[:n], bad[:n], kind.ridge)
+            curve.append((n, int(bad[:n].sum()), auroc(bias + X[end:] @ weights, bad[end:])))
+    return curve
+
+
+def chosen_levels(text: Sequence[float]) -> tuple[float, ...]:
+    """Noise levels, each once. Raises ValueError for one that is none."""
+    if not text or not all(0 < t < np.inf for t in text):
+        raise ValueError(f"levels: {', '.join(map(str, text)) or 'none'}; give noise levels > 0, such as .3,.5,.8")
+    return tuple(dict.fromkeys(text))
