@@ -27,6 +27,7 @@ class Correction:
     score: Tensor | None = None  # [B]
     flagged: Tensor | None = None  # [B] bool; None = all rows
     probe: Probe | None = None  # for the steps that are not probed themselves; see `every`
+    at: Point | None = None  # what was evaluated in the state's place; None: the state itself
 
 
 class Corrector(Protocol):
@@ -202,12 +203,14 @@ def only(flagged: Tensor, correct: Corrector, denoise: BoundDenoiser, prev: Step
     return Correction(d.index_copy(0, index, part.d), flagged=flagged)
 
 
-def every(k: int, probed: Corrector, correct: Corrector) -> Corrector:
+def every(k: int, probed: Corrector, correct: Corrector, *, rho: float | None = None) -> Corrector:
     """`probed` at every k-th step of a window, and `correct` on the rows that it flagged at the k - 1 steps after it.
 
-    There `correct` finds for `cur.u` the one of the probed step, and cas then costs one F more for flagged rows and
-    nothing for others. The first step counted is the first one that is asked: `within` and `chain` go around this, a
-    gate does not (it keeps no probe). What is kept between steps is in `Step.probe`. k = 1 is `probed`.
+    There `correct` finds for `cur.u` the one of the probed step. A `rho` says that it is cas(rho) of one ascent step:
+    the k - 1 steps then cost F in all, for the network is evaluated once, at x + rho u in flagged rows and at x in the
+    others, and the step's `denoised` and `d` are of these points. The first step counted is the first one that is
+    asked: `within` and `chain` go around this, a gate does not (it keeps no probe). What is kept between steps is in
+    `Step.probe`. k = 1 is `probed`.
     Cost: that of `probed` at one step of k. Raises ValueError for k < 1.
     """
     if k < 1:
@@ -216,6 +219,9 @@ def every(k: int, probed: Corrector, correct: Corrector) -> Corrector:
     def held(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
         probe = prev.probe if prev is not None else None
         if probe is not None and cur.i - probe.i < k:
+            if rho is not None and probe.u is not None:
+                worst = cur.moved(torch.where(per_sample(probe.flagged, cur.x), rho * probe.u, 0.0))
+                return Correction(worst.d, flagged=probe.flagged, probe=probe, at=worst)
             return replace(only(probe.flagged, correct, denoise, prev, cur.towards(probe.u)), probe=probe)
         done = probed(denoise, prev, cur)
         flagged = ~nobody(cur.x) if done.flagged is None else done.flagged

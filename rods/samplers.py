@@ -121,8 +121,8 @@ def rods_sampler(
     Returns images (float64, detached) and a `SampleRecord` for each.
     Raises ValueError for arguments out of range.
     Cost per step in the window: 2F + 2B; with `detect=False` 2F + B (CAS) or 2F (SAS); SAS with detection one F more
-    for flagged samples. Outside: F, and between probed steps F and one F more for flagged samples (CAS with more
-    ascent steps: what these spend). With Heun, one F more per step but the last.
+    for flagged samples. Outside, and between probed steps: F, and there SAS one F more for flagged samples (CAS with
+    more ascent steps: what these spend). With Heun, one F more per step but the last.
     """
     check_solver(solver)
     if not detect and eps != 0:
@@ -153,7 +153,8 @@ def rods_correction(
     if method not in fixes:
         raise ValueError(f"method: unknown method {method!r}; give cas or sas")
     correct = fixes[method]()
-    return every(probe_every, gate(h_index(rho), eps, correct) if detect else correct, correct)
+    shared = float(rho) if method == "cas" and ascent_steps == 1 else None
+    return every(probe_every, gate(h_index(rho), eps, correct) if detect else correct, correct, rho=shared)
 
 
 def overshoot_sampler(

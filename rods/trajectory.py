@@ -83,6 +83,7 @@ def trajectory(
 
         cur = Point(denoise, x_hat / schedule.s(t_hat), schedule.sigma(t_hat), i, num_steps, gradient)
         done = Correction(cur.d, flagged=nobody(x)) if correct is None else correct(denoise, prev, cur)
+        seen = done.at or cur
         d_used = done.d.detach()
         d_cur = schedule.rate(t_hat, x_hat, d_used)
         x = x_hat + (t_next - t_hat) * d_cur
@@ -95,8 +96,8 @@ def trajectory(
             x_next=x / schedule.s(t_next),
             sigma=cur.sigma,
             sigma_next=sigmas[i + 1],
-            denoised=cur.denoised,
-            d=cur.d,
+            denoised=seen.denoised,
+            d=seen.d,
             d_used=d_used,
             score=done.score,
             flagged=~nobody(x) if done.flagged is None else done.flagged,

@@ -56,8 +56,8 @@ class Step:
     x_next: Tensor  # [B, C, H, W] state after the step
     sigma: Tensor  # [] noise level of x
     sigma_next: Tensor  # [] noise level of x_next
-    denoised: Tensor  # [B, C, H, W] D(x; sigma)
-    d: Tensor  # [B, C, H, W] the denoiser's own direction (x - D(x; sigma)) / sigma
+    denoised: Tensor  # [B, C, H, W] D(x; sigma); of flagged rows between probes, D at their worst point (`every`)
+    d: Tensor  # [B, C, H, W] the denoiser's own direction there, (x - D(x; sigma)) / sigma
     d_used: Tensor  # [B, C, H, W] the direction taken; equal to d bit for bit in rows that are not flagged
     score: Tensor | None  # [B] what the detector said; None where none was asked
     flagged: Tensor  # [B] bool, rows whose direction was handed to a corrector
