@@ -76,7 +76,7 @@ def preset_text(
         "detect_eps": {family: risk for family, (_, risk, _) in found.items() if risk is not None},
     }
     if scores is not None:
-        preset |= {"learned": scores.learned, "retention": scores.tables}
+        preset |= {"retention": scores.tables, **({"learned": scores.learned} if scores.learned else {})}
     if base is not None:
         others = [sampler for sampler in base["samplers"] if sampler not in samplers]
         preset["source"] += f". {', '.join(others)}: {base['source']}"

@@ -76,24 +76,46 @@ def by_tvf(level: float) -> Candidate:
     return Candidate(f"tvf:sigma={level:g}", f"detector=tvf tvf_sigma={level:g}", level)
 
 
+@dataclass(frozen=True)
+class Gates:
+    """What restarts are gated by."""
+
+    candidates: list[Candidate]
+    options: dict[str, Any]  # of restart, for a preset: the best of each score, which those that do not gate keep
+    learned: dict[str, Any]  # a learned combination as presets hold it; empty where there is none
+    note: str
+
+
+def ranked_gates(search: Search, first: Sequence[int]) -> Gates:
+    """The best LID and trajectory variance by AUROC over noise levels, LID with fewer draws and in flight, and both."""
+    lid_levels, tvf_levels = (list(dict.fromkeys(map(search.level, part))) for part in (LID_LEVELS, TVF_LEVELS))
+    lid = best_score(search, [by_lid(t, DRAWS[0]) for t in lid_levels], first)
+    # A little above the steps that the levels stand for.
+    tvf = best_score(search, [by_tvf(float(f"{1.02 * t:.3g}")) for t in tvf_levels], first)
+    level, draws = parse_lid(lid)
+    learned, weights = learn(search, [lid, tvf], first)
+    candidates = [by_lid(level, k, t) for k in DRAWS for t in (0, search.level(FLIGHT[0]))] + [tvf, learned]
+    options = {"lid_sigma": level, "draws": draws, "tvf_sigma": tvf.above}
+    return Gates(candidates, options, weights, f" (learned: fitted on the first {len(first)})")
+
+
 def restart(search: Search) -> Found:
     """Gated restart on a task.
 
     LID and trajectory variance are ranked by their AUROC on the first seeds, over noise levels. The best of both, LID
     with fewer draws and in flight, and a logistic combination fitted to the first seeds then gate restarts; where the
-    base preset has a readout, it and the best LID do instead. Each is tried first at one threshold and from one level,
-    then the best of them from other levels, at other thresholds, and with other rounds and a margin.
+    base preset has a readout, it does instead, of finished images and in flight. Each is tried first at one threshold
+    and from one level, then the best of them from other levels, at other thresholds, and with other rounds and a
+    margin.
     """
-    lid_levels, tvf_levels, back = (list(dict.fromkeys(map(search.level, p))) for p in (LID_LEVELS, TVF_LEVELS, BACK))
+    back = list(dict.fromkeys(map(search.level, BACK)))
     first = search.seeds[: search.first]
-    lid = best_score(search, [by_lid(t, DRAWS[0]) for t in lid_levels], first)
-    # A little above the steps that the levels stand for.
-    tvf = best_score(search, [by_tvf(float(f"{1.02 * t:.3g}")) for t in tvf_levels], first)
-    level, at = parse_lid(lid)[0], search.level(FLIGHT[0])
-    learned, weights = learn(search, [lid, tvf], first)
-    gates = [by_lid(level, k, t) for k in DRAWS for t in (0, at)] + [tvf, learned]
     if search.has_readout:
-        gates = [lid, *(by_readout(t) for t in (0, *map(search.level, FLIGHT)))]
+        read = [by_readout(t) for t in (0, *map(search.level, FLIGHT))]
+        found = Gates(read, {}, {}, " (fitted on others)")
+    else:
+        found = ranked_gates(search, first)
+    gates = found.candidates
     runs = scored(search, gates, first)[1:]
     thresholds = {
         gate.head: [float(np.quantile(known(run), q)) for q in QUANTILES] for gate, run in zip(gates, runs, strict=True)
@@ -113,16 +135,17 @@ def restart(search: Search) -> Found:
 
     coarse = [name for gate in gates for name in gate.names(thresholds[gate.head][:1], back[:1])]
     chosen = search.best("restart", coarse, from_others, at_others, with_others)
-    options = {**options_of(chosen), "tvf_sigma": tvf.above}
+    options = options_of(chosen)
     if options["detector"].startswith(READOUT):
         options["detector"] = READOUT  # the preset's
-    if options["detector"] != "lid":
-        options["lid_sigma"], options["draws"] = parse_lid(lid)
+    mine = ("lid_sigma", "draws") if options["detector"] == "lid" else ()
+    options |= {name: value for name, value in found.options.items() if name not in mine}
     finished = [gate for gate in gates if not gate.in_flight]
     base, *runs = scored(search, finished, search.seeds)
     ranked = ", ".join(f"{g.text} {auroc_of(base, run):.3f}" for g, run in zip(finished, runs, strict=True))
-    remark = f"{chosen.remark()}; AUROC on all of these seeds (learned: fitted on the first {len(first)}): {ranked}"
-    return Found(options, remark, weights, [table(search, g, run) for g, run in zip(finished, runs, strict=True)])
+    remark = f"{chosen.remark()}; AUROC on all of these seeds{found.note}: {ranked}"
+    tables = [table(search, g, run) for g, run in zip(finished, runs, strict=True)]
+    return Found(options, remark, found.learned, tables)
 
 
 def parse_lid(candidate: Candidate) -> tuple[float, int]:
