@@ -139,9 +139,10 @@ def write(path: Path, text: str) -> None:
 def main(**opts: Any) -> None:
     """Find window, radius, sign and threshold of each sampler on a block of seeds, and write them as a preset.
 
-    Of the settings that break at most 1 % of the healthy samples, keep 97 % of the variance (of points also of the
-    spread inside kinds) and take at most 1.5 times Euler's passes, the one with the most repaired minus broken is
-    chosen, ties going to the fewest passes; where there is none, the preset's `source` says what was missed.
+    Of the settings that break at most 1 % of the healthy samples by the upper end of the 95 % interval, keep 97 % of
+    the variance (of points also of the spread inside kinds) and take at most 1.5 times Euler's passes, the one with the
+    most repaired minus broken is chosen, ties going to the fewest passes; where there is none, the preset's `source`
+    says what was missed.
     """
     families = opts["samplers"].split(",")
     for family in families:

@@ -30,10 +30,18 @@ def row(tmp_path_factory):
 
 
 def trial(
-    row, *, repaired: int, broken: int, variance: float = 1.0, passes: float = 40, n: int = 512, spread=math.nan
+    row,
+    *,
+    repaired: int,
+    broken: int,
+    variance: float = 1.0,
+    passes: float = 40,
+    n: int = 2048,
+    spread=math.nan,
+    healthy: int = 1200,
 ) -> Trial:
     outcomes = replace(
-        row.outcomes, repaired=proportion_interval(repaired, 100), broken=proportion_interval(broken, 400)
+        row.outcomes, repaired=proportion_interval(repaired, 100), broken=proportion_interval(broken, healthy)
     )
     kept = Estimate(variance, variance, variance, 0.95)
     done = replace(row, outcomes=outcomes, variance_kept=kept, forward=passes, backward=0.0, n=n)
@@ -42,10 +50,13 @@ def trial(
 
 def test_the_most_repaired_minus_broken_wins_within_the_bars(row):
     good, better = trial(row, repaired=30, broken=1), trial(row, repaired=32, broken=2)
-    breaks, shrinks = trial(row, repaired=90, broken=5), trial(row, repaired=90, broken=0, variance=0.96)
+    breaks, shrinks = trial(row, repaired=90, broken=8), trial(row, repaired=90, broken=0, variance=0.96)
     assert choose([good, better, breaks, shrinks]) is better
     assert "misses" not in better.remark()
-    assert "broken 2/400 (at most 1.8%)" in better.remark()
+    assert "broken 2/1200 (at most 0.6%)" in better.remark()
+    assert breaks.row.outcomes.broken.rate < 0.01 < breaks.row.outcomes.broken.high, "judged by the upper end"
+    few = trial(row, repaired=90, broken=0, healthy=300)
+    assert "misses: broken above 1%" in few.remark(), "300 without a break are not yet below 1 %"
 
 
 def test_ties_go_to_the_cheapest_and_few_seeds_do_not_decide(row):
@@ -55,7 +66,7 @@ def test_ties_go_to_the_cheapest_and_few_seeds_do_not_decide(row):
 
 
 def test_where_no_setting_clears_the_bars_the_remark_says_so(row):
-    one, two = trial(row, repaired=20, broken=9), trial(row, repaired=90, broken=9, variance=0.5)
+    one, two = trial(row, repaired=20, broken=12), trial(row, repaired=90, broken=12, variance=0.5)
     assert choose([one, two]) is one
     assert one.remark().endswith("misses: broken above 1%")
     assert list(trial(row, repaired=0, broken=0, variance=float("nan")).missed) == ["variance below 0.97"]

@@ -55,6 +55,7 @@ def test_measured_ratios_passes_and_memory_on_an_exact_density() -> None:
         "rods-cas, no detection": (14, 4),
         "rods-cas, difference": (22, 0),
         "rods-cas, every 4th": (11, 2),
+        "rods-cas, every 4th, no detection": (11, 1),
         "rods-sas": (18, 8),
         "rods-sas, no detection": (14, 0),
     }

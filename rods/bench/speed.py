@@ -35,6 +35,7 @@ def variants(*, num_steps: int, rho: float) -> dict[str, SamplerConfig]:
         "rods-cas, no detection": ("rods-cas", {**every_sample, "detect": False}),
         "rods-cas, difference": ("rods-cas", {**every_sample, "gradient": "difference"}),
         "rods-cas, every 4th": ("rods-cas", {**every_sample, "probe_every": 4}),
+        "rods-cas, every 4th, no detection": ("rods-cas", {**every_sample, "probe_every": 4, "detect": False}),
         "rods-sas": ("rods-sas", every_sample),
         "rods-sas, no detection": ("rods-sas", {**every_sample, "detect": False}),
     }
