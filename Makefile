@@ -44,8 +44,8 @@ EXACT := euler,heun,overshoot,restart,rods-cas-all,h-index
 HANDS := euler,heun,overshoot,restart,rods-cas-all,rods-sas-all,score detector=readout score_at=0,restart detector=lid lid_sigma=1.38 draws=2 score_at=0.47 threshold=14.71 sigma_r=8.03 rounds=3,h-index window=0,1 rho=4,lid lid_sigma=1.2 draws=16 score_at=0,tvf tvf_sigma=2,sigma-offset kappa=.4 window=.1,.5,random rho=8 window=.2,.6,churn,restart detector=lid lid_sigma=1.07 draws=8 score_at=0.47 threshold=16.88 sigma_r=3.52 rounds=3,restart detector=lid lid_sigma=1.2 draws=4 score_at=0 threshold=15.22 sigma_r=2.24 rounds=3,restart detector=h-index:rho=4,lo=0.6,hi=1.1,mean=true score_at=0.47 threshold=0.006645 sigma_r=3.52 rounds=3
 PROBES := euler,rods-cas-all,rods-cas-all probe_every=2,rods-cas-all probe_every=4
 RENDERED := euler,heun,restart,overshoot rho=8 window=.2,.6,score detector=readout score_at=0,restart detector=lid lid_sigma=1.2 draws=4 score_at=0 threshold=53.74 sigma_r=2.24 rounds=3 margin=0
-MNIST := euler,heun,euler-200
-SHAPES := euler,heun,euler-200,tvf tvf_sigma=2,overshoot rho=8 window=.2,.6
+MNIST := euler,heun
+SHAPES := euler,restart,overshoot rho=8 window=.2,.6
 
 bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minutes: few seeds, out/bench-fast/report
 	@$(QUALITY) --task=grid25 --seeds=0-1999 --batch=2000 --samplers=euler,heun,lid,h-index,overshoot,rods-cas,restart --out=out/bench-fast
