@@ -16,6 +16,7 @@ import torch
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from rods.pipeline import SAMPLERS, SamplerConfig, check_class, cut_chunks
+from rods.readout import shortened
 from rods.runs.execution_options import add_execution_options
 from rods.runs.options import given_options, respell, sampler_choice, sampler_config, spelling
 from rods.runs.outputs import OPTIONS_NAME, OutputFolder, read_identity
@@ -238,7 +239,7 @@ def describe(job: Job, preset: str | None) -> list[str]:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):
             lines.append(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
-    return [*lines, " ".join(f"{spelling(k)}={v}" for k, v in options.items())]
+    return [*lines, shortened(" ".join(f"{spelling(k)}={v}" for k, v in options.items()))]
 
 
 def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rods.image_scores import Score
 from rods.pipeline import SAMPLERS, SamplerConfig
+from rods.readout import shortened
 from rods.retention import Retention, retention_of_json
 from rods.score_text import FITTED, format_score, learned_of_json, parse_score
 
@@ -55,9 +56,9 @@ class Preset:
         for table in self.retention:
             if (table.score, table.config) == (score, config):
                 return table.threshold_at(keep)
-        has = [f"{format_score(t.score)} on {t.config.sampler}" for t in self.retention]
+        has = [f"{shortened(format_score(t.score))} on {t.config.sampler}" for t in self.retention]
         raise ValueError(
-            f"keep: preset {self.name} has no thresholds of {format_score(score)} for these settings of "
+            f"keep: preset {self.name} has no thresholds of {shortened(format_score(score))} for these settings of "
             f"{config.sampler}; it has {', '.join(has) or 'none'}"
         )
 

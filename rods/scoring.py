@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rods.evaluation import BoundDenoiser
 from rods.image_scores import Score
+from rods.readout import shortened
 from rods.score_text import format_score
 from rods.trajectory import Solver
 from rods.types import Step, state_dtype
@@ -52,8 +53,8 @@ class Scored:
         for limit in limits:
             if limit.score.sees > 0 and sampler == "restart":
                 raise ValueError(
-                    f"{format_score(limit.score)} looks at a run's steps, and restart takes some of them again; score "
-                    "its images by lid, or restart by this score (--detector)"
+                    f"{shortened(format_score(limit.score))} looks at a run's steps, and restart takes some of "
+                    "them again; score its images by lid, or restart by this score (--detector)"
                 )
             noise = whole_draws(denoise, state, streams.third().randn_like, limit.score.draws)
             self.watches.append(limit.score.watch(denoise, noise, limit=limit.value, solver=solver))

@@ -32,6 +32,7 @@ from rods.eval.correction import PairedOutcomes
 from rods.eval.detection import auroc, confusion
 from rods.eval.labels import Label
 from rods.presets import Preset
+from rods.readout import shortened
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset
 from rods.types import Denoiser
@@ -65,7 +66,7 @@ def demo_settings(task: Task, preset: Preset) -> list[Setting]:
 def settings_line(setting: Setting) -> str:
     shown = ("eps", "rho", "window", "sas_sign", "detector", "lid_sigma", "threshold", "sigma_r", "rounds")
     described = setting.config.describe()
-    return f"  {setting.name}: " + ", ".join(f"{k} {described[k]}" for k in shown if k in described)
+    return f"  {setting.name}: " + shortened(", ".join(f"{k} {described[k]}" for k in shown if k in described))
 
 
 def risk_threshold(setting: Setting, preset: Preset) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def test_its_text_is_read_back(quadratic: bool) -> None:
     np.testing.assert_allclose(again.quadratic, r.quadratic, rtol=1e-6)
     assert parse_score("readout", named={"readout": r}) is r
     assert parse_score("screen(lid>3;readout)", named={"readout": r}) == Screened(Lid(), 3, r)
-    assert shortened(f"restart {text} x") == f"restart readout({BLOCK};0.5;2;...) x"
+    assert re.fullmatch(rf"restart readout\({BLOCK};0\.5;2;#[0-9a-f]{{8}}\) x", shortened(f"restart {text} x"))
+    assert shortened(text) != shortened(format_score(readout(quadratic=not quadratic)))
 
 
 @pytest.mark.parametrize("body", ["", "a;1;2;3;4", "a;1;2;3;4;!!", "a;1;2;3;4;AAAA", "a;x;2;3;4;AAAAAA=="])
@@ -275,9 +277,12 @@ def test_people_teach_a_readout_and_it_restarts_and_filters(labelled: Path, tmp_
     assert json.loads(preset.read_text()) == data
 
     run = ("--sampler=restart", f"--preset={preset}", "--seeds=0-7", "--batch=4")
-    generated(tmp_path / "out", *run)
+    said = generated(tmp_path / "out", *run)
     scores = [line["restart"]["scores"] for line in records(tmp_path / "out")]
     assert all((len(s) > 1) == (s[0] > 0.5) for s in scores)
+    code, output = generate(tmp_path / "out", *run, "--detector=lid")
+    assert code == 2, "another recipe"
+    assert max(map(len, (said + output).splitlines())) < 600, "weights are not for people to read"
     assert {len(s) > 1 for s in scores} == {True, False}
     assert options_json(tmp_path / "out")["identity"]["detector"] == data["readout"]
     filtered = ("--sampler=euler", f"--preset={preset}", "--seeds=0-7", "--batch=4", "--filter=readout")

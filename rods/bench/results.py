@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
 from rods.eval.labels import Label
+from rods.readout import shortened
 
 F64 = NDArray[np.float64]
 FORMAT = 1
@@ -164,7 +165,8 @@ class ResultWriter:
         if changed:
             k = changed[0]
             raise UserError(
-                f"{path} was made with {k} {found.recipe.get(k)}, not {self.recipe.get(k)}; repeat what made it, "
+                f"{path} was made with {k} {shortened(str(found.recipe.get(k)))}, "
+                f"not {shortened(str(self.recipe.get(k)))}; repeat what made it, "
                 "remove it, or name another output folder"
             )
         if complete < path.stat().st_size:

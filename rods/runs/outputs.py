@@ -19,6 +19,7 @@ from PIL.Image import Image
 
 from dnnlib.errors import UserError
 from dnnlib.util import alone, atomic_write
+from rods.readout import shortened
 from rods.runs.options import spelling
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
@@ -52,7 +53,8 @@ class OutputFolder:
         if old is not None and (changed := [k for k in {**old, **identity} if old.get(k) != self.identity.get(k)]):
             k = changed[0]
             raise UserError(
-                f"--outdir={outdir} holds images made with {spelling(k)}={old.get(k)}, not {self.identity.get(k)}; "
+                f"--outdir={outdir} holds images made with {spelling(k)}={shortened(str(old.get(k)))}, "
+                f"not {shortened(str(self.identity.get(k)))}; "
                 "repeat what made them, or name another --outdir"
             )
 

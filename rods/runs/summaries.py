@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
+from rods.readout import shortened
 from rods.runs.sampling import largest_score, was_restarted
 from rods.runs.selection import Selection
 
@@ -41,15 +42,15 @@ def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> lis
         again = sum(len(t["seeds"]) > 1 for t in tries)
         above, drawn = sum(not t["accepted"] for t in tries), sum(len(t["seeds"]) for t in tries)
         said.append(
-            f"{again} of {len(lines)} drawn again (not {chosen.accept.describe()}), {drawn} images drawn in all; "
-            f"{above} were never accepted, the best try is kept"
+            f"{again} of {len(lines)} drawn again (not {shortened(chosen.accept.describe())}), "
+            f"{drawn} images drawn in all; {above} were never accepted, the best try is kept"
         )
     if chosen.filter:
         dropped = sum(line.get("dropped", False) for line in lines)
         scores = [inf if line["filter_score"] is None else line["filter_score"] for line in lines]
         said.append(
-            f"{dropped} of {len(lines)} dropped (not {chosen.filter.describe()}). Scores, at their quantiles: "
-            f"{_quantiles(scores)}; scores are in samples.jsonl"
+            f"{dropped} of {len(lines)} dropped (not {shortened(chosen.filter.describe())}). "
+            f"Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
         )
     return said
 
