@@ -235,6 +235,7 @@ def test_blocks_of_the_way_up_are_read() -> None:
 
 def fitted(*options: str) -> tuple[int, str]:
     result = CliRunner().invoke(main, [*options, "--threads=1"])
+    torch.set_flush_denormal(False)  # the command sets it for its process, which here goes on to other tests
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
