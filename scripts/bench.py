@@ -28,7 +28,7 @@ from rods.bench.results import read_results
 from rods.bench.rows import compare
 from rods.bench.run import Place, run_methods
 from rods.bench.tables import detection_table, outcome_table
-from rods.bench.task import LoadedNetwork, Task
+from rods.bench.task import Task, load_network
 from rods.bench.tasks import TASKS
 from rods.presets import Preset
 from rods.runs.presets import find_preset
@@ -136,15 +136,6 @@ def report(task_name: str | None, dest: Path, threads: int | None, out: Path) ->
 def use_threads(threads: int | None) -> None:
     torch.set_num_threads(threads or usable_cores())
     torch.set_flush_denormal(True)
-
-
-def load_network(task: Task, name: str | None) -> LoadedNetwork:
-    """The network of that name, or the task's first. UserError for one that the task does not have."""
-    if name is None:
-        return next(iter(task.networks.values()))()
-    if name not in task.networks:
-        raise UserError(f"--network={name}: {task.name} has {', '.join(task.networks)}")
-    return task.networks[name]()
 
 
 def chosen_settings(text: str, task: Task, preset: Preset | None, denoiser: Denoiser) -> list[Setting]:

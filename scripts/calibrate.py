@@ -21,14 +21,14 @@ from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.calibrate_restart import Found, iq_names, restart
 from rods.bench.calibration import Search, critical_steps, options_of, rods, with_radius
+from rods.bench.task import load_network
 from rods.bench.tasks import TASKS
 from rods.presets import parse_preset
-from rods.runs.presets import read_preset
+from rods.runs.presets import beside_preset, read_preset
 from torch_utils.distributed import usable_cores
 
 FAMILIES = ("restart", "rods-cas", "rods-sas", "overshoot", "sigma-offset", "tag", "iq", "laplacian")
 KAPPAS, ETAS, ALPHAS = (0.05, 0.1, 0.2, 0.4), (1.05, 1.1, 1.2), (0.003, 0.01, 0.03)
-SUFFIX = ".preset.json"
 
 
 def calibrated(search: Search, family: str) -> tuple[dict[str, Any], float | None, str]:
@@ -157,14 +157,12 @@ def main(**opts: Any) -> None:
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
     task = TASKS[opts["task_name"]]()
-    if opts["network"] is not None and opts["network"] not in task.networks:
-        raise UserError(f"--network={opts['network']}: {task.name} has {', '.join(task.networks)}")
-    network = task.networks[opts["network"] or next(iter(task.networks))]()
+    network = load_network(task, opts["network"])
     seeds, batch = opts["seeds"] or list(task.calibration_seeds), opts["batch"] or task.batch
     first = opts["first"] or max(batch, len(seeds) // 4 // batch * batch)
     search = Search(task, network, opts["out"], seeds, min(first, len(seeds)), batch, scores_of)
 
-    beside = opts["dest"].with_name(opts["dest"].name.removesuffix(SUFFIX).removesuffix(".json") + ".calibration.jsonl")
+    beside = beside_preset(opts["dest"], ".calibration.jsonl")
     found, critical, scores = {}, None, None
     for family in families:
         if family == "restart":

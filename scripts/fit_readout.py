@@ -25,18 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, NumberList, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
+from rods.bench.looks import load_pictures
 from rods.bench.methods import BASELINE, resolve
 from rods.bench.rating_report import settle
 from rods.bench.readout_fit import chosen_levels, decoder_blocks, fit, judge, learning_curve, pooled_activations
 from rods.bench.results import read_results
 from rods.bench.run import Place, run_methods
-from rods.bench.task import LoadedNetwork, Task
+from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
-from rods.pipeline import cut_chunks
 from rods.presets import parse_preset
 from rods.readout import module_of, write_readout
-from rods.runs.presets import read_preset
+from rods.runs.presets import beside_preset, read_preset
 from rods.runs.rating import NORMAL, read_answers
 from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
@@ -61,19 +61,16 @@ def of_task(task: Task, network: LoadedNetwork, seeds: list[int], out: Path) -> 
     setting = resolve(BASELINE, task, None, network.denoiser)
     run_methods(task, network, [setting], seeds, out=out, batch=BATCH)
     place = Place(out, task.name, network.name)
-    results = read_results(place.results(setting)).only(set(seeds))
-    label = dict(zip(results.seeds.tolist(), results.labels.tolist(), strict=True))
-    images, labels = [], []
-    for chunk in cut_chunks(seeds, batch=BATCH):
-        path = place.pictures(setting.file_name, chunk)
-        if not path.is_file():
-            raise UserError(f"--out={out}: {path} is missing; remove {place.results(setting)} and sample again")
-        images.append(np.load(path))
-        labels += [label[seed] for seed in chunk.seeds]
-    codes = np.array(labels)
+    results = read_results(place.results(setting))
+    pictures = load_pictures(place, results)
+    if pictures is None:
+        raise UserError(f"--out={out}: pictures of {results.path} are missing; remove that file and sample again")
+    where = results.position()
+    codes = results.labels[[where[seed] for seed in seeds]]
+    images = np.stack([pictures[seed] for seed in seeds])
     sure = codes != Label.AMBIGUOUS
     source = f"{task.name}, euler, {len(seeds)} seeds from {seeds[0]}"
-    return Labelled(np.concatenate(images)[sure], codes[sure] == Label.BAD, source)
+    return Labelled(images[sure], codes[sure] == Label.BAD, source)
 
 
 def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> Labelled:
@@ -129,7 +126,6 @@ def write_preset(dest: Path, network: LoadedNetwork, text: str, remark: str) -> 
     """The readout into a preset: a new one, or in the place of the one that `dest` has."""
     preset: dict[str, Any] = {"name": network.name, "network": network.name, "source": "", "samplers": {"euler": {}}}
     if dest.exists():
-        read_preset(dest)  # or say what is wrong with it
         preset = json.loads(dest.read_text())
     others = preset["source"].partition(" | readout: ")[0]
     preset |= {"source": f"{others} | readout: {remark}", "readout": text}
@@ -149,9 +145,7 @@ def loaded(opts: dict[str, Any]) -> tuple[Task | None, LoadedNetwork]:
     task = TASKS[opts["task"]]()
     if not task.is_picture:
         raise UserError(f"--task={task.name}: its network has no layers to read; use a task of pictures")
-    if opts["network"] is not None and opts["network"] not in task.networks:
-        raise UserError(f"--network={opts['network']}: {task.name} has {', '.join(task.networks)}")
-    return task, task.networks[opts["network"] or next(iter(task.networks))]()
+    return task, load_network(task, opts["network"])
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
@@ -183,6 +177,8 @@ def main(**opts: Any) -> None:
     """
     if not opts["dest"].resolve().parent.is_dir():
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
+    if opts["dest"].exists():
+        read_preset(opts["dest"])  # or say what is wrong with it, before the work
     levels = chosen_levels(opts["levels"])
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
@@ -214,7 +210,7 @@ def main(**opts: Any) -> None:
         f"network {network.sha256[:12]}; AUROC {judged[0].auroc:.3f} ({len(judged)} kinds, cross-validated)"
     )
     write_preset(opts["dest"], network, write_readout(readout), remark)
-    log = opts["dest"].with_name(opts["dest"].name.removesuffix(".json").removesuffix(".preset") + ".readout.jsonl")
+    log = beside_preset(opts["dest"], ".readout.jsonl")
     lines: list[dict[str, Any]] = [{"readout": remark, "draws": opts["draws"]}]
     lines += [{**asdict(j.kind), "auroc": round(j.auroc, 4)} for j in judged]
     lines += [{"labels": n, "bad": b, "auroc": round(a, 4)} for n, b, a in curve]

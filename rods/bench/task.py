@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dnnlib.errors import UserError
 from rods.eval.correction import Proportion, proportion_interval
 from rods.eval.labels import Label
 from rods.types import Denoiser
@@ -76,3 +77,12 @@ class Task:
     num_steps: int = 40
     settings: Mapping[str, Any] | None = None  # per-task sampler defaults that no preset has, by sampler name
     faults: Callable[[F64], Sequence[str]] | None = None  # what is wrong with each sample in words, "" for nothing
+
+
+def load_network(task: Task, name: str | None) -> LoadedNetwork:
+    """The network of that name, or the task's first. UserError for one that the task does not have."""
+    if name is None:
+        return next(iter(task.networks.values()))()
+    if name not in task.networks:
+        raise UserError(f"--network={name}: {task.name} has {', '.join(task.networks)}")
+    return task.networks[name]()

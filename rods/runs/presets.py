@@ -31,6 +31,11 @@ def find_preset(name: str | None, *, network: str, folder: Path) -> Preset | Non
     raise UserError(f"--preset={name} is unknown; use a JSON file or one of {', '.join(known_names)}")
 
 
+def beside_preset(path: Path, suffix: str) -> Path:
+    """NAME + suffix in the folder of the preset NAME.preset.json, or NAME.json."""
+    return path.with_name(path.name.removesuffix(SUFFIX).removesuffix(".json") + suffix)
+
+
 def read_preset(path: Path) -> Preset:
     """Raises UserError: not JSON, or not a preset."""
     try:
