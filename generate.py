@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from training.header import tool_version
 
 MODELS = Path(__file__).resolve().parent / "models"
 EMBEDDED = MODELS / "hands-32.safetensors"
+HEADER = 200  # characters of a preset's source that are printed; options.json has all
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 120})
@@ -138,7 +140,8 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
     snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
-    if preset and opts["preset"] and sampler not in preset.samplers:
+    by_score = opts["filter"] or opts["accept"]  # which takes weights and thresholds from the preset
+    if preset and opts["preset"] and sampler not in preset.samplers and not by_score:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
     config = sampler_config(sampler, given, preset, snapshot.name)
@@ -231,7 +234,7 @@ def check_network(net: Any, config: SamplerConfig, class_index: int | None) -> N
 
 def describe(job: Job, preset: str | None) -> list[str]:
     """Lines that say what applies."""
-    lines = [f"Preset {preset}"] if preset else []
+    lines = [f"Preset {textwrap.shorten(preset, HEADER, placeholder=' ...')}"] if preset else []
     options = {**job.config.describe(), **job.selection.identity(), "dtype": job.dtype, "device": job.device}
     if job.channels_last:
         options["channels_last"] = True

@@ -62,6 +62,7 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]
     def __init__(self, kind: type[int] | type[float], *, length: int | None = None) -> None:
         self.kind, self.length = kind, length
         self.name = ",".join([kind.__name__] * (length or 1)) + ("" if length else ",...")
+        self.example = ",".join(["1" if kind is int else "0.5"] * (length or 2))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | float, ...]:
         if not isinstance(value, str):
@@ -72,7 +73,7 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]
             numbers = ()
         if not numbers or any(n != n for n in numbers) or (self.length or len(numbers)) != len(numbers):
             wanted = f"{self.length} numbers" if self.length else "numbers"
-            self.fail(f"{value!r} is not {wanted} with commas between, such as {self.name}", param, ctx)
+            self.fail(f"{value!r} is not {wanted} with commas between, such as {self.example}", param, ctx)
         return numbers
 
 

@@ -109,6 +109,23 @@ def fitted_of_json(data: Mapping[str, Any]) -> dict[str, Score]:
     return fitted
 
 
+def with_readout(data: Mapping[str, Any], text: str) -> tuple[dict[str, Any], list[str]]:
+    """A preset's JSON with this readout, and in words what of the one before it went with it."""
+    if data.get("readout") in (None, text):
+        return {**data, "readout": text}, []
+
+    def is_old(score: Any) -> bool:
+        return "readout" in str(score)
+
+    tables, samplers = data.get("retention", []), data["samplers"]
+    stale = [name for name, options in samplers.items() if is_old(options.get("detector"))]
+    kept = [table for table in tables if not is_old(table["score"])]
+    dropped = [f"the settings of {name}" for name in stale]
+    dropped += [f"{len(tables) - len(kept)} table(s) of retention"] if len(kept) < len(tables) else []
+    left = {name: options for name, options in samplers.items() if name not in stale}
+    return {**data, "samplers": left or {"euler": {}}, "retention": kept, "readout": text}, dropped
+
+
 def _published(
     name: str,
     network: str | None,

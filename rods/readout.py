@@ -61,6 +61,15 @@ def module_of(network: torch.nn.Module, block: str) -> torch.nn.Module:
         ) from None
 
 
+def fingerprint(module: torch.nn.Module) -> str:
+    """Twelve hexadecimal digits of a checksum of a module's parameters and buffers as float32: whose layer it is."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        numbers = value.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(repr((name, numbers.shape)).encode() + numbers.astype("<f4").tobytes())
+    return digest.hexdigest()[:12]
+
+
 def activations(
     denoise: BoundDenoiser, image: Tensor, sigma: Tensor, noise: Tensor, blocks: tuple[str, ...]
 ) -> tuple[Tensor, ...]:
@@ -108,12 +117,14 @@ class Readout:
     The module `block` of the network (a path such as model.dec.32x32_block0) is watched while D(image + t e; t) is
     evaluated at t = `sigma`, for `draws` draws e: p [2 C] are `activations`, z = (p - mean) / scale, and the score is
     1 / (1 + exp(-(bias + linear . z + quadratic . products(z)))); without `quadratic` only the linear part. Cost:
-    `draws` F. Raises ValueError: values that are not finite, or lengths that do not match.
+    `draws` F. `network` is the `fingerprint` of that block in the network that the readout was fitted on; others are
+    refused. Raises ValueError: values that are not finite, or lengths that do not match.
     """
 
     block: str
     sigma: float
     draws: int
+    network: str
     bias: float
     mean: tuple[float, ...]  # [K], K = 2 C
     scale: tuple[float, ...]  # [K]
@@ -122,6 +133,8 @@ class Readout:
 
     def __post_init__(self) -> None:
         K = len(self.mean)
+        if not re.fullmatch("[0-9a-f]{12}", self.network):
+            raise ValueError(f"readout: {self.network!r} is no checksum of a network; fit it again")
         if not self.block or K == 0 or K % 2 or len(self.scale) != K or len(self.linear) != K:
             raise ValueError("readout: it needs a block, and as many means as scales and weights; fit it again")
         if len(self.quadratic) not in (0, K * (K + 1) // 2):
@@ -139,11 +152,6 @@ class Readout:
 
     def of(self, p: Tensor) -> Tensor:
         """The score [B] of activations [B, K]."""
-        if p.shape[1] != len(self.mean):
-            raise ValueError(
-                f"readout: {self.block} of this network has {p.shape[1] // 2} channels, the readout was fitted on one "
-                f"with {len(self.mean) // 2}; use it with the network that it was fitted on"
-            )
         z = (p - p.new_tensor(self.mean)) / p.new_tensor(self.scale)
         logit = self.bias + (z * p.new_tensor(self.linear)).sum(dim=1)
         if self.quadratic:
@@ -151,9 +159,15 @@ class Readout:
         return torch.sigmoid(logit.clamp(-LARGEST, LARGEST))
 
     def watch(self, denoise: BoundDenoiser, noise: Tensor, *, limit: float, solver: Solver) -> Watch:
+        own = fingerprint(module_of(network_of(denoise), self.block))
+        if own != self.network:
+            raise ValueError(
+                f"readout: it was fitted on another network ({self.block} has checksum {own}, not {self.network}); "
+                "use it with that network, or fit one for this network by scripts/fit_readout.py"
+            )
+
         def score(image: Tensor) -> Tensor:
-            if hasattr(denoise.denoiser, "stands_for"):  # a rehearsal, which can see that there is such a block
-                module_of(network_of(denoise), self.block)
+            if hasattr(denoise.denoiser, "stands_for"):  # a rehearsal
                 return image.new_zeros(len(image))
             (p,) = activations(denoise, image, noise_level(self.sigma, image), noise, (self.block,))
             return self.of(p).to(image.dtype)
@@ -165,10 +179,11 @@ class Readout:
 
 
 def write_readout(readout: Readout) -> str:
-    """`readout(block;sigma;draws;bias;weights)`: the weights are float32 numbers in base64, mean, scale and so on."""
+    """`readout(block;sigma;draws;network;bias;K;weights)`: float32 numbers in base64, mean, scale and so on."""
     numbers = [*readout.mean, *readout.scale, *readout.linear, *readout.quadratic]
     data = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
-    return f"readout({readout.block};{readout.sigma!r};{readout.draws};{readout.bias!r};{len(readout.mean)};{data})"
+    parts = (readout.block, repr(readout.sigma), readout.draws, readout.network, repr(readout.bias), len(readout.mean))
+    return f"readout({';'.join(map(str, parts))};{data})"
 
 
 def shortened(text: str) -> str:
@@ -183,13 +198,13 @@ def shortened(text: str) -> str:
 def read_readout(body: str) -> Readout:
     """What `write_readout` has put between the brackets. Raises ValueError: not of that form."""
     try:
-        block, sigma, draws, bias, size, data = body.split(";")
+        block, sigma, draws, network, bias, size, data = body.split(";")
         raw, K = base64.b64decode(data, validate=True), int(size)
         numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
-        values = float(sigma), int(draws), float(bias)
+        values = float(sigma), int(draws), network, float(bias)
     except (ValueError, struct.error, binascii.Error):
         raise ValueError(
-            "readout: this is no readout(block;sigma;draws;bias;K;weights); scripts/fit_readout.py writes one"
+            "readout: this is no readout(block;sigma;draws;network;bias;K;weights); scripts/fit_readout.py writes one"
         ) from None
     mean, scale, linear, quadratic = (numbers[a:b] for a, b in ((0, K), (K, 2 * K), (2 * K, 3 * K), (3 * K, None)))
     return Readout(block, *values, mean, scale, linear, quadratic)

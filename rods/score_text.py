@@ -4,7 +4,7 @@
     lid:sigma=1.6,draws=8                 options by name
     learned(-3.2;.5*lid;1.1*log(tvf))     bias, then weight*score or weight*log(score)
     screen(tvf>.01;lid:draws=8)           the second only where the first is above a value
-    readout(block;sigma;draws;bias;K;...) a regression on the network's activations, weights in base64 (readout.py)
+    readout(block;sigma;draws;network;...) a regression on the network's activations, weights in base64 (readout.py)
 
 In a preset a learned combination is {"bias": -3.2, "terms": [{"score": "tvf", "log": true, "weight": 1.1}, ...]}; its
 name is then `learned`. A readout is its text there, and its name `readout`.

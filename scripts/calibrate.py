@@ -152,7 +152,7 @@ def main(**opts: Any) -> None:
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
     base, scores_of = None, None
     if opts["base"] is not None:
-        scores_of = replace(read_preset(opts["base"]), samplers={})
+        scores_of = replace(read_preset(opts["base"], option="--base"), samplers={})
         base = json.loads(opts["base"].read_text())
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)

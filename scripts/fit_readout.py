@@ -34,8 +34,8 @@ from rods.bench.run import Place, run_methods
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
-from rods.presets import parse_preset
-from rods.readout import module_of, write_readout
+from rods.presets import parse_preset, with_readout
+from rods.readout import fingerprint, module_of, write_readout
 from rods.runs.presets import beside_preset, read_preset
 from rods.runs.rating import NORMAL, read_answers
 from rods.types import Denoiser
@@ -83,11 +83,13 @@ def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> Labelled:
     if d.label_dim:
         raise UserError(f"--network: {network.name} needs class labels, which the answers do not tell; use another")
     for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"--images={folder} has no {name}, which was labelled; give the folder that was labelled")
         try:
             with PIL.Image.open(folder / name) as picture:
                 pixels = np.asarray(picture.convert("L" if d.img_channels == 1 else "RGB"))
         except OSError:
-            raise UserError(f"--images={folder}: {name} cannot be read; give the folder that was labelled") from None
+            raise UserError(f"--images={folder}: {name} is no readable picture; copy it again") from None
         images.append(pixels[None] if d.img_channels == 1 else pixels.transpose(2, 0, 1))
         if images[-1].shape != (d.img_channels, d.img_resolution, d.img_resolution):
             raise UserError(f"--images={folder}: {name} has another size than {network.name} draws; use its own")
@@ -122,16 +124,18 @@ def measured(
     return found
 
 
-def write_preset(dest: Path, network: LoadedNetwork, text: str, remark: str) -> None:
-    """The readout into a preset: a new one, or in the place of the one that `dest` has."""
-    preset: dict[str, Any] = {"name": network.name, "network": network.name, "source": "", "samplers": {"euler": {}}}
+def write_preset(dest: Path, network: LoadedNetwork, text: str, remark: str) -> list[str]:
+    """The readout into a preset: a new one, or in the place of the one that `dest` has; what of that one went."""
+    old: dict[str, Any] = {"name": network.name, "network": network.name, "source": "", "samplers": {"euler": {}}}
     if dest.exists():
-        preset = json.loads(dest.read_text())
-    others = preset["source"].partition(" | readout: ")[0]
-    preset |= {"source": f"{others} | readout: {remark}", "readout": text}
+        old = json.loads(dest.read_text())
+    preset, dropped = with_readout(old, text)
+    others = [part for part in old["source"].split(" | ") if part and not part.startswith("readout: ")]
+    preset["source"] = " | ".join([*others, f"readout: {remark}"])
     parse_preset(preset, where="the preset with the readout")
     with atomic_write(dest) as temporary:
         temporary.write_text(json.dumps(preset, indent=2) + "\n")
+    return dropped
 
 
 def loaded(opts: dict[str, Any]) -> tuple[Task | None, LoadedNetwork]:
@@ -178,11 +182,13 @@ def main(**opts: Any) -> None:
     if not opts["dest"].resolve().parent.is_dir():
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
     if opts["dest"].exists():
-        read_preset(opts["dest"])  # or say what is wrong with it, before the work
+        preset = read_preset(opts["dest"], option="--dest")  # or say what is wrong with it, before the work
     levels = chosen_levels(opts["levels"])
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
     task, network = loaded(opts)
+    if opts["dest"].exists() and preset.network not in (None, network.name):
+        raise UserError(f"--dest={opts['dest']} is for network {preset.network}, not {network.name}; name another file")
     net = cast(torch.nn.Module, network.denoiser)
     blocks = tuple(opts["blocks"].split(",")) if opts["blocks"] else decoder_blocks(net)
     for block in blocks:
@@ -204,12 +210,13 @@ def main(**opts: Any) -> None:
                    + (", with products" if k.quadratic else ""))  # fmt: skip
     curve = learning_curve(best, at[best.block, best.sigma], bad)
     click.echo("AUROC by labels (bad ones): " + ", ".join(f"{n} ({b}) {a:.3f}" for n, b, a in curve))
-    readout = fit(best, at[best.block, best.sigma], bad, draws=opts["draws"])
+    owner = fingerprint(module_of(net, best.block))
+    readout = fit(best, at[best.block, best.sigma], bad, draws=opts["draws"], network=owner)
     remark = (
         f"scripts/fit_readout.py, {labelled.source}, {int(bad.sum())} of {len(bad)} bad, "
         f"network {network.sha256[:12]}; AUROC {judged[0].auroc:.3f} ({len(judged)} kinds, cross-validated)"
     )
-    write_preset(opts["dest"], network, write_readout(readout), remark)
+    dropped = write_preset(opts["dest"], network, write_readout(readout), remark)
     log = beside_preset(opts["dest"], ".readout.jsonl")
     lines: list[dict[str, Any]] = [{"readout": remark, "draws": opts["draws"]}]
     lines += [{**asdict(j.kind), "auroc": round(j.auroc, 4)} for j in judged]
@@ -217,6 +224,8 @@ def main(**opts: Any) -> None:
     with atomic_write(log) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     click.echo(f"wrote {opts['dest']} and {log}")
+    if dropped:
+        click.echo(f"left out, for they were of the readout before: {' and '.join(dropped)}; calibrate again")
 
 
 if __name__ == "__main__":

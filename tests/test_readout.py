@@ -32,7 +32,8 @@ from rods.combined_scores import Screened
 from rods.eval.detection import auroc
 from rods.image_scores import Lid, Score
 from rods.pipeline import SamplerConfig
-from rods.readout import Readout, activations, pooled, products, read_readout, shortened, write_readout
+from rods.presets import with_readout
+from rods.readout import Readout, activations, fingerprint, pooled, products, read_readout, shortened, write_readout
 from rods.room import Room
 from rods.runs.rating import Answers, open_session
 from rods.score_text import format_score, parse_score
@@ -40,6 +41,7 @@ from scripts.fit_readout import main
 from training.checkpoint import load_denoiser
 
 BLOCK = "model.dec.8x8_block0"
+OTHERS = '{"name": "x", "network": "other", "source": "", "samplers": {"euler": {}}}'
 SIGMA = torch.tensor(0.5, dtype=torch.float64)
 
 
@@ -55,12 +57,16 @@ def noise(k: int, n: int = 6) -> torch.Tensor:
     return torch.randn(k, n, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
+def own() -> str:
+    return fingerprint(network().get_submodule(BLOCK))
+
+
 def readout(*, quadratic: bool = True, draws: int = 2, block: str = BLOCK) -> Readout:
     K = 8  # of 4 channels
     draw = torch.Generator().manual_seed(3)
     a, b, c, d = (torch.randn(n, generator=draw).tolist() for n in (K, K, K, K * (K + 1) // 2))
     scale = tuple(abs(v) + 0.5 for v in b)
-    return Readout(block, 0.5, draws, 0.25, tuple(a), scale, tuple(c), tuple(d) if quadratic else ())
+    return Readout(block, 0.5, draws, own(), 0.25, tuple(a), scale, tuple(c), tuple(d) if quadratic else ())
 
 
 def scored(score: Score, x: torch.Tensor, e: torch.Tensor, *, room: Room | None = None) -> tuple[torch.Tensor, Any]:
@@ -115,8 +121,8 @@ def test_only_a_network_with_that_block_has_it() -> None:
         activations(bind(mixture(), 6), latents().double(), SIGMA, torch.zeros(1, *latents().shape), (BLOCK,))
     with pytest.raises(ValueError, match=r"no module model\.dec\.9"):
         scored(readout(block="model.dec.9"), pictures(), noise(2))
-    with pytest.raises(ValueError, match="has 4 channels, the readout was fitted on one with 1"):
-        scored(Readout(BLOCK, 0.5, 1, 0, (0, 0), (1, 1), (1, 1)), pictures(), noise(1))
+    with pytest.raises(ValueError, match=rf"fitted on another network \(model.dec.8x8_block1 has .*, not {own()}\)"):
+        scored(readout(block="model.dec.8x8_block1"), pictures(), noise(2))
     never = network()
     never.unused = torch.nn.Identity()
     with pytest.raises(ValueError, match="evaluations do not show unused"):
@@ -126,7 +132,7 @@ def test_only_a_network_with_that_block_has_it() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"block": ""}, {"mean": (0.0,)}, {"scale": (0.0,) * 8}, {"linear": (math.nan,) * 8}, {"quadratic": (1.0,)},
-     {"sigma": 0.0}, {"draws": 0}, {"bias": math.inf}],
+     {"sigma": 0.0}, {"draws": 0}, {"bias": math.inf}, {"network": "small"}],
 )  # fmt: skip
 def test_what_is_no_readout_is_refused(change: dict[str, Any]) -> None:
     good = {k: getattr(readout(), k) for k in readout().__dataclass_fields__}
@@ -151,7 +157,7 @@ def test_its_text_is_read_back(quadratic: bool) -> None:
     assert shortened(text) != shortened(format_score(readout(quadratic=not quadratic)))
 
 
-@pytest.mark.parametrize("body", ["", "a;1;2;3;4", "a;1;2;3;4;!!", "a;1;2;3;4;AAAA", "a;x;2;3;4;AAAAAA=="])
+@pytest.mark.parametrize("body", ["", "a;1;2;f;3;4", "a;1;2;f;3;4;!!", "a;1;2;f;3;4;AAAA", "a;x;2;f;3;4;AAAAAA=="])
 def test_a_text_that_is_none_is_refused(body: str) -> None:
     with pytest.raises(ValueError, match="readout: "):
         read_readout(body)
@@ -159,10 +165,28 @@ def test_a_text_that_is_none_is_refused(body: str) -> None:
         parse_score(f"readout({body})")
 
 
-def test_rehearsals_look_for_the_block() -> None:
+def test_the_fingerprint_is_of_the_weights_alone() -> None:
+    net = network()
+    block = net.get_submodule(BLOCK)
+    assert fingerprint(block.to(torch.float64)) == own()
+    assert fingerprint(block.to(memory_format=torch.channels_last)) == own()
+    assert fingerprint(net.get_submodule("model.dec.8x8_block1")) != own()
+    with torch.no_grad():
+        next(block.parameters()).flatten()[0] += 1e-3
+    assert fingerprint(block) != own()
+
+
+def test_rehearsals_look_for_the_block_and_whose_it_is() -> None:
+    trained_on = network()
+    with torch.no_grad():
+        next(trained_on.get_submodule(BLOCK).parameters()).mul_(1.01)
     options = {"threshold": 0.5, "sigma_r": 1.0, "num_steps": 4}
     SamplerConfig("restart", {**options, "detector": format_score(readout())}).rehearse(network())
-    for block, denoiser, why in (("model.x", network(), "no module model.x"), (BLOCK, mixture(), "no torch module")):
+    for block, denoiser, why in (
+        ("model.x", network(), "no module model.x"),
+        (BLOCK, mixture(), "no torch module"),
+        (BLOCK, trained_on, "fitted on another network"),
+    ):
         with pytest.raises(ValueError, match=why):
             SamplerConfig("restart", {**options, "detector": format_score(readout(block=block))}).rehearse(denoiser)
 
@@ -190,8 +214,8 @@ def test_the_kind_that_tells_most_is_found_and_fitted() -> None:
     by_kind = {(j.kind.block, j.kind.quadratic): j.auroc for j in told[:6]}
     assert abs(by_kind["noise", True] - 0.5) < 0.08
     assert by_kind["product", False] < 0.6 < by_kind["weak", False] < 0.75
-    r = fit(best, at["product", 2.0], bad, draws=3)
-    assert r.draws == 3
+    r = fit(best, at["product", 2.0], bad, draws=3, network="0123456789ab")
+    assert (r.draws, r.network) == (3, "0123456789ab")
     mine = r.of(torch.from_numpy(at["product", 2.0])).numpy()
     assert auroc(mine, bad) > 0.9
     assert abs(mine.mean() - bad.mean()) < 0.01, "a probability"
@@ -286,11 +310,34 @@ def test_people_teach_a_readout_and_it_restarts_and_filters(labelled: Path, tmp_
     assert max(map(len, (said + output).splitlines())) < 600, "weights are not for people to read"
     assert {len(s) > 1 for s in scores} == {True, False}
     assert options_json(tmp_path / "out")["identity"]["detector"] == data["readout"]
+    data["samplers"] |= {"edm": {}}
+    del data["samplers"]["euler"]
+    preset.write_text(json.dumps(data))
+    code, output = generate(tmp_path / "none", "--sampler=euler", f"--preset={preset}", "--seeds=0")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "no settings for --sampler=euler" in output
     filtered = ("--sampler=euler", f"--preset={preset}", "--seeds=0-7", "--batch=4", "--filter=readout")
     generated(tmp_path / "all", *filtered, "--filter-threshold=inf")
     found = [line["filter_score"] for line in records(tmp_path / "all")]
     assert all(0 < f < 1 for f in found)
     assert {line["forward"] for line in records(tmp_path / "all")} == {6}
+
+    code, output = fitted(*asked, "--draws=3")
+    assert code == 0
+    assert "left out, for they were of the readout before: the settings of restart; calibrate again" in output
+    again = json.loads(preset.read_text())
+    assert again["samplers"] == {"edm": {}}
+    assert again["source"].startswith("readout: scripts/fit_readout.py")
+    assert again["source"].count("readout: ") == 1
+
+
+def test_a_new_readout_takes_the_tables_of_the_old_one_out() -> None:
+    tables = [{"score": "lid"}, {"score": "readout"}, {"score": "learned(1;2*lid)"}]
+    old = {"readout": "a", "samplers": {"restart": {"detector": "readout"}}, "retention": tables, "source": "x"}
+    assert with_readout(old, "a") == (old, [])
+    new, dropped = with_readout(old, "b")
+    assert new == {**old, "readout": "b", "samplers": {"euler": {}}, "retention": [tables[0], tables[2]]}
+    assert dropped == ["the settings of restart", "1 table(s) of retention"]
 
 
 def test_mistakes_are_one_line(labelled: Path, tmp_path: Path) -> None:
@@ -310,6 +357,13 @@ def test_mistakes_are_one_line(labelled: Path, tmp_path: Path) -> None:
     code, output = fitted(*good, f"--dest={tmp_path / 'no' / 'p.json'}")
     assert (code, output.count("\n")) == (2, 1)
     assert "there is no such folder" in output
+    preset = tmp_path / "q.json"
+    for text, says in (("{", f"--dest={preset} is not JSON"), (OTHERS, "is for network other, not small")):
+        preset.write_text(text)
+        code, output = fitted(*good, f"--dest={preset}")
+        assert (code, output.count("\n")) == (2, 1)
+        assert says in output
+    preset.unlink()
     assert list(tmp_path.iterdir()) == []
     code, output = generate(tmp_path / "x", "--sampler=restart", "--detector=readout", "--threshold=.5", "--sigma-r=1")
     assert (code, output.count("\n")) == (2, 1)

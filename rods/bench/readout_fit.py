@@ -152,13 +152,16 @@ def judge(
     return sorted(found, key=lambda j: -j.auroc)
 
 
-def fit(kind: Kind, p: F64, bad: NDArray[np.bool_], *, draws: int) -> Readout:
-    """The readout of a kind, fitted to activations [N, K] and labels [N]; its weights are float32 numbers."""
+def fit(kind: Kind, p: F64, bad: NDArray[np.bool_], *, draws: int, network: str) -> Readout:
+    """The readout of a kind, fitted to activations [N, K] and labels [N]; its weights are float32 numbers.
+
+    `network` is the fingerprint of its block.
+    """
     z, mean, scale = standardised(p)
     bias, weights = regression(features(z, kind.quadratic), bad, kind.ridge)
     K = len(mean)
     numbers = [tuple(np.float32(part).tolist()) for part in (mean, scale, weights[:K], weights[K:])]
-    return Readout(kind.block, kind.sigma, draws, float(bias), *numbers)
+    return Readout(kind.block, kind.sigma, draws, network, float(bias), *numbers)
 
 
 def learning_curve(kind: Kind, p: F64, bad: NDArray[np.bool_]) -> list[tuple[int, int, float]]:

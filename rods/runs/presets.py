@@ -36,10 +36,10 @@ def beside_preset(path: Path, suffix: str) -> Path:
     return path.with_name(path.name.removesuffix(SUFFIX).removesuffix(".json") + suffix)
 
 
-def read_preset(path: Path) -> Preset:
-    """Raises UserError: not JSON, or not a preset."""
+def read_preset(path: Path, *, option: str = "--preset") -> Preset:
+    """Raises UserError, in the name of that option: not JSON, or not a preset."""
     try:
         data = json.loads(path.read_text())
     except (ValueError, RecursionError):
-        raise UserError(f"--preset={path} is not JSON; docs/calibration.md shows a preset") from None
-    return parse_preset(data, where=f"--preset={path}")
+        raise UserError(f"{option}={path} is not JSON; docs/calibration.md shows a preset") from None
+    return parse_preset(data, where=f"{option}={path}")
