@@ -14,7 +14,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, isqrt
 from typing import Any
 
 import torch
@@ -61,12 +61,16 @@ def module_of(network: torch.nn.Module, block: str) -> torch.nn.Module:
         ) from None
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """Twelve hexadecimal digits of a checksum of a module's parameters and buffers as float32: whose layer it is."""
+def fingerprint(network: torch.nn.Module, blocks: tuple[str, ...]) -> str:
+    """Twelve hexadecimal digits of a checksum of modules' parameters and buffers as float32: whose layers they are.
+
+    Raises ValueError where the network has no such module.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        numbers = value.detach().to("cpu", torch.float32).contiguous().numpy()
-        digest.update(repr((name, numbers.shape)).encode() + numbers.astype("<f4").tobytes())
+    for block in blocks:
+        for name, value in sorted(module_of(network, block).state_dict().items()):
+            numbers = value.detach().to("cpu", torch.float32).contiguous().numpy()
+            digest.update(repr((name, numbers.shape)).encode() + numbers.astype("<f4").tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -114,30 +118,31 @@ def products(z: Tensor) -> Tensor:
 class Readout:
     """The probability that an image is bad, as a logistic regression on the network's activations has it.
 
-    The module `block` of the network (a path such as model.dec.32x32_block0) is watched while D(image + t e; t) is
-    evaluated at t = `sigma`, for `draws` draws e: p [2 C] are `activations`, z = (p - mean) / scale, and the score is
-    1 / (1 + exp(-(bias + linear . z + quadratic . products(z)))); without `quadratic` only the linear part. Cost:
-    `draws` F. `network` is the `fingerprint` of that block in the network that the readout was fitted on; others are
-    refused. Raises ValueError: values that are not finite, or lengths that do not match.
+    Modules `blocks` of the network (paths such as model.dec.32x32_block0) are watched while D(image + t e; t) is
+    evaluated at t = `sigma`, for `draws` draws e: p [K] are their `activations` side by side, z = (p - mean) / scale,
+    and the score is 1 / (1 + exp(-(bias + linear . z + quadratic . products(z')))), where z' are the first features of
+    z, as many as `quadratic` has weights for. Cost: `draws` F. `network` is the `fingerprint` of the blocks in the
+    network that the readout was fitted on; others are refused. Raises ValueError: values that are not finite, or
+    lengths that do not match.
     """
 
-    block: str
+    blocks: tuple[str, ...]
     sigma: float
     draws: int
     network: str
     bias: float
-    mean: tuple[float, ...]  # [K], K = 2 C
+    mean: tuple[float, ...]  # [K], K = 2 C of every block
     scale: tuple[float, ...]  # [K]
     linear: tuple[float, ...]  # [K]
-    quadratic: tuple[float, ...] = ()  # [K (K + 1) / 2], or none
+    quadratic: tuple[float, ...] = ()  # [k (k + 1) / 2], k = 0 to K
 
     def __post_init__(self) -> None:
         K = len(self.mean)
         if not re.fullmatch("[0-9a-f]{12}", self.network):
             raise ValueError(f"readout: {self.network!r} is no checksum of a network; fit it again")
-        if not self.block or K == 0 or K % 2 or len(self.scale) != K or len(self.linear) != K:
+        if not self.blocks or not all(self.blocks) or K == 0 or K % 2 or len(self.scale) != K or len(self.linear) != K:
             raise ValueError("readout: it needs a block, and as many means as scales and weights; fit it again")
-        if len(self.quadratic) not in (0, K * (K + 1) // 2):
+        if self.width > K or len(self.quadratic) != self.width * (self.width + 1) // 2:
             raise ValueError(f"readout: {len(self.quadratic)} weights of products for {K} features; fit it again")
         if not all(map(isfinite, (self.bias, *self.mean, *self.scale, *self.linear, *self.quadratic))):
             raise ValueError("readout: a weight is not finite; fit it again")
@@ -147,30 +152,37 @@ class Readout:
             raise ValueError("readout: sigma is a noise level > 0, and draws a whole number >= 1; fit it again")
 
     @property
+    def width(self) -> int:
+        """k, the number of features whose products have weights."""
+        return (isqrt(8 * len(self.quadratic) + 1) - 1) // 2
+
+    @property
     def sees(self) -> float:
         return 0
 
     def of(self, p: Tensor) -> Tensor:
         """The score [B] of activations [B, K]."""
+        if p.shape[1] != len(self.mean):
+            raise ValueError(f"readout: {p.shape[1]} activations, and {len(self.mean)} weights; fit it again")
         z = (p - p.new_tensor(self.mean)) / p.new_tensor(self.scale)
         logit = self.bias + (z * p.new_tensor(self.linear)).sum(dim=1)
         if self.quadratic:
-            logit = logit + (products(z) * p.new_tensor(self.quadratic)).sum(dim=1)
+            logit = logit + (products(z[:, : self.width]) * p.new_tensor(self.quadratic)).sum(dim=1)
         return torch.sigmoid(logit.clamp(-LARGEST, LARGEST))
 
     def watch(self, denoise: BoundDenoiser, noise: Tensor, *, limit: float, solver: Solver) -> Watch:
-        own = fingerprint(module_of(network_of(denoise), self.block))
+        own = fingerprint(network_of(denoise), self.blocks)
         if own != self.network:
             raise ValueError(
-                f"readout: it was fitted on another network ({self.block} has checksum {own}, not {self.network}); "
+                f"readout: it was fitted on another network ({self.blocks[0]} has checksum {own}, not {self.network}); "
                 "use it with that network, or fit one for this network by scripts/fit_readout.py"
             )
 
         def score(image: Tensor) -> Tensor:
             if hasattr(denoise.denoiser, "stands_for"):  # a rehearsal
                 return image.new_zeros(len(image))
-            (p,) = activations(denoise, image, noise_level(self.sigma, image), noise, (self.block,))
-            return self.of(p).to(image.dtype)
+            p = activations(denoise, image, noise_level(self.sigma, image), noise, self.blocks)
+            return self.of(torch.cat(p, dim=1)).to(image.dtype)
 
         return OfImage(score)
 
@@ -179,11 +191,11 @@ class Readout:
 
 
 def write_readout(readout: Readout) -> str:
-    """`readout(block;sigma;draws;network;bias;K;weights)`: float32 numbers in base64, mean, scale and so on."""
+    """`readout(block+block;sigma;draws;network;bias;K;weights)`: float32 numbers in base64, mean, scale and so on."""
     numbers = [*readout.mean, *readout.scale, *readout.linear, *readout.quadratic]
     data = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
-    parts = (readout.block, repr(readout.sigma), readout.draws, readout.network, repr(readout.bias), len(readout.mean))
-    return f"readout({';'.join(map(str, parts))};{data})"
+    what = ("+".join(readout.blocks), repr(readout.sigma), str(readout.draws), readout.network)
+    return f"readout({';'.join(what)};{readout.bias!r};{len(readout.mean)};{data})"
 
 
 def shortened(text: str) -> str:
@@ -198,7 +210,7 @@ def shortened(text: str) -> str:
 def read_readout(body: str) -> Readout:
     """What `write_readout` has put between the brackets. Raises ValueError: not of that form."""
     try:
-        block, sigma, draws, network, bias, size, data = body.split(";")
+        blocks, sigma, draws, network, bias, size, data = body.split(";")
         raw, K = base64.b64decode(data, validate=True), int(size)
         numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
         values = float(sigma), int(draws), network, float(bias)
@@ -207,4 +219,4 @@ def read_readout(body: str) -> Readout:
             "readout: this is no readout(block;sigma;draws;network;bias;K;weights); scripts/fit_readout.py writes one"
         ) from None
     mean, scale, linear, quadratic = (numbers[a:b] for a, b in ((0, K), (K, 2 * K), (2 * K, 3 * K), (3 * K, None)))
-    return Readout(block, *values, mean, scale, linear, quadratic)
+    return Readout(tuple(blocks.split("+")), *values, mean, scale, linear, quadratic)

@@ -175,9 +175,9 @@ def loaded(opts: dict[str, Any]) -> tuple[Task | None, LoadedNetwork]:
 def main(**opts: Any) -> None:
     """Learn a score from labelled samples: the chance that an image is bad, read off the network's own activations.
 
-    The labels are those of a task of the benchmark, or people's (scripts/label.py). Blocks, noise levels, and whether
-    products of activations help are chosen by cross-validation. The score is then called `readout`:
-    generate.py --preset=DEST --sampler=restart --detector=readout, or --filter=readout.
+    The labels are those of a task of the benchmark, or people's (scripts/label.py). Blocks, alone or the last ones
+    together, noise levels, and whether products of activations help are chosen by cross-validation. The score is then
+    called `readout`: generate.py --preset=DEST --sampler=restart --detector=readout, or --filter=readout.
     """
     if not opts["dest"].resolve().parent.is_dir():
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
@@ -206,12 +206,11 @@ def main(**opts: Any) -> None:
     best = judged[0].kind
     for j in judged[:10]:
         k = j.kind
-        click.echo(f"AUROC {j.auroc:.3f}  {k.block} at sigma {k.sigma:g}, ridge {k.ridge:g}"
-                   + (", with products" if k.quadratic else ""))  # fmt: skip
-    curve = learning_curve(best, at[best.block, best.sigma], bad)
+        click.echo(f"AUROC {j.auroc:.3f}  {'+'.join(k.blocks)} at sigma {k.sigma:g}, ridge {k.ridge:g}"
+                   + (", products of the first" if k.quadratic else ""))  # fmt: skip
+    curve = learning_curve(best, at, bad)
     click.echo("AUROC by labels (bad ones): " + ", ".join(f"{n} ({b}) {a:.3f}" for n, b, a in curve))
-    owner = fingerprint(module_of(net, best.block))
-    readout = fit(best, at[best.block, best.sigma], bad, draws=opts["draws"], network=owner)
+    readout = fit(best, at, bad, draws=opts["draws"], network=fingerprint(net, best.blocks))
     remark = (
         f"scripts/fit_readout.py, {labelled.source}, {int(bad.sum())} of {len(bad)} bad, "
         f"network {network.sha256[:12]}; AUROC {judged[0].auroc:.3f} ({len(judged)} kinds, cross-validated)"

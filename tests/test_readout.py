@@ -58,15 +58,15 @@ def noise(k: int, n: int = 6) -> torch.Tensor:
 
 
 def own() -> str:
-    return fingerprint(network().get_submodule(BLOCK))
+    return fingerprint(network(), (BLOCK,))
 
 
-def readout(*, quadratic: bool = True, draws: int = 2, block: str = BLOCK) -> Readout:
+def readout(*, quadratic: bool = True, draws: int = 2, blocks: tuple[str, ...] = (BLOCK,)) -> Readout:
     K = 8  # of 4 channels
     draw = torch.Generator().manual_seed(3)
     a, b, c, d = (torch.randn(n, generator=draw).tolist() for n in (K, K, K, K * (K + 1) // 2))
     scale = tuple(abs(v) + 0.5 for v in b)
-    return Readout(block, 0.5, draws, own(), 0.25, tuple(a), scale, tuple(c), tuple(d) if quadratic else ())
+    return Readout(blocks, 0.5, draws, own(), 0.25, tuple(a), scale, tuple(c), tuple(d) if quadratic else ())
 
 
 def scored(score: Score, x: torch.Tensor, e: torch.Tensor, *, room: Room | None = None) -> tuple[torch.Tensor, Any]:
@@ -120,9 +120,9 @@ def test_only_a_network_with_that_block_has_it() -> None:
     with pytest.raises(ValueError, match="no torch module"):
         activations(bind(mixture(), 6), latents().double(), SIGMA, torch.zeros(1, *latents().shape), (BLOCK,))
     with pytest.raises(ValueError, match=r"no module model\.dec\.9"):
-        scored(readout(block="model.dec.9"), pictures(), noise(2))
+        scored(readout(blocks=("model.dec.9",)), pictures(), noise(2))
     with pytest.raises(ValueError, match=rf"fitted on another network \(model.dec.8x8_block1 has .*, not {own()}\)"):
-        scored(readout(block="model.dec.8x8_block1"), pictures(), noise(2))
+        scored(readout(blocks=("model.dec.8x8_block1",)), pictures(), noise(2))
     never = network()
     never.unused = torch.nn.Identity()
     with pytest.raises(ValueError, match="evaluations do not show unused"):
@@ -131,8 +131,9 @@ def test_only_a_network_with_that_block_has_it() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"block": ""}, {"mean": (0.0,)}, {"scale": (0.0,) * 8}, {"linear": (math.nan,) * 8}, {"quadratic": (1.0,)},
-     {"sigma": 0.0}, {"draws": 0}, {"bias": math.inf}, {"network": "small"}],
+    [{"blocks": ("",)}, {"blocks": ()}, {"mean": (0.0,)}, {"scale": (0.0,) * 8}, {"linear": (math.nan,) * 8},
+     {"quadratic": (1.0,) * 2}, {"quadratic": (1.0,) * 45}, {"sigma": 0.0}, {"draws": 0}, {"bias": math.inf},
+     {"network": "small"}],
 )  # fmt: skip
 def test_what_is_no_readout_is_refused(change: dict[str, Any]) -> None:
     good = {k: getattr(readout(), k) for k in readout().__dataclass_fields__}
@@ -167,13 +168,12 @@ def test_a_text_that_is_none_is_refused(body: str) -> None:
 
 def test_the_fingerprint_is_of_the_weights_alone() -> None:
     net = network()
-    block = net.get_submodule(BLOCK)
-    assert fingerprint(block.to(torch.float64)) == own()
-    assert fingerprint(block.to(memory_format=torch.channels_last)) == own()
-    assert fingerprint(net.get_submodule("model.dec.8x8_block1")) != own()
+    assert fingerprint(net.to(torch.float64), (BLOCK,)) == own()
+    assert fingerprint(net.to(memory_format=torch.channels_last), (BLOCK,)) == own()
+    others = fingerprint(net, ("model.dec.8x8_block1",)), fingerprint(net, (BLOCK, "model.dec.8x8_block1"))
     with torch.no_grad():
-        next(block.parameters()).flatten()[0] += 1e-3
-    assert fingerprint(block) != own()
+        next(net.get_submodule(BLOCK).parameters()).flatten()[0] += 1e-3
+    assert len({own(), *others, fingerprint(net, (BLOCK,))}) == 4
 
 
 def test_rehearsals_look_for_the_block_and_whose_it_is() -> None:
@@ -188,7 +188,7 @@ def test_rehearsals_look_for_the_block_and_whose_it_is() -> None:
         (BLOCK, trained_on, "fitted on another network"),
     ):
         with pytest.raises(ValueError, match=why):
-            SamplerConfig("restart", {**options, "detector": format_score(readout(block=block))}).rehearse(denoiser)
+            SamplerConfig("restart", {**options, "detector": format_score(readout(blocks=(block,)))}).rehearse(denoiser)
 
 
 # -- fitting ----------------------------------------------------------------------------------------------------------
@@ -208,25 +208,46 @@ def test_the_kind_that_tells_most_is_found_and_fitted() -> None:
     told: list[Judged] = []
     ranked = judge(at, bad, report=told.append)
     best = ranked[0].kind
-    assert (best.block, best.sigma, best.quadratic) == ("product", 2.0, True)
+    assert (best.blocks, best.sigma, best.quadratic) == (("product",), 2.0, True)
     assert ranked[0].auroc > 0.9
     assert len(told) == len(ranked) == 8, "three blocks, with and without products, and two more ridges for the best"
-    by_kind = {(j.kind.block, j.kind.quadratic): j.auroc for j in told[:6]}
+    by_kind = {(*j.kind.blocks, j.kind.quadratic): j.auroc for j in told[:6]}
     assert abs(by_kind["noise", True] - 0.5) < 0.08
     assert by_kind["product", False] < 0.6 < by_kind["weak", False] < 0.75
-    r = fit(best, at["product", 2.0], bad, draws=3, network="0123456789ab")
+    r = fit(best, at, bad, draws=3, network="0123456789ab")
     assert (r.draws, r.network) == (3, "0123456789ab")
     mine = r.of(torch.from_numpy(at["product", 2.0])).numpy()
     assert auroc(mine, bad) > 0.9
     assert abs(mine.mean() - bad.mean()) < 0.01, "a probability"
-    X = features(standardised(at["product", 2.0])[0], True)
-    assert X.shape == (600, 5)
+    z = standardised(at["product", 2.0])[0]
+    assert (features(z, 2).shape, features(z, 0).shape) == ((600, 5), (600, 2))
+
+
+def test_blocks_together_tell_more_than_each_alone() -> None:
+    draw = np.random.default_rng(0)
+    a, b, n = draw.normal(size=(900, 2)), draw.normal(size=(900, 2)), draw.normal(size=(900, 2))
+    bad = a[:, 0] * a[:, 1] + b[:, 0] + 0.2 * draw.logistic(size=900) > 0.5
+    at = {("n", 1.0): n, ("a", 1.0): a, ("b", 1.0): b, ("b", 2.0): n, ("a", 2.0): n}
+    ranked = judge(at, bad, report=lambda _: None)
+    best, tried = ranked[0].kind, {j.kind.blocks for j in ranked}
+    assert tried == {("n",), ("a",), ("b",), ("a", "b"), ("n", "a", "b"), ("a", "n", "b")}, "both with 2 and all three"
+    assert (set(best.blocks) >= {"a", "b"}, best.blocks[0], best.quadratic, best.sigma) == (True, "a", True, 1.0)
+    alone = max(j.auroc for j in ranked if len(j.kind.blocks) == 1)
+    assert ranked[0].auroc > alone + 0.1
+    r = fit(best, at, bad, draws=1, network="0123456789ab")
+    assert (len(r.mean), r.width, len(r.quadratic)) == (2 * len(best.blocks), 2, 3)
+    p = np.concatenate([at[block, 1.0] for block in best.blocks], axis=1)
+    assert auroc(r.of(torch.from_numpy(p)).numpy(), bad) > 0.95
+    again = read_readout(write_readout(r).removeprefix("readout(").removesuffix(")"))
+    assert (again.blocks, again.width) == (r.blocks, 2)
+    with pytest.raises(ValueError, match="2 activations, and"):
+        r.of(torch.zeros(1, 2))
 
 
 def test_more_labels_tell_more() -> None:
     at, bad = measured(1600)
     p = np.concatenate([at["product", 2.0], np.random.default_rng(1).normal(size=(1600, 10))], axis=1)
-    curve = learning_curve(Kind("product", 2.0, True, 1.0), p, bad)
+    curve = learning_curve(Kind(("product",), 2.0, True, 1.0), {("product", 2.0): p}, bad)
     assert [n for n, _, _ in curve] == [128, 256, 512, 1024, 1280]
     assert [b for _, b, _ in curve] == [int(bad[:n].sum()) for n, _, _ in curve]
     assert curve[0][2] + 0.03 < curve[-1][2]

@@ -1,13 +1,14 @@
 """Fitting a readout: which block of a network, at which noise level, tells bad images from good ones, and how.
 
-Candidates are blocks times noise levels, each linear, and with products where it has few features. They are ranked by
+Candidates are blocks times noise levels, each linear, and with products where it has few features; then, at the noise
+level of the best of these, the last blocks together, linear and with the products of one of them. They are ranked by
 the AUROC of cross-validated scores; the best is fitted to all images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,8 @@ from torch_utils.rng import SeedStreams
 from training.blocks import UNetBlock
 
 F64 = NDArray[np.float64]
+Measured = Mapping[tuple[str, float], F64]
+"""Activations [N, K] by block and noise level, blocks in the network's order."""
 MOST_PRODUCTS = 32  # features, above which products would be more than most labels can tell apart
 RIDGES = (1.0, 0.1, 10.0)  # the first ranks the candidates
 FOLDS = 5
@@ -34,9 +37,9 @@ COUNTS = (128, 256, 512, 1024, 2048, 4096, 8192)  # labels on the learning curve
 class Kind:
     """What a readout is made of, before its weights."""
 
-    block: str
+    blocks: tuple[str, ...]
     sigma: float
-    quadratic: bool
+    quadratic: bool  # products of the first block's activations
     ridge: float
 
 
@@ -90,9 +93,9 @@ def pooled_activations(
     return {block: np.concatenate(parts) for block, parts in found.items()}
 
 
-def features(z: F64, quadratic: bool) -> F64:
-    """Standardised activations [N, K], with their products where `quadratic`."""
-    return np.concatenate([z, products(torch.from_numpy(z)).numpy()], axis=1) if quadratic else z
+def features(z: F64, width: int) -> F64:
+    """Standardised activations [N, K], and the products of the first `width` of them."""
+    return np.concatenate([z, products(torch.from_numpy(z[:, :width])).numpy()], axis=1) if width else z
 
 
 def standardised(p: F64) -> tuple[F64, F64, F64]:
@@ -124,9 +127,32 @@ def cross_validated(X: F64, bad: NDArray[np.bool_], ridge: float) -> float:
     return auroc(scores, bad)
 
 
-def judge(
-    measured: Mapping[tuple[str, float], F64], bad: NDArray[np.bool_], *, report: Callable[[Judged], None]
-) -> list[Judged]:
+def read(measured: Measured, kind: Kind) -> tuple[F64, int]:
+    """The activations [N, K] that a kind reads, and how many of the first have products."""
+    parts = [measured[block, kind.sigma] for block in kind.blocks]
+    return np.concatenate(parts, axis=1), parts[0].shape[1] if kind.quadratic else 0
+
+
+def together(found: Sequence[Judged], measured: Measured) -> list[Kind]:
+    """The last 2, 4, 8, ... blocks, at the noise level of the best alone; also with products, of the block that gains
+    most by them.
+    """
+    best = max(found, key=lambda j: j.auroc).kind
+    blocks = [block for block, sigma in measured if sigma == best.sigma]
+    linear = {j.kind.blocks: j.auroc for j in found if j.kind.sigma == best.sigma and not j.kind.quadratic}
+    gains = {j.kind.blocks: j.auroc - linear[j.kind.blocks]
+             for j in found if j.kind.sigma == best.sigma and j.kind.quadratic}  # fmt: skip
+    kinds = []
+    for n in sorted({min(2**k, len(blocks)) for k in range(1, len(blocks).bit_length() + 1)} - {1}):
+        kinds.append(Kind(tuple(blocks[-n:]), best.sigma, False, RIDGES[0]))
+        if gains:
+            (first,) = max(gains, key=lambda blocks: gains[blocks])
+            others = [block for block in blocks[-n:] if block != first]
+            kinds.append(Kind((first, *others), best.sigma, True, RIDGES[0]))
+    return kinds
+
+
+def judge(measured: Measured, bad: NDArray[np.bool_], *, report: Callable[[Judged], None]) -> list[Judged]:
     """Every kind of readout, best first: all at one ridge, and the best at the others.
 
     `measured` has activations [N, K] by block and noise level, `bad` [N] labels. Raises ValueError where a fold holds
@@ -139,34 +165,39 @@ def judge(
     found = []
 
     def add(kind: Kind) -> None:
-        X = features(standardised(measured[kind.block, kind.sigma])[0], kind.quadratic)
+        p, width = read(measured, kind)
+        X = features(standardised(p)[0], width)
         found.append(Judged(kind, cross_validated(X, bad, kind.ridge)))
         report(found[-1])
 
     for (block, sigma), quadratic in product(measured, (False, True)):
         if not quadratic or measured[block, sigma].shape[1] <= MOST_PRODUCTS:
-            add(Kind(block, sigma, quadratic, RIDGES[0]))
+            add(Kind((block,), sigma, quadratic, RIDGES[0]))
+    for kind in together(found, measured):
+        add(kind)
     best = max(found, key=lambda j: j.auroc).kind
     for ridge in RIDGES[1:]:
-        add(Kind(best.block, best.sigma, best.quadratic, ridge))
+        add(replace(best, ridge=ridge))
     return sorted(found, key=lambda j: -j.auroc)
 
 
-def fit(kind: Kind, p: F64, bad: NDArray[np.bool_], *, draws: int, network: str) -> Readout:
-    """The readout of a kind, fitted to activations [N, K] and labels [N]; its weights are float32 numbers.
+def fit(kind: Kind, measured: Measured, bad: NDArray[np.bool_], *, draws: int, network: str) -> Readout:
+    """The readout of a kind, fitted to activations and labels [N]; its weights are float32 numbers.
 
-    `network` is the fingerprint of its block.
+    `network` is the fingerprint of its blocks.
     """
+    p, width = read(measured, kind)
     z, mean, scale = standardised(p)
-    bias, weights = regression(features(z, kind.quadratic), bad, kind.ridge)
+    bias, weights = regression(features(z, width), bad, kind.ridge)
     K = len(mean)
     numbers = [tuple(np.float32(part).tolist()) for part in (mean, scale, weights[:K], weights[K:])]
-    return Readout(kind.block, kind.sigma, draws, network, float(bias), *numbers)
+    return Readout(kind.blocks, kind.sigma, draws, network, float(bias), *numbers)
 
 
-def learning_curve(kind: Kind, p: F64, bad: NDArray[np.bool_]) -> list[tuple[int, int, float]]:
+def learning_curve(kind: Kind, measured: Measured, bad: NDArray[np.bool_]) -> list[tuple[int, int, float]]:
     """Labels, bad ones among them, and the AUROC on the last fifth of the images, from which nothing was learned."""
-    X = features(standardised(p)[0], kind.quadratic)
+    p, width = read(measured, kind)
+    X = features(standardised(p)[0], width)
     end = round(len(X) * (1 - HELD_BACK))
     curve = []
     for n in [c for c in COUNTS if c < end] + [end]:
