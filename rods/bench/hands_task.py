@@ -20,6 +20,7 @@ F64 = NDArray[np.float64]
 AUDIT_SEED = 1_000_001  # the network was trained on seed 0
 MAX_FALSE_FLAGS, MIN_FOUND = 0.005, 0.97  # the bars of the benchmark
 PLANTED = (3, 4, 6, 7)  # fingers
+NETWORKS = ("hands-32", "hands-32-1")  # of training seeds 0 and 1
 MADE_BY = "python train.py --preset=hands-32 --data=data/hands-32.zip"
 
 
@@ -45,11 +46,11 @@ def audit(*, num: int = 10_000, num_planted: int = 2_000) -> list[AuditLine]:
 
 
 def hands_32() -> Task:
-    """The task on the embedded network."""
+    """The task on the embedded networks."""
     return Task(
         name="hands-32",
         title="Drawn hands, 32x32: five fingers?",
-        networks={"hands-32": partial(embedded_network, "hands-32", made_by=MADE_BY)},
+        networks={name: partial(embedded_network, name, made_by=MADE_BY) for name in NETWORKS},
         label=label_hands,
         kinds=None,
         num_kinds=0,

@@ -122,7 +122,7 @@ def compare(base: Results, run: Results, *, real: Reference | None = None) -> Ro
     forward, backward = run.passes.mean(axis=0)
     ratios = [c["seconds"] / c["baseline_seconds"] for c in run.chunks if "baseline_seconds" in c]
     look = "sha" if "sha" in run.columns else "x"
-    pictures = [base.column(look)[i] for i in mine], [run.column(look)[i] for i in theirs]
+    looks_before, looks_after = base.column(look), run.column(look)
     return Row(
         name=run.recipe["method"],
         n=len(mine),
@@ -130,7 +130,7 @@ def compare(base: Results, run: Results, *, real: Reference | None = None) -> Ro
         outcomes=paired_outcomes(before, after),
         cut=bootstrap(lambda i: relative_cut(before[i] == Label.BAD, after[i] == Label.BAD), len(mine)),
         variance_kept=variance_kept(base, run),
-        changed=sum(a != b for a, b in zip(*pictures, strict=True)) / len(mine),
+        changed=sum(looks_before[i] != looks_after[j] for i, j in zip(mine, theirs, strict=True)) / len(mine),
         forward=float(forward),
         backward=float(backward),
         time_ratio=statistics.median(ratios) if ratios else float("nan"),
