@@ -122,7 +122,7 @@ def test_two_runs_need_two_names(run_dir: Path) -> None:
         assert problem in result.output
 
 
-@pytest.mark.parametrize("name", ["mnist-32", "shapes-64", "hands-64r"])
+@pytest.mark.parametrize("name", ["mnist-32", "shapes-64", "hands-64r", "hands-32-1"])
 def test_the_embedded_networks_have_their_curves(name: str) -> None:
     points = read_curve(ROOT / "models" / f"{name}.curve.jsonl")
     card = (ROOT / "models" / f"{name}.md").read_text()
