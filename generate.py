@@ -145,6 +145,8 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
     config = sampler_config(sampler, given, preset, snapshot.name)
+    if preset and sampler in preset.samplers and preset.network not in (None, snapshot.name):
+        notes.append(f"Note: preset {preset.name} is for network {preset.network}; {snapshot.name} may need another")
     check_network(snapshot.net, config, opts["class_index"])
     chosen = selection(opts, preset, config, snapshot.name)
     manner = manner_of(opts, snapshot.net, say=notes.append)
@@ -242,7 +244,7 @@ def describe(job: Job, preset: str | None) -> list[str]:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):
             lines.append(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
-    return [*lines, shortened(" ".join(f"{spelling(k)}={v}" for k, v in options.items()))]
+    return [*lines, shortened(" ".join(f"{spelling(k)}={v}" for k, v in options.items() if v is not None))]
 
 
 def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:

@@ -19,10 +19,11 @@ from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
 from training.feed import standard_deviation
 from training.folder import find_run_dir
-from training.loop import Draw, train
+from training.loop import Draw, start, train
 from training.options import add_training_options
 from training.presets import NETWORK_OPTIONS, PRECOND_CLASSES, network_kwargs
 from training.run import AUTOCAST, Run
+from training.state import saved_states
 from training.validation import held_out_loss
 
 
@@ -62,6 +63,8 @@ def main(ctx: click.Context, **opts: Any) -> None:
         validate = None if held_out is None else partial(validation, run=run, dataset=held_out)
         train(run, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
     elif distributed.rank() == 0:
+        if not saved_states(settings.run_dir):
+            start(run)
         click.echo(f"Would train in {settings.run_dir}")
     distributed.close()
 

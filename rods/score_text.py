@@ -57,6 +57,8 @@ def parse_score(text: str, *, named: Mapping[str, Score] | None = None) -> Score
 
 def _simple(text: str) -> Score:
     name, has_options, rest = (part.strip() for part in text.partition(":"))
+    if name in FITTED:
+        raise ValueError(f"{name}: its options are the preset's; give {name} alone")
     if name not in SCORES:
         raise ValueError(f"unknown detector {name!r}; give {' or '.join([*SCORES, *FITTED])}")
     kinds = get_type_hints(SCORES[name])

@@ -444,6 +444,17 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_preset_of_another_network_is_said(tmp_path: Path) -> None:
+    preset = {"name": "p", "network": "big", "source": "word " * 200, "samplers": {"rods-cas": {"eps": 1, "rho": 1}}}
+    (tmp_path / "p.json").write_text(json.dumps(preset))
+    output = generated(tmp_path / "out", "--sampler=rods-cas", f"--preset={tmp_path / 'p.json'}", "--seeds=0")
+    assert f"Note: preset p is for network big; {SMALL.stem} may need another\n" in output
+    header = next(line for line in output.splitlines() if line.startswith("Preset "))
+    assert (len(header) < 220, header.endswith(" ...")) == (True, True)
+    assert options_json(tmp_path / "out")["preset"] == f"p ({preset['source']})"
+    assert "=None" not in output
+
+
 def test_a_network_of_two_channels_makes_no_png(tmp_path: Path) -> None:
     code, output = generate(tmp_path / "out", network=tiny(tmp_path / "two.safetensors", channels=2))
     assert (code, output) == (2, "Error: --network makes images of 2 channels; a PNG has 1 or 3\n")

@@ -260,6 +260,7 @@ def test_scores_are_written_as_people_would() -> None:
     [
         ("", "unknown detector ''; give lid or tvf or h-index or lambda-max or lmi or learned or readout"),
         ("iq", "unknown detector 'iq'"),
+        ("readout:draws=2", "readout: its options are the preset's; give readout alone"),
         ("lid:t=3", "lid has no option 't'; it has sigma, draws, first, near, as in lid:sigma=1.2"),
         ("lid:", "lid has no option ''"),
         ("lid:draws=1.5", "lid: draws: '1.5' will not do; give a whole number"),

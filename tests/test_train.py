@@ -203,6 +203,19 @@ def test_dry_run_prints_the_preset_and_creates_nothing(data: Path, tmp_path: Pat
     assert not (tmp_path / "new").exists()
 
 
+def test_dry_runs_look_at_what_they_would_start_from(data: Path, tmp_path: Path) -> None:
+    dry = (f"--data={data}", f"--outdir={tmp_path / 'new'}", "-n")
+    for option, says in (
+        ("--resume=nowhere.pt", "--resume=nowhere.pt: there is no such file"),
+        ("--transfer=nowhere.safetensors", "nowhere.safetensors: there is no such file"),
+        ("--transfer=training-state-1.pt", "that is a training state; give a network-snapshot, or --resume="),
+    ):
+        code, output = run(*dry, option)
+        assert code == 2
+        assert says in output.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
 # --- stopping and going on ------------------------------------------------------------------------------------------
 
 HARD = ["--cond=1", "--xflip=1", "--dropout=.2", "--lr-rampup=2e-5", "--snap=1", STEPS_8]  # whatever draws or counts

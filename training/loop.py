@@ -78,7 +78,7 @@ def train(
     """
     lead = distributed.rank() == 0
     if lead and not saved_states(settings.run_dir):
-        _start(run)  # before the folder is made, for it may fail
+        start(run)  # before the folder is made, for it may fail
     with open_run_dir(settings.run_dir, run.config.options()) if lead else nullcontext(), StopRequest() as stop:
         if lead:
             _go_on(run, settings, dataset, stop)
@@ -94,7 +94,8 @@ def train(
         distributed.barrier()
 
 
-def _start(run: Run) -> None:
+def start(run: Run) -> None:
+    """What --resume or --transfer ask for, and what is to say about it. UserError where it cannot be had."""
     lines: list[str] = []
     if run.config.resume:
         lines += start_from_state(run, run.config.resume)

@@ -15,8 +15,10 @@ _SHOWN = 8
 def start_from_weights(run: Run, source: str) -> list[str]:
     """Net and EMAs from a snapshot, tensor by tensor where name and shape agree; what to say about it.
 
-    Tensors that do not agree keep their initial values. Raises UserError: no such file, or no tensor fits.
+    Tensors that do not agree keep their initial values. Raises UserError: no such file, a state, or no tensor fits.
     """
+    if source.endswith(".pt"):
+        raise UserError(f"--transfer={source}: that is a training state; give a network-snapshot, or --resume={source}")
     snapshot = load_snapshot(source)
     found, wanted = snapshot.net.state_dict(), run.net.state_dict()
     fits = {k: t for k, t in found.items() if k in wanted and t.shape == wanted[k].shape}
