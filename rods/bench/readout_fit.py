@@ -134,21 +134,21 @@ def read(measured: Measured, kind: Kind) -> tuple[F64, int]:
 
 
 def together(found: Sequence[Judged], measured: Measured) -> list[Kind]:
-    """The last 2, 4, 8, ... blocks, at the noise level of the best alone; also with products, of the block that gains
-    most by them.
+    """The last 2, 4, 8, ... blocks, at the noise level of the best alone; also with products, of the block that tells
+    most with them and of the one that gains most by them.
     """
-    best = max(found, key=lambda j: j.auroc).kind
-    blocks = [block for block, sigma in measured if sigma == best.sigma]
-    linear = {j.kind.blocks: j.auroc for j in found if j.kind.sigma == best.sigma and not j.kind.quadratic}
-    gains = {j.kind.blocks: j.auroc - linear[j.kind.blocks]
-             for j in found if j.kind.sigma == best.sigma and j.kind.quadratic}  # fmt: skip
+    level = max(found, key=lambda j: j.auroc).kind.sigma
+    blocks = [block for block, sigma in measured if sigma == level]
+    alone = {(*j.kind.blocks, j.kind.quadratic): j.auroc for j in found if j.kind.sigma == level}
+    squared = [block for block in blocks if (block, True) in alone]
+    tells = sorted(squared, key=lambda block: -alone[block, True])[:1]
+    gains = sorted(squared, key=lambda block: alone[block, False] - alone[block, True])[:1]
     kinds = []
     for n in sorted({min(2**k, len(blocks)) for k in range(1, len(blocks).bit_length() + 1)} - {1}):
-        kinds.append(Kind(tuple(blocks[-n:]), best.sigma, False, RIDGES[0]))
-        if gains:
-            (first,) = max(gains, key=lambda blocks: gains[blocks])
+        kinds.append(Kind(tuple(blocks[-n:]), level, False, RIDGES[0]))
+        for first in dict.fromkeys(tells + gains):
             others = [block for block in blocks[-n:] if block != first]
-            kinds.append(Kind((first, *others), best.sigma, True, RIDGES[0]))
+            kinds.append(Kind((first, *others), level, True, RIDGES[0]))
     return kinds
 
 
