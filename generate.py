@@ -140,12 +140,14 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
     snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
-    by_score = opts["filter"] or opts["accept"]  # which takes weights and thresholds from the preset
+    by_score = any(
+        opts[name] for name in ("filter", "accept", "detector")
+    )  # which takes weights and thresholds from the preset
     if preset and opts["preset"] and sampler not in preset.samplers and not by_score:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
     config = sampler_config(sampler, given, preset, snapshot.name)
-    if preset and sampler in preset.samplers and preset.network not in (None, snapshot.name):
+    if preset and (sampler in preset.samplers or by_score) and preset.network not in (None, snapshot.name):
         notes.append(f"Note: preset {preset.name} is for network {preset.network}; {snapshot.name} may need another")
     check_network(snapshot.net, config, opts["class_index"])
     chosen = selection(opts, preset, config, snapshot.name)
@@ -170,7 +172,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         probe_batch=opts["probe_batch"],
         channels_last=manner.channels_last,
     )
-    applied = f"{preset.name} ({preset.source})" if preset and sampler in preset.samplers else None
+    applied = f"{preset.name} ({preset.source})" if preset and (sampler in preset.samplers or by_score) else None
     about = {
         "network": snapshot.describe(),
         "preset": applied,

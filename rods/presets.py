@@ -56,7 +56,8 @@ class Preset:
         for table in self.retention:
             if (table.score, table.config) == (score, config):
                 return table.threshold_at(keep)
-        has = [f"{shortened(format_score(t.score))} on {t.config.sampler}" for t in self.retention]
+        has = [f"{shortened(format_score(t.score))} on {t.config.sampler} with {t.config.options['num_steps']} steps"
+               for t in self.retention]  # fmt: skip
         raise ValueError(
             f"keep: preset {self.name} has no thresholds of {shortened(format_score(score))} for these settings of "
             f"{config.sampler}; it has {', '.join(has) or 'none'}"
@@ -123,7 +124,8 @@ def with_readout(data: Mapping[str, Any], text: str) -> tuple[dict[str, Any], li
     dropped = [f"the settings of {name}" for name in stale]
     dropped += [f"{len(tables) - len(kept)} table(s) of retention"] if len(kept) < len(tables) else []
     left = {name: options for name, options in samplers.items() if name not in stale}
-    return {**data, "samplers": left or {"euler": {}}, "retention": kept, "readout": text}, dropped
+    rest = {key: value for key, value in data.items() if key != "retention"} | ({"retention": kept} if kept else {})
+    return {**rest, "samplers": left or {"euler": {}}, "readout": text}, dropped
 
 
 def _published(

@@ -47,7 +47,7 @@ def network_of(denoise: BoundDenoiser) -> torch.nn.Module:
     """
     network = getattr(denoise.denoiser, "stands_for", denoise.denoiser)
     if not isinstance(network, torch.nn.Module):
-        raise ValueError("readout: this denoiser is no torch module and shows none of its layers; use another score")
+        raise ValueError("detector: readout looks at layers, and this denoiser is no torch module; use another score")
     return network
 
 
@@ -57,7 +57,7 @@ def module_of(network: torch.nn.Module, block: str) -> torch.nn.Module:
         return network.get_submodule(block)
     except AttributeError:
         raise ValueError(
-            f"readout: this network has no module {block}; a readout belongs to the network that it was fitted on"
+            f"detector: this network has no module {block}; a readout belongs to the network that it was fitted on"
         ) from None
 
 
@@ -174,8 +174,8 @@ class Readout:
         own = fingerprint(network_of(denoise), self.blocks)
         if own != self.network:
             raise ValueError(
-                f"readout: it was fitted on another network ({self.blocks[0]} has checksum {own}, not {self.network}); "
-                "use it with that network, or fit one for this network by scripts/fit_readout.py"
+                f"detector: the preset's readout is of another network ({self.blocks[0]} has checksum {own}, not "
+                f"{self.network}); use this network's own preset, or fit one by scripts/fit_readout.py"
             )
 
         def score(image: Tensor) -> Tensor:

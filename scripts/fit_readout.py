@@ -35,7 +35,7 @@ from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
 from rods.presets import parse_preset, with_readout
-from rods.readout import fingerprint, module_of, write_readout
+from rods.readout import fingerprint, write_readout
 from rods.runs.presets import beside_preset, read_preset
 from rods.runs.rating import NORMAL, read_answers
 from rods.types import Denoiser
@@ -191,8 +191,9 @@ def main(**opts: Any) -> None:
         raise UserError(f"--dest={opts['dest']} is for network {preset.network}, not {network.name}; name another file")
     net = cast(torch.nn.Module, network.denoiser)
     blocks = tuple(opts["blocks"].split(",")) if opts["blocks"] else decoder_blocks(net)
-    for block in blocks:
-        module_of(net, block)
+    if unknown := set(blocks) - (set(dict(net.named_modules())) - {""}):
+        known = ", ".join(decoder_blocks(net))
+        raise UserError(f"--blocks: {network.name} has no module {sorted(unknown)[0]!r}; it has {known}")
     if task is not None:
         seeds = list(opts["seeds"] or range(FIRST_SEED, FIRST_SEED + NUM_SEEDS))
         labelled = of_task(task, network, seeds, opts["out"])

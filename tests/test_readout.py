@@ -121,7 +121,7 @@ def test_only_a_network_with_that_block_has_it() -> None:
         activations(bind(mixture(), 6), latents().double(), SIGMA, torch.zeros(1, *latents().shape), (BLOCK,))
     with pytest.raises(ValueError, match=r"no module model\.dec\.9"):
         scored(readout(blocks=("model.dec.9",)), pictures(), noise(2))
-    with pytest.raises(ValueError, match=rf"fitted on another network \(model.dec.8x8_block1 has .*, not {own()}\)"):
+    with pytest.raises(ValueError, match=rf"of another network \(model.dec.8x8_block1 has .*, not {own()}\)"):
         scored(readout(blocks=("model.dec.8x8_block1",)), pictures(), noise(2))
     never = network()
     never.unused = torch.nn.Identity()
@@ -185,7 +185,7 @@ def test_rehearsals_look_for_the_block_and_whose_it_is() -> None:
     for block, denoiser, why in (
         ("model.x", network(), "no module model.x"),
         (BLOCK, mixture(), "no torch module"),
-        (BLOCK, trained_on, "fitted on another network"),
+        (BLOCK, trained_on, "detector: the preset's readout is of another network"),
     ):
         with pytest.raises(ValueError, match=why):
             SamplerConfig("restart", {**options, "detector": format_score(readout(blocks=(block,)))}).rehearse(denoiser)
@@ -369,8 +369,9 @@ def test_mistakes_are_one_line(labelled: Path, tmp_path: Path) -> None:
         (("--task=hands-32", *good), "labels by a program, or by people"),
         (("--task=grid25",), "no layers to read"),
         (("--task=hands-32", "--network=x"), "--network=x: hands-32 has hands-32"),
-        ((*good, "--blocks=model.nowhere"), "no module model.nowhere"),
-        ((*good, "--levels=0"), "give noise levels > 0"),
+        ((*good, "--blocks=model.nowhere"), "--blocks: small has no module 'model.nowhere'; it has model.dec."),
+        ((*good, f"--blocks={BLOCK},"), "--blocks: small has no module ''"),
+        ((*good, "--levels=0"), "--levels=0.0: give noise levels > 0"),
     ):
         code, output = fitted(*options, dest)
         assert (code, output.count("\n")) == (2, 1), output

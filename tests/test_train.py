@@ -205,10 +205,13 @@ def test_dry_run_prints_the_preset_and_creates_nothing(data: Path, tmp_path: Pat
 
 def test_dry_runs_look_at_what_they_would_start_from(data: Path, tmp_path: Path) -> None:
     dry = (f"--data={data}", f"--outdir={tmp_path / 'new'}", "-n")
+    state = tmp_path / "training-state-1.pt"
+    state.write_bytes(b"no state")
     for option, says in (
         ("--resume=nowhere.pt", "--resume=nowhere.pt: there is no such file"),
-        ("--transfer=nowhere.safetensors", "nowhere.safetensors: there is no such file"),
-        ("--transfer=training-state-1.pt", "that is a training state; give a network-snapshot, or --resume="),
+        (f"--resume={state}", f"--resume={state}: that is no training state, or damaged; name a"),
+        ("--transfer=nowhere.pt", "--transfer=nowhere.pt: there is no such file"),
+        (f"--transfer={state}", "that is a training state; give a network-snapshot, or --resume="),
     ):
         code, output = run(*dry, option)
         assert code == 2

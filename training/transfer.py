@@ -17,9 +17,12 @@ def start_from_weights(run: Run, source: str) -> list[str]:
 
     Tensors that do not agree keep their initial values. Raises UserError: no such file, a state, or no tensor fits.
     """
-    if source.endswith(".pt"):
+    if source.endswith(".pt") and Path(source).is_file():
         raise UserError(f"--transfer={source}: that is a training state; give a network-snapshot, or --resume={source}")
-    snapshot = load_snapshot(source)
+    try:
+        snapshot = load_snapshot(source)
+    except UserError as e:
+        raise UserError(f"--transfer={e}") from None
     found, wanted = snapshot.net.state_dict(), run.net.state_dict()
     fits = {k: t for k, t in found.items() if k in wanted and t.shape == wanted[k].shape}
     trained = {name for name, _ in run.net.named_parameters()}
@@ -58,7 +61,10 @@ def start_from_state(run: Run, source: str) -> list[str]:
         raise UserError(f"--resume={source}: there is no such file; name a training-state-*.pt")
     if path.suffix == ".safetensors":
         raise UserError(f"--resume={path}: that is a network; give a training-state-*.pt, or --transfer={path}")
-    state = load_state(path)
+    try:
+        state = load_state(path)
+    except UserError:
+        raise UserError(f"--resume={path}: that is no training state, or damaged; name a training-state-*.pt") from None
     theirs, ours = state.options, run.config.options()
     if theirs["network"] != ours["network"]:
         raise UserError(f"--resume={source} is the state of another network; --transfer takes the weights that fit")

@@ -210,5 +210,5 @@ def learning_curve(kind: Kind, measured: Measured, bad: NDArray[np.bool_]) -> li
 def chosen_levels(text: Sequence[float]) -> tuple[float, ...]:
     """Noise levels, each once. Raises ValueError for one that is none."""
     if not text or not all(0 < t < np.inf for t in text):
-        raise ValueError(f"levels: {', '.join(map(str, text)) or 'none'}; give noise levels > 0, such as .3,.5,.8")
+        raise ValueError(f"--levels={','.join(map(str, text))}: give noise levels > 0, such as .3,.5,.8")
     return tuple(dict.fromkeys(text))

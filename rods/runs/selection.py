@@ -72,7 +72,7 @@ class Selection:
                 if chosen is not None:
                     config.rehearse(net, limits=[Limit(chosen.score)])
             except ValueError as e:
-                raise UserError(f"{option}: {e}") from None
+                raise UserError(f"{option}: {str(e).removeprefix('detector: ')}") from None
 
 
 def selection(opts: dict[str, Any], preset: Preset | None, config: SamplerConfig, network: str) -> Selection:
