@@ -61,6 +61,7 @@ bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/ben
 	@$(QUALITY) --task=hands-32 --samplers="$(HANDS)" --out=results
 	@$(QUALITY) --task=hands-32 --samplers="euler,restart" --seeds=0-1535 --out=results
 	@$(QUALITY) --task=hands-32 --samplers="$(PROBES)" --seeds=0-1023 --out=results
+	@$(QUALITY) --task=hands-32 --samplers="euler,rods-cas+heun,rods-cas-5" --seeds=0-255 --out=results
 	@$(QUALITY) --task=hands-32 --network=hands-32-1 --samplers="euler,restart" --seeds=0-1023 --out=results
 	@$(QUALITY) --task=hands-32 --network=hands-32-1 --samplers="euler,overshoot,rods-cas-all" --out=results
 	@$(QUALITY) --task=shapes --samplers="$(SHAPES)" --seeds=0-255 --out=results

@@ -146,7 +146,7 @@ def test_the_benchmark_runs_every_piece_and_stops_where_one_fails(checkout: Chec
     assert [t[1] if t else "report" for t in tasks[6:]] == [
         *["grid25"] * 3,
         "grid25-exact",
-        *["hands-32"] * 5,
+        *["hands-32"] * 6,
         "shapes",
         "hands-64r",
         *["mnist"] * 2,
