@@ -140,9 +140,8 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
     snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
-    by_score = any(
-        opts[name] for name in ("filter", "accept", "detector")
-    )  # which takes weights and thresholds from the preset
+    # A score may take its weights and thresholds from a preset that has no settings of the sampler.
+    by_score = any(opts[name] for name in ("filter", "accept", "detector"))
     if preset and opts["preset"] and sampler not in preset.samplers and not by_score:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
