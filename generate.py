@@ -142,11 +142,12 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))
-    if preset and opts["preset"] and sampler not in preset.samplers and not by_score:
+    applies = preset is not None and (sampler in preset.samplers or by_score)
+    if preset and opts["preset"] and not applies:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
     config = sampler_config(sampler, given, preset, snapshot.name)
-    if preset and (sampler in preset.samplers or by_score) and preset.network not in (None, snapshot.name):
+    if preset and applies and preset.network not in (None, snapshot.name):
         notes.append(f"Note: preset {preset.name} is for network {preset.network}; {snapshot.name} may need another")
     check_network(snapshot.net, config, opts["class_index"])
     chosen = selection(opts, preset, config, snapshot.name)
@@ -171,7 +172,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         probe_batch=opts["probe_batch"],
         channels_last=manner.channels_last,
     )
-    applied = f"{preset.name} ({preset.source})" if preset and (sampler in preset.samplers or by_score) else None
+    applied = f"{preset.name} ({preset.source})" if preset and applies else None
     about = {
         "network": snapshot.describe(),
         "preset": applied,

@@ -181,13 +181,13 @@ def main(**opts: Any) -> None:
     """
     if not opts["dest"].resolve().parent.is_dir():
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
-    if opts["dest"].exists():
-        preset = read_preset(opts["dest"], option="--dest")  # or say what is wrong with it, before the work
+    # Whatever is wrong with a preset that is there is said before the work.
+    preset = read_preset(opts["dest"], option="--dest") if opts["dest"].exists() else None
     levels = chosen_levels(opts["levels"])
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
     task, network = loaded(opts)
-    if opts["dest"].exists() and preset.network not in (None, network.name):
+    if preset and preset.network not in (None, network.name):
         raise UserError(f"--dest={opts['dest']} is for network {preset.network}, not {network.name}; name another file")
     net = cast(torch.nn.Module, network.denoiser)
     blocks = tuple(opts["blocks"].split(",")) if opts["blocks"] else decoder_blocks(net)
