@@ -16,22 +16,16 @@ import torch
 
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
-from rods.pipeline import SAMPLERS, SamplerConfig, check_class, cut_chunks
-from rods.readout import shortened
+from rods.base_samplers import Sampler
+from rods.config import SAMPLERS, to_json
+from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.execution_options import add_execution_options
-from rods.runs.options import given_options, respell, sampler_choice, sampler_config, spelling
-from rods.runs.outputs import OPTIONS_NAME, OutputFolder, read_identity
+from rods.runs.folder import OPTIONS_NAME, OutputFolder, read_identity
+from rods.runs.options import add_sampler_options, flag, given_options, respell, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset
-from rods.runs.sampler_options import add_sampler_options
-from rods.runs.sampling import (
-    CHANNELS,
-    MAX_GRID,
-    Job,
-    run_chunks,
-    write_grid,
-)
-from rods.runs.selection import add_selection_options, selection
-from rods.runs.summaries import restart_summary, risk_summary, selection_summary
+from rods.runs.records import restart_summary, risk_summary, selection_summary
+from rods.runs.run import CHANNELS, MAX_GRID, Job, run_chunks, write_grid
+from rods.runs.select import add_selection_options, selection
 from torch_utils import distributed
 from torch_utils.machine import keep_freed_memory
 from training.checkpoint import load_snapshot
@@ -146,29 +140,29 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     if preset and opts["preset"] and not applies:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
-    config = sampler_config(sampler, given, preset, snapshot.name)
+    chosen_sampler = sampler_from_options(sampler, given, preset, snapshot.name)
     if preset and applies and preset.network not in (None, snapshot.name):
         notes.append(f"Note: preset {preset.name} is for network {preset.network}; {snapshot.name} may need another")
-    check_network(snapshot.net, config, opts["class_index"])
-    chosen = selection(opts, preset, config, snapshot.name)
+    check_network(snapshot.net, chosen_sampler, opts["class_index"])
+    chosen = selection(opts, preset)
     manner = manner_of(opts, snapshot.net, say=notes.append)
     chunks = cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch")
-    chosen.check(config, chunks, snapshot.net)
+    chosen.check(chosen_sampler, chunks, snapshot.net)
     job = Job(
-        carried_out(opts, snapshot.net, manner),
-        snapshot.sha256,
-        config,
-        chunks,
-        opts["batch"],
-        device,
-        opts["class_index"],
-        manner.dtype,
-        opts["rng"],
+        denoiser=carried_out(opts, snapshot.net, manner),
+        sampler=chosen_sampler,
+        chunks=chunks,
+        device=device,
+        network_sha256=snapshot.sha256,
+        batch=opts["batch"],
+        class_index=opts["class_index"],
+        dtype=manner.dtype,
+        rng=opts["rng"],
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         subdirs=opts["subdirs"],
-        detect_eps=preset.risk_threshold(config) if preset else None,
+        detect_eps=preset.risk_threshold(chosen_sampler) if preset else None,
         selection=chosen,
-        trajectory=trajectory_steps(opts, config),
+        trajectory=trajectory_steps(opts, chosen_sampler),
         probe_batch=opts["probe_batch"],
         channels_last=manner.channels_last,
     )
@@ -212,26 +206,25 @@ def carried_out(opts: dict[str, Any], net: Any, manner: Manner) -> Any:
     return compiled(net, batch=opts["batch"]) if opts["compile_network"] else net
 
 
-def trajectory_steps(opts: dict[str, Any], config: SamplerConfig) -> tuple[int, ...]:
+def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
     """The steps that strips show, in order. UserError for other steps, or several runs an image."""
     steps = sorted(opts["trajectory"] or ())
     if steps and opts["accept"]:
         raise UserError("--trajectory shows one run, and --accept may draw an image several times; leave one out")
-    if steps and steps[-1] >= config.options["num_steps"]:
-        num_steps = config.options["num_steps"]
+    if steps and steps[-1] >= (num_steps := sampler.num_steps):
         raise UserError(
             f"--trajectory={steps[-1]} is no step of this run: it has {num_steps}, 0 to {num_steps - 1}; name others"
         )
     return tuple(steps)
 
 
-def check_network(net: Any, config: SamplerConfig, class_index: int | None) -> None:
+def check_network(net: Any, sampler: Sampler, class_index: int | None) -> None:
     """UserError where these options do not suit the network."""
     if net.img_channels not in CHANNELS:
         raise UserError(f"--network makes images of {net.img_channels} channels; a PNG has 1 or 3")
     try:
         check_class(class_index, net.label_dim)
-        config.rehearse(net)
+        sampler.check(net)
     except ValueError as e:
         raise UserError(respell(str(e))) from None
 
@@ -239,14 +232,15 @@ def check_network(net: Any, config: SamplerConfig, class_index: int | None) -> N
 def describe(job: Job, preset: str | None) -> list[str]:
     """Lines that say what applies."""
     lines = [f"Preset {textwrap.shorten(preset, HEADER, placeholder=' ...')}"] if preset else []
-    options = {**job.config.describe(), **job.selection.identity(), "dtype": job.dtype, "device": job.device}
+    options = {**to_json(job.sampler), **job.selection.identity(), "dtype": job.dtype, "device": job.device}
+    options.pop("detector_sha256", None)  # the preset has the weights
     if job.channels_last:
         options["channels_last"] = True
     if job.threads:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):
             lines.append(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
-    return [*lines, shortened(" ".join(f"{spelling(k)}={v}" for k, v in options.items() if v is not None))]
+    return [*lines, " ".join(f"{flag(k)}={v}" for k, v in options.items() if v is not None)]
 
 
 def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
@@ -264,9 +258,9 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
         f"{passes[0]:.1f} forward and {passes[1]:.1f} backward passes an image"
     )
     if any(line["H"] for line in mine):
-        click.echo(risk_summary(mine, job.config.options["eps"], job.risk_threshold()))
+        click.echo(risk_summary(mine, getattr(job.sampler, "eps", 0.0), job.risk_threshold()))
     elif "restart" in mine[0]:
-        click.echo(restart_summary(mine, job.config.options["threshold"]))
+        click.echo(restart_summary(mine, getattr(job.sampler, "threshold", 0.0)))
     for line in selection_summary(mine, job.selection):
         click.echo(line)
     if broken:

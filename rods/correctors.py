@@ -1,246 +1,242 @@
-"""Changes of direction: SAS, CAS, overshoot, TAG, a random control, and the combinators within, gate and chain.
+"""Correctors: changes of a step's direction.
 
-A corrector is called as corrector(denoise, prev, cur) and returns a `Correction`: the direction for every row of `cur`
-and, where a gate decided, the score and the rows. RODS is within(window, gate(h_index(rho), eps, cas(rho))).
+A corrector is a frozen dataclass; called as correct(cur, prev) it returns a `Correction`: the direction for every row
+of the state `cur`. combinators.py puts them in windows and behind gates. A `NamedCorrector` that is registered in
+rods/config.py becomes a sampler of its own: Euler steps, corrected in a window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf, isnan
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rods.detectors import Detector, check_radius
-from rods.evaluation import TINY, BoundDenoiser, Point, fresh, norms, per_sample, unit
-from rods.types import Probe, Step
+from rods.denoiser import TINY, State, no_rows, norms, per_sample, unit
+from rods.detectors import Detector, Lid, StepDetector, check_radius
+from rods.schedules import Window, check_window, in_window
+from rods.trajectory import Correction, Corrector, only
+from rods.types import Probe, Step, option
 
 
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """The direction to take, and how it was decided."""
+class NamedCorrector(Corrector):
+    """A corrector that makes a sampler by itself."""
 
-    d: Tensor  # [B, C, H, W]
-    score: Tensor | None = None  # [B]
-    flagged: Tensor | None = None  # [B] bool; None = all rows
-    probe: Probe | None = None  # for the steps that are not probed themselves; see `every`
-    at: Point | None = None  # what was evaluated in the state's place; None: the state itself
+    random: ClassVar[bool] = False  # whether it draws: then not behind a gate, where draws would depend on other rows
+    window: ClassVar[Window | None] = (0.1, 0.5)  # the sampler's default; None: it has to be given
+    scores: ClassVar[bool] = False  # whether it scores the steps that it sees, by a detector of its own
 
 
-class Corrector(Protocol):
-    def __call__(self, denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction: ...
+# -- RODS -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SigmaWindow:
-    """The steps with lo <= sigma <= hi: the form of a window that transfers between data sets and step counts."""
-
-    lo: float
-    hi: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lo <= self.hi:
-            raise ValueError(f"window: sigma:{self.lo},{self.hi} is not a range; give 0 <= lo <= hi in noise levels")
-
-
-Window = tuple[float, float] | SigmaWindow
-"""(lo, hi): steps lo*N <= i < hi*N; or a range of noise levels."""
-
-
-def check_window(window: Window) -> None:
-    """ValueError unless `window` is 0 <= lo <= hi <= 1 or a `SigmaWindow`."""
-    if isinstance(window, SigmaWindow):
-        return
-    if len(window) != 2 or not 0 <= window[0] <= window[1] <= 1:
-        raise ValueError(f"window: {window} is not a range of steps; give fractions 0 <= lo <= hi <= 1")
-
-
-def in_window(window: Window, *, i: int, num_steps: int, sigma: float) -> bool:
-    """Whether step `i` of `num_steps`, at the noise level `sigma`, lies in the window."""
-    if isinstance(window, SigmaWindow):
-        return window.lo <= sigma <= window.hi
-    # .28 * 25 is a little above 7: the slack keeps a fraction's own step on the right side.
-    lo, hi = (fraction * num_steps - 1e-9 for fraction in window)
-    return lo <= i < hi
-
-
-def nobody(x: Tensor) -> Tensor:
-    """No row flagged: [B] bool."""
-    return torch.zeros(len(x), dtype=torch.bool, device=x.device)
-
-
-# -- correctors -------------------------------------------------------------------------------------------------------
-
-
-def cas(rho: float, ascent_steps: int = 1) -> Corrector:
-    """Curvature-Aware Sampling: the direction at x + delta, delta uphill in the score norm (paper, section 4.2).
+class Cas(Corrector):
+    """Curvature-Aware Sampling: the direction at x + delta, delta uphill in the score norm (RODS paper, section 4.2).
 
     delta_1 = rho u(x); for more ascent steps delta_{k+1} = rho normalise(delta_k + rho u(x + delta_k)), on the sphere.
     Cost: F + B for u(x), then F at the point (the detector's probe where that has the same radius: nothing), and F + B
     for every further ascent step.
     """
-    rho = check_radius(rho)
-    if ascent_steps < 1:
-        raise ValueError(f"ascent_steps: {ascent_steps} is too few; give a whole number >= 1")
 
-    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        point = cur.uphill(rho)
-        for _ in range(ascent_steps - 1 if rho > 0 else 0):
-            delta = rho * unit(point.x - cur.x + rho * unit(point.g))
-            point = cur.moved(delta)
-        return Correction(point.d)
+    rho: float
+    ascent_steps: int = 1
 
-    return correct
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+        if self.ascent_steps < 1:
+            raise ValueError(f"ascent_steps: {self.ascent_steps} is too few; give a whole number >= 1")
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        worst = cur.uphill(float(self.rho))
+        for _ in range(self.ascent_steps - 1 if self.rho > 0 else 0):
+            delta = self.rho * unit(worst.x - cur.x + self.rho * unit(worst.g))
+            worst = cur.moved(delta)
+        return Correction(worst.d)
+
+    def needs_gradient(self, cur: State, prev: Step | None) -> bool:
+        return self.rho > 0
+
+    def held(self, cur: State, prev: Step | None, probe: Probe) -> Correction:
+        """With one ascent step the network is evaluated once: at x + rho u in flagged rows, at x in the others."""
+        if self.ascent_steps > 1 or probe.u is None:
+            return super().held(cur, prev, probe)
+        worst = cur.moved(torch.where(per_sample(probe.flagged, cur.x), self.rho * probe.u, 0.0))
+        return Correction(worst.d, flagged=probe.flagged, at=worst)
 
 
-def sas(rho: float, sign: Literal["uphill", "downhill"] = "uphill") -> Corrector:
-    """Sharpness-Aware Sampling: the direction at x + delta, delta = +-rho d / ||d|| (paper, section 4.2).
+@dataclass(frozen=True)
+class Sas(Corrector):
+    """Sharpness-Aware Sampling: the direction at x + delta, delta = +-rho d / ||d|| (RODS paper, section 4.2).
 
-    Uphill in f_t is the paper's formula; which sign repairs depends on the data (spec method.md, section 1).
-    Cost: F at x and F at the point.
+    Uphill in f_t is the paper's formula; which sign repairs depends on the data. Cost: F at x and F at the point.
     """
-    rho = check_radius(rho)
-    if sign not in ("uphill", "downhill"):
-        raise ValueError(f"sas_sign: unknown sign {sign!r}; give uphill or downhill")
-    radius = rho if sign == "uphill" else -rho
 
-    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        return Correction(cur.moved(radius * unit(cur.d)).d if rho > 0 else cur.d)
+    rho: float
+    sas_sign: Literal["uphill", "downhill"] = "uphill"
 
-    return correct
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+        if self.sas_sign not in ("uphill", "downhill"):
+            raise ValueError(f"sas_sign: unknown sign {self.sas_sign!r}; give uphill or downhill")
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        if self.rho == 0:
+            return Correction(cur.d)
+        radius = self.rho if self.sas_sign == "uphill" else -self.rho
+        return Correction(cur.moved(float(radius) * unit(cur.d)).d)
 
 
-def overshoot(rho: float) -> Corrector:
-    """The control without a second evaluation: d times 1 + rho / ||t d|| (spec method.md, section 4). Cost: F."""
-    rho = check_radius(rho)
+# -- rivals and controls ----------------------------------------------------------------------------------------------
 
-    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+
+@dataclass(frozen=True)
+class Overshoot(NamedCorrector):
+    """The control without a second evaluation: d times 1 + rho / ||t d||. Cost: F."""
+
+    rho: float = option(help="How far the denoised image is overshot, in units of the state.")
+
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
         length = norms(cur.sigma * cur.d)
-        return Correction(cur.d * per_sample(1 + torch.where(length >= TINY, rho / length, 0.0), cur.d))
-
-    return correct
+        return Correction(cur.d * per_sample(1 + torch.where(length >= TINY, float(self.rho) / length, 0.0), cur.d))
 
 
-def tag(eta: float) -> Corrector:
+@dataclass(frozen=True)
+class SigmaOffset(NamedCorrector):
+    """The other control at no cost: D(x; t (1 + kappa)) for D(x; t); that level is kept in the network's range.
+
+    The direction is (x - D(x; t (1 + kappa))) / t: only what the network is told changes. Cost: F.
+    """
+
+    kappa: float = option(help="Relative offset of the noise level that the network is told.")
+
+    def __post_init__(self) -> None:
+        if not -1 < self.kappa < inf:
+            raise ValueError(f"kappa: {self.kappa} is not an offset; give a finite number > -1")
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        denoise = cur.denoise
+        level = denoise.round_sigma((cur.sigma * (1 + self.kappa)).clamp(denoise.sigma_min, denoise.sigma_max))
+        with torch.no_grad():
+            told = cur.with_D(denoise(cur.x, level))
+        return Correction(told.d, at=told)
+
+
+@dataclass(frozen=True)
+class Tag(NamedCorrector):
     """Tangential amplifying guidance: P d + eta (d - P d), P the projection on x / ||x|| (arXiv 2510.04533).
 
-    The part of the direction that changes the state's length stays as it is, the part along the sphere is scaled
-    (spec method.md, section 2; eta is 1 to 1.2 there, and 1 changes nothing). Cost: F.
+    The part of the direction that changes the state's length stays as it is, the part along the sphere is scaled: eta
+    is 1 to 1.2 there, and 1 changes nothing. Cost: F.
     """
-    if not 0 <= eta < inf:
-        raise ValueError(f"eta: {eta} is not a scale; give a finite number >= 0, such as 1.1")
 
-    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
+    eta: float = option(help="Scale of the direction's part along the sphere.")
+    window: ClassVar[Window | None] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < inf:
+            raise ValueError(f"eta: {self.eta} is not a scale; give a finite number >= 0, such as 1.1")
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
         normal = unit(cur.x)
         along = per_sample((cur.d * normal).flatten(1).sum(dim=1), cur.d) * normal  # P d
-        return Correction(cur.d + (eta - 1) * (cur.d - along))
-
-    return correct
+        return Correction(cur.d + (self.eta - 1) * (cur.d - along))
 
 
-def random_shift(rho: float, randn_like: Callable[[Tensor], Tensor]) -> Corrector:
+@dataclass(frozen=True)
+class RandomShift(NamedCorrector):
     """The control of all corrections: the direction of a denoised image that is off by rho, d + rho u / t, u random.
 
-    What `overshoot` does towards the denoised image, this does anywhere (spec method.md, section 2). `randn_like` is
-    called at every step, for the whole batch: so not behind a gate, where the numbers of a sample would depend on its
-    mates. Cost: F.
+    What `Overshoot` does towards the denoised image, this does anywhere. Cost: F.
     """
-    rho = check_radius(rho)
 
-    def correct(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        return Correction(cur.d + rho * unit(fresh(denoise, cur.x, randn_like)) / cur.sigma)
+    rho: float = option(help="How far the denoised image is moved, anywhere, in units of the state.")
+    random: ClassVar[bool] = True
 
-    return correct
+    def __post_init__(self) -> None:
+        check_radius(self.rho)
 
-
-# -- combinators ------------------------------------------------------------------------------------------------------
-
-
-def within(window: Window, correct: Corrector) -> Corrector:
-    """`correct` in the window, the denoiser's own direction outside it."""
-    check_window(window)
-
-    def windowed(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        if in_window(window, i=cur.i, num_steps=cur.num_steps, sigma=float(cur.sigma)):
-            return correct(denoise, prev, cur)
-        return Correction(cur.d, flagged=nobody(cur.x))
-
-    return windowed
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        return Correction(cur.d + float(self.rho) * unit(cur.denoise.draw(cur.x)) / cur.sigma)
 
 
-def gate(detect: Detector, eps: float, correct: Corrector) -> Corrector:
-    """`correct` for the samples whose score is >= eps, each by itself; the others keep their direction bit for bit.
+@dataclass(frozen=True)
+class Laplacian(NamedCorrector):
+    """Score minus alpha t^2 times its Laplacian, by Hutchinson probes (arXiv 2511.07496).
 
-    eps = 0 flags every sample of a score >= 0, eps = inf none. Only flagged rows are evaluated again: they are
-    gathered, together with what the detector has evaluated at them.
+    As d is -t times the score, d becomes d - alpha t^2 Laplacian(d). alpha is `strength`, in units of the noise's
+    variance t^2, so that one value serves all noise levels; `probe_radius` h is the finite difference's length, in
+    units of t: (d(x + h z) - 2 d(x) + d(x - h z)) / h^2 with random signs z. Cost: F, and 2 `probes` F.
     """
-    if isnan(eps) or eps < 0:
-        raise ValueError(f"eps: {eps} is not a threshold; give a number >= 0 (inf: detect only)")
 
-    def gated(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        score = detect(denoise, prev, cur)  # [B]
-        flagged = score >= eps if eps < inf else nobody(cur.x)
-        return replace(only(flagged, correct, denoise, prev, cur), score=score)
+    strength: float = option(help="Weight of the Laplacian, in units of t^2.")
+    probes: int = option(1, help="Random probes per step.", least=1, most=1000)
+    probe_radius: float = option(0.1, help="Length of the finite differences, in units of the noise level.")
+    random: ClassVar[bool] = True
 
-    return gated
+    def __post_init__(self) -> None:
+        if not -inf < self.strength < inf:
+            raise ValueError(f"strength: {self.strength} is not a scale; give a finite number")
+        if self.probes < 1:
+            raise ValueError(f"probes: {self.probes} is too few; give a whole number >= 1")
+        if not 0 < self.probe_radius < inf:
+            raise ValueError(f"probe_radius: {self.probe_radius} is not a length; give a finite number > 0")
 
-
-def only(flagged: Tensor, correct: Corrector, denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-    """`correct` for the rows `flagged` [B] bool, gathered; the others keep their direction bit for bit."""
-    index = flagged.nonzero().flatten()  # [b]
-    d = cur.d  # for the whole batch, before rows are gathered: a smaller batch may round differently
-    if len(index) == 0:
-        return Correction(d, flagged=flagged)
-    if len(index) == len(flagged):
-        part = correct(denoise, prev, cur)
-    else:
-        part = correct(denoise.rows(index), prev and prev.rows(index), cur.rows(index))
-    if part.flagged is not None:  # a gate within this one has the last word on its rows
-        flagged = flagged.index_copy(0, index, part.flagged)
-    return Correction(d.index_copy(0, index, part.d), flagged=flagged)
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        d, h = cur.d, self.probe_radius * float(cur.sigma)
+        estimates = [laplacian_of_d(cur, h=h) for _ in range(self.probes)]
+        return Correction(d - self.strength * cur.sigma**2 * torch.stack(estimates).mean(dim=0))
 
 
-def every(k: int, probed: Corrector, correct: Corrector, *, rho: float | None = None) -> Corrector:
-    """`probed` at every k-th step of a window, and `correct` on the rows that it flagged at the k - 1 steps after it.
+def laplacian_of_d(cur: State, *, h: float) -> Tensor:
+    """One Hutchinson probe of the Laplacian of d at a state, sum_i d^2 d / d x_i^2 [B, C, H, W]. Cost: 2F, and F for d.
 
-    There `correct` finds for `cur.u` the one of the probed step. A `rho` says that it is cas(rho) of one ascent step:
-    the k - 1 steps then cost F in all, for the network is evaluated once, at x + rho u in flagged rows and at x in the
-    others, and the step's `denoised` and `d` are of these points. The first step counted is the first one that is
-    asked: `within` and `chain` go around this, a gate does not (it keeps no probe). What is kept between steps is in
-    `Step.probe`. k = 1 is `probed`.
-    Cost: that of `probed` at one step of k. Raises ValueError for k < 1.
+    Its expectation over the random signs is the Laplacian, up to O(h^2).
     """
-    if k < 1:
-        raise ValueError(f"probe_every: {k} is too few; give a whole number >= 1")
-
-    def held(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        probe = prev.probe if prev is not None else None
-        if probe is not None and cur.i - probe.i < k:
-            if rho is not None and probe.u is not None:
-                worst = cur.moved(torch.where(per_sample(probe.flagged, cur.x), rho * probe.u, 0.0))
-                return Correction(worst.d, flagged=probe.flagged, probe=probe, at=worst)
-            return replace(only(probe.flagged, correct, denoise, prev, cur.towards(probe.u)), probe=probe)
-        done = probed(denoise, prev, cur)
-        flagged = ~nobody(cur.x) if done.flagged is None else done.flagged
-        return replace(done, probe=Probe(cur.i, cur.known_u, flagged))
-
-    return held if k > 1 else probed
+    z = cur.denoise.draw(cur.x).sign()
+    estimate: Tensor = (cur.moved(h * z).d - 2 * cur.d + cur.moved(-h * z).d) / h**2
+    return estimate
 
 
-def chain(*correctors: Corrector) -> Corrector:
-    """One after the other, each on the direction that the one before it gives; the last score and probe are kept."""
+@dataclass(frozen=True)
+class Iq(NamedCorrector):
+    """x0-hat minus a step down the gradient of LID(x0-hat) (after IQ, arXiv 2605.05026).
 
-    def chained(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Correction:
-        score, flagged, probe = None, nobody(cur.x), None
-        for correct in correctors:
-            done = correct(denoise, prev, cur)
-            score = score if done.score is None else done.score
-            probe = probe if done.probe is None else done.probe
-            flagged = flagged | (~nobody(cur.x) if done.flagged is None else done.flagged)
-            cur = cur.using(done.d)
-        return Correction(cur.d, score, flagged, probe)
+    x0-hat = D(x; t) becomes x0-hat - lambda ||x0-hat - x|| grad / ||grad|| where LID(x0-hat) > threshold, grad that of
+    `Lid(lid_sigma, draws)`; lambda is `strength`, .05 to .2 there. In terms of directions: d + lambda ||d|| grad /
+    ||grad||. Two differences from the paper: the gradient is taken at D and not through it, and the mask is a value of
+    LID instead of a quantile of a reference set, so that a sample does not depend on its batch.
+    Cost: F, and draws (F + B).
+    """
 
-    return chained
+    strength: float = option(help="How far to move, as a part of the way to the denoised image.")
+    threshold: float = option(help="Denoised images that score higher are moved; 0: all, inf: none, only recorded.")
+    lid_sigma: float = option(1.2, help="The noise level at which LID looks.")
+    draws: int = option(4, help="Noise draws of LID.", least=1, most=1000)
+    random: ClassVar[bool] = True
+    window: ClassVar[Window | None] = None  # narrow in the paper, and of one network
+    scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength < inf:
+            raise ValueError(f"strength: {self.strength} is not a length; give a finite number >= 0, such as .1")
+        if isnan(self.threshold) or self.threshold < 0:
+            raise ValueError(f"threshold: {self.threshold} is not a score; give a number >= 0 (inf: only record them)")
+        if not 0 < self.lid_sigma < inf:
+            raise ValueError(f"lid_sigma: {self.lid_sigma} is not a noise level; give one number > 0")
+        if self.draws < 1:
+            raise ValueError(f"draws: {self.draws} is too few; give a whole number >= 1")
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        d = cur.d
+        noise = torch.stack([cur.denoise.draw(cur.x) for _ in range(self.draws)])  # [k, B, C, H, W]
+        lid = Lid(self.lid_sigma, self.draws)
+        score, gradient = lid.score_and_gradient(cur.denoise, cur.D, noise=noise)
+        flagged = score > self.threshold
+        moved = d + per_sample(self.strength * norms(d), d) * unit(gradient)
+        return Correction(torch.where(per_sample(flagged, d), moved, d), score, flagged)

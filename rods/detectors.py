@@ -1,25 +1,138 @@
-"""Scores of how much a state is at risk: one function each, no threshold inside.
+"""Detectors: how much a state, a trajectory or an image is at risk [B]; higher = more, no threshold inside.
 
-A detector is called as detector(denoise, prev, cur) and returns a score [B], higher = more at risk. `prev` is the
-finished step before (None at the first), `cur` the state now; `denoise` evaluates the network for the same rows.
-Scores of finished images and of whole trajectories are in scores.py.
+A detector is a frozen dataclass behind one protocol, `Detector`; `needs` says what it reads:
+
+- "step": one state; `measure(cur)`. RODS asks it at each step, everybody else over the steps of a noise range.
+- "trajectory": the finished steps of a run; `follow(...)` returns what sees them one by one.
+- "image": the finished image, or D(x_t) in flight; `score(denoise, image, noise)`.
+
+Whatever it needs, `follow` gives a `Follower` that a `for` loop over a sampler's steps feeds: restarts, filters, accept
+and the benchmark use nothing else. rods/config.py registers detectors and writes them as text; gate.py has those that
+read the network's own activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import inf
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from rods.evaluation import TINY, BoundDenoiser, Point, bind, fresh, norms, per_sample, unit
+from rods.denoiser import TINY, BoundDenoiser, State, bind, norms, per_sample, unit
+from rods.trajectory import Solver, last, trajectory
 from rods.types import AnyDenoiser, Step, state_dtype
 
+Needs = Literal["step", "trajectory", "image"]
 
-class Detector(Protocol):
-    def __call__(self, denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Tensor: ...
+
+class Follower(Protocol):
+    """Sees some rows' finished steps, and scores their images [b, C, H, W] -> [b]."""
+
+    def add(self, step: Step) -> None: ...
+
+    def score(self, image: Tensor) -> Tensor: ...
+
+
+class Detector:
+    """What is measured of each image. A subclass is a frozen dataclass and says what it `needs`."""
+
+    needs: ClassVar[Needs] = "image"
+
+    @property
+    def num_draws(self) -> int:
+        """How many unit normal draws [C, H, W] an image's score takes."""
+        return 0
+
+    @property
+    def max_sigma(self) -> float:
+        """The largest noise level whose steps the score reads: 0 for the image alone, inf for the whole run."""
+        return {"image": 0.0, "trajectory": inf, "step": inf}[self.needs]
+
+    def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
+        """ValueError where it cannot score runs of this network whose steps begin at these noise levels."""
+
+    def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
+        """What sees a run's steps and then scores its images.
+
+        `noise` [num_draws, b, C, H, W] holds the rows' own draws; `solver` is the base sampler's.
+        """
+        return _OfImage(partial(self.score, denoise, noise=noise))
+
+    def score(self, denoise: BoundDenoiser, image: Tensor, *, noise: Tensor) -> Tensor:
+        """The score [b] of images [b, C, H, W], of a detector that needs nothing else."""
+        raise NotImplementedError(f"{type(self).__name__} needs a {self.needs}; feed what `follow` returns")
+
+
+class _OfImage:
+    """The follower of a detector that reads no step."""
+
+    def __init__(self, score: Callable[[Tensor], Tensor]) -> None:
+        self.score = score
+
+    def add(self, step: Step) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDetector(Detector):
+    """A detector of states. Of a trajectory its score is the largest value over the steps from `hi` to `lo`, or the
+    mean. A subclass has `measure`, and `comparable` where its values at different noise levels do not compare.
+    """
+
+    lo: float = 0.5
+    hi: float = 3
+    mean: bool = False
+
+    needs: ClassVar[Needs] = "step"
+    reads_gradient: ClassVar[bool] = True  # whether `measure` reads `cur.g` of every row
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lo <= self.hi < inf:
+            raise ValueError(f"lo, hi: {self.lo}, {self.hi} is not a range of noise levels; give 0 <= lo <= hi")
+
+    @property
+    def max_sigma(self) -> float:
+        return self.hi
+
+    def measure(self, cur: State, *, noise: Tensor | None = None) -> Tensor:
+        """The value [B] at a state; `noise` [num_draws, B, C, H, W], None: draw it."""
+        raise NotImplementedError
+
+    def comparable(self, value: Tensor, sigma: float) -> Tensor:
+        """Values [B] at a noise level, scaled so that the steps of a trajectory compare."""
+        return value
+
+    def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
+        if not any(self.lo <= t <= self.hi for t in levels):
+            raise ValueError(f"lo, hi: no step lies at noise levels {self.lo:g} to {self.hi:g}; widen the range")
+
+    def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
+        return _OverSteps(self, denoise, noise)
+
+
+class _OverSteps:
+    def __init__(self, detector: StepDetector, denoise: BoundDenoiser, noise: Tensor) -> None:
+        self.detector, self.denoise, self.noise = detector, denoise, noise
+        self.values: list[Tensor] = []  # of [b]
+
+    def add(self, step: Step) -> None:
+        t, detector = float(step.sigma), self.detector
+        if detector.lo <= t <= detector.hi:
+            cur = State(self.denoise, step.x, step.sigma, step.i, step.num_steps)
+            self.values.append(detector.comparable(detector.measure(cur, noise=self.noise), t))
+
+    def score(self, image: Tensor) -> Tensor:
+        if not self.values:
+            self.detector.check(self.denoise, [])
+        values = torch.stack(self.values)  # [n, b]
+        return values.mean(dim=0) if self.detector.mean else values.amax(dim=0)
+
+
+# -- of a state -------------------------------------------------------------------------------------------------------
 
 
 def check_radius(rho: float) -> float:
@@ -37,8 +150,36 @@ def noise_level(sigma: Tensor | float, like: Tensor, *, name: str = "sigma") -> 
     return level
 
 
-def curvature(cur: Point, rho: float) -> Tensor:
-    """H of a point [B]: F + B, and F + B once more unless these evaluations were made before."""
+@dataclass(frozen=True)
+class CurvatureIndex(StepDetector):
+    """H(x) = ||g(x + rho u) - g(x)||, g = grad_x ||v||, u = g / ||g||, v = (x - D(x; t)) / t^2 (RODS paper, eq. 8).
+
+    H is 0 where ||g|| < 1e-12, and never NaN. Over a trajectory, `scaled` takes its scale-free companion H t^3 / rho,
+    without which the last step of the range decides, for H grows as t falls. Cost per step: 2F + 2B; as RODS's gate
+    the step's own F is among them.
+    """
+
+    rho: float = 1
+    scaled: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_radius(self.rho)
+
+    def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
+        super().check(denoiser, levels)
+        if self.rho == 0:
+            raise ValueError("rho: 0 leaves no neighbourhood to probe; give a radius > 0")
+
+    def measure(self, cur: State, *, noise: Tensor | None = None) -> Tensor:
+        return curvature(cur, float(self.rho))
+
+    def comparable(self, value: Tensor, sigma: float) -> Tensor:
+        return value * sigma**3 / self.rho if self.scaled and self.rho else value
+
+
+def curvature(cur: State, rho: float) -> Tensor:
+    """H of a state [B]: F + B, and F + B once more unless these evaluations were made before."""
     sure = norms(cur.g) >= TINY
     H = norms(cur.uphill(rho).g - cur.g)
     # A network that returns NaN shows in the image; its H is 0, so that a gate leaves that row alone.
@@ -46,29 +187,47 @@ def curvature(cur: Point, rho: float) -> Tensor:
 
 
 def curvature_index(denoise: AnyDenoiser, x: Tensor, sigma: Tensor | float, *, rho: float) -> Tensor:
-    """Curvature index H(x) = ||g(x + rho u) - g(x)||, g = grad_x ||v||, u = g / ||g||, v = (x - D(x; t)) / t^2.
+    """The curvature index H [B] of states `x` [B, C, H, W] at the noise level `sigma` (a number > 0); 0 for rho = 0.
 
-    RODS paper, eq. (8), with the probe of Algorithm 2 (spec method.md, section 1).
-    `denoise` is D(x, sigma); `x` [B, C, H, W] is the state at the noise level `sigma` (a number > 0). Returns H [B] in
-    float64, never NaN: 0 where ||g|| < 1e-12, and for rho = 0. Nothing depends on the other samples of the batch.
-    Cost: 2F + 2B. Raises ValueError for a negative rho or a sigma that is not > 0.
+    `denoise` is D(x, sigma). Returns float64; nothing depends on the other samples of the batch. Cost: 2F + 2B.
+    Raises ValueError for a negative rho or a sigma that is not > 0.
     """
     level = noise_level(sigma, x)
     x = x.detach().to(level.dtype)
-    return curvature(Point(bind(denoise, len(x)), x, level), check_radius(rho))
+    return curvature(State(bind(denoise, len(x)), x, level), check_radius(rho))
 
 
-def h_index(rho: float) -> Detector:
-    """The curvature index as a detector, radius `rho`. Cost per step: 2F + 2B, the step's own F among them."""
-    rho = check_radius(rho)
+@dataclass(frozen=True)
+class LambdaMax(StepDetector):
+    """The largest |eigenvalue| of Hess(n), n = ||v||, which bounds H / rho as rho -> 0 (RODS paper, appendix A.2).
 
-    def detect(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Tensor:
-        return curvature(cur, rho)
+    By `iterations` Lanczos steps from a random direction, with finite differences of length `h` t. Over a trajectory it
+    is multiplied by t^3, which makes it free of scale, and all steps of a sample begin with the same direction.
+    Cost per step: (iterations + 1)(F + B); as RODS's gate the step's own F is among them.
+    """
 
-    return detect
+    iterations: int = 4
+    h: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("iterations", self.iterations, 1)
+        if not 0 < self.h < inf:
+            raise ValueError(f"h: {self.h} is not a length; give a finite number > 0")
+
+    @property
+    def num_draws(self) -> int:
+        return 1
+
+    def measure(self, cur: State, *, noise: Tensor | None = None) -> Tensor:
+        start = cur.denoise.draw(cur.x) if noise is None else noise[0]
+        return largest_eigenvalue(cur, start, iterations=self.iterations, h=self.h * float(cur.sigma))
+
+    def comparable(self, value: Tensor, sigma: float) -> Tensor:
+        return sigma**3 * value
 
 
-def largest_eigenvalue(cur: Point, start: Tensor, *, iterations: int, h: float) -> Tensor:
+def largest_eigenvalue(cur: State, start: Tensor, *, iterations: int, h: float) -> Tensor:
     """The largest |eigenvalue| [B] of Hess(n) by Lanczos steps from `start` [B, C, H, W]: (iterations + 1)(F + B).
 
     Hess(n) q is the finite difference (g(x + h q) - g(x)) / h. Too low where the steps are few, never too high.
@@ -93,23 +252,160 @@ def largest_eigenvalue(cur: Point, start: Tensor, *, iterations: int, h: float) 
     return eigenvalues.abs().amax(dim=1)
 
 
-def lambda_max(
-    iterations: int = 4, *, h: float = 0.01, randn_like: Callable[[Tensor], Tensor] = torch.randn_like
-) -> Detector:
-    """The largest |eigenvalue| of Hess(n), n = ||v||, as a detector: what H / rho is a lower bound of.
+# -- of an image ------------------------------------------------------------------------------------------------------
 
-    RODS paper, appendix A.2 read correctly: as rho -> 0, H / rho -> ||Hess(n) u|| <= largest |eigenvalue| (spec
-    method.md, sections 1 and 2). `iterations` Lanczos steps from a random direction; `h` is the finite difference's
-    length in units of the noise level. `randn_like` is called once per probed step, for the whole batch.
-    Cost per step: (iterations + 1)(F + B), the step's own F among them. Raises ValueError for arguments out of range.
+
+def at_least(name: str, value: int, least: int) -> None:
+    """ValueError unless the whole number is large enough."""
+    if value < least:
+        raise ValueError(f"{name}: {value} is too few; give a whole number >= {least}")
+
+
+@dataclass(frozen=True)
+class Lid(Detector):
+    """The mean over `draws` draws e of ||(D(x0 + t e; t) - x0) / t||^2 at t = `sigma` (arXiv 2605.05026).
+
+    How far the denoiser moves an image that is a little noisy, in units of the noise. Where the image lies on a
+    manifold of the data it is about the manifold's dimension. The noise level matters more than the formula.
+    Cost: `draws` F.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations: {iterations} is too few; give a whole number >= 1")
-    if not 0 < h < inf:
-        raise ValueError(f"h: {h} is not a length; give a finite number > 0")
 
-    def detect(denoise: BoundDenoiser, prev: Step | None, cur: Point) -> Tensor:
-        start = fresh(denoise, cur.x, randn_like)
-        return largest_eigenvalue(cur, start, iterations=iterations, h=h * float(cur.sigma))
+    sigma: float = 1.2
+    draws: int = 4
 
-    return detect
+    needs: ClassVar[Needs] = "image"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < inf:
+            raise ValueError(f"sigma: {self.sigma} is not a noise level; give a finite number > 0")
+        at_least("draws", self.draws, 1)
+
+    @property
+    def num_draws(self) -> int:
+        return self.draws
+
+    def score(self, denoise: BoundDenoiser, image: Tensor, *, noise: Tensor) -> Tensor:
+        """LID [b] of images [b, C, H, W]: not a number where the image or the network is not."""
+        level, image = self._checked(image, noise)
+        with torch.no_grad():
+            moved = [norms((denoise(image + level * e, level) - image) / level).square() for e in noise]  # k of [b]
+        return torch.stack(moved).mean(dim=0)
+
+    def score_and_gradient(self, denoise: BoundDenoiser, image: Tensor, *, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """LID [b] and its gradient with respect to the image [b, C, H, W]. Cost: `draws` (F + B)."""
+        level, image = self._checked(image, noise)
+        score, gradient = image.new_zeros(len(image)), torch.zeros_like(image)
+
+        def residual(e: Tensor, denoise: BoundDenoiser, x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            moved = norms((denoise(x + level * e[part], level) - x) / level).square()  # [b]
+            return moved, moved
+
+        for e in noise:  # one graph at a time
+            moved, slope = denoise.with_gradient(image, partial(residual, e))
+            score, gradient = score + moved / len(noise), gradient + slope / len(noise)
+        return score, gradient
+
+    def _checked(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        level = noise_level(self.sigma, image)
+        if noise.ndim != image.ndim + 1 or noise.shape[1:] != image.shape or len(noise) == 0:
+            raise ValueError(f"noise: shape {list(noise.shape)}: must be [draws >= 1, *{list(image.shape)}]")
+        return level, image.detach().to(level.dtype)
+
+
+# -- of a trajectory --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tvf(Detector):
+    """The variance over the steps at noise levels up to `sigma` of D(x_t), mean over pixels (arXiv 2406.09358).
+
+    Cost: nothing.
+    """
+
+    sigma: float = 2
+
+    needs: ClassVar[Needs] = "trajectory"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < inf:
+            raise ValueError(f"sigma: {self.sigma} is not a noise level; give a finite number > 0")
+
+    @property
+    def max_sigma(self) -> float:
+        return self.sigma
+
+    def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
+        if not any(t <= self.sigma for t in levels):
+            raise ValueError(f"sigma: no step lies at noise levels up to {self.sigma:g}; widen the range")
+
+    def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
+        return _Variance(self)
+
+
+class _Variance:
+    """Welford's running variance, divided by the number of steps: it keeps two images."""
+
+    def __init__(self, detector: Tvf) -> None:
+        self.detector, self.count = detector, 0
+        self._mean: Tensor | float = 0.0  # [B, C, H, W]
+        self._squares: Tensor | float = 0.0  # sum of squared distances from the mean
+
+    def add(self, step: Step) -> None:
+        if float(step.sigma) > self.detector.sigma:
+            return
+        self.count += 1
+        off = step.denoised - self._mean
+        self._mean = self._mean + off / self.count
+        self._squares = self._squares + off * (step.denoised - self._mean)
+
+    def score(self, image: Tensor) -> Tensor:
+        if not isinstance(self._squares, Tensor):
+            raise ValueError(f"sigma: no step lies at noise levels up to {self.detector.sigma:g}; widen the range")
+        return (self._squares / self.count).flatten(1).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Lmi(Detector):
+    """The trace of the covariance of the sampler's output under small latent noise (LMI, arXiv 2605.05026).
+
+    The run's first state gets `runs` times noise of `eps` its noise level; the plain solver takes each to the end over
+    the same noise levels. The unbiased covariance of these images, over eps^2: as eps -> 0, the squared Frobenius norm
+    of the output's Jacobian by the latents, estimated. Of a restarted part, the state it begins with is the first.
+    Cost: `runs` times the plain steps.
+    """
+
+    eps: float = 0.01
+    runs: int = 4
+
+    needs: ClassVar[Needs] = "trajectory"
+
+    def __post_init__(self) -> None:
+        at_least("runs", self.runs, 2)
+        if not 0 < self.eps < inf:
+            raise ValueError(f"eps: {self.eps} is not a length; give a finite number > 0, such as .01")
+
+    @property
+    def num_draws(self) -> int:
+        return self.runs
+
+    def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
+        return _Perturbed(self.eps, denoise, noise, solver)
+
+
+class _Perturbed:
+    def __init__(self, eps: float, denoise: BoundDenoiser, noise: Tensor, solver: Solver) -> None:
+        self.eps, self.denoise, self.noise, self.solver = eps, denoise, noise, solver
+        self.first: Tensor | None = None
+        self.levels: list[Tensor] = []
+
+    def add(self, step: Step) -> None:
+        if self.first is None:
+            self.first, self.levels = step.x, [step.sigma]
+        self.levels.append(step.sigma_next)
+
+    def score(self, image: Tensor) -> Tensor:
+        assert self.first is not None, "a run has steps"
+        sigmas = torch.stack(self.levels)
+        starts = (self.first + self.eps * sigmas[0] * e for e in self.noise)
+        ends = torch.stack([last(trajectory(self.denoise, x, sigmas, solver=self.solver)) for x in starts])  # [k, ...]
+        return norms((ends - ends.mean(dim=0)).transpose(0, 1)).square() / (len(ends) - 1) / self.eps**2

@@ -1,4 +1,4 @@
-"""Noise grids, and the schedules sigma(t) and scalings s(t) of the ODE (spec edm-compat.md, section 3).
+"""Noise grids, windows of steps, and the schedules sigma(t) and scalings s(t) of the ODE (EDM paper, table 1).
 
 Grids are float64 tensors on the CPU, [N], decreasing, without the final 0; they are evaluated there so that every
 device starts from the same numbers.
@@ -171,3 +171,39 @@ def clip_range(
             f"sigma_min, sigma_max: {sigma_min}, {sigma_max}{clipped} is no range; give 0 < sigma_min < sigma_max < inf"
         )
     return lo, hi
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SigmaWindow:
+    """The steps with lo <= sigma <= hi: the form of a window that transfers between data sets and step counts."""
+
+    lo: float
+    hi: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lo <= self.hi:
+            raise ValueError(f"window: sigma:{self.lo},{self.hi} is not a range; give 0 <= lo <= hi in noise levels")
+
+
+Window = tuple[float, float] | SigmaWindow
+"""(lo, hi): steps lo*N <= i < hi*N; or a range of noise levels."""
+
+
+def check_window(window: Window) -> None:
+    """ValueError unless `window` is 0 <= lo <= hi <= 1 or a `SigmaWindow`."""
+    if isinstance(window, SigmaWindow):
+        return
+    if len(window) != 2 or not 0 <= window[0] <= window[1] <= 1:
+        raise ValueError(f"window: {window} is not a range of steps; give fractions 0 <= lo <= hi <= 1")
+
+
+def in_window(window: Window, *, i: int, num_steps: int, sigma: float) -> bool:
+    """Whether step `i` of `num_steps`, at the noise level `sigma`, lies in the window."""
+    if isinstance(window, SigmaWindow):
+        return window.lo <= sigma <= window.hi
+    # .28 * 25 is a little above 7: the slack keeps a fraction's own step on the right side.
+    lo, hi = (fraction * num_steps - 1e-9 for fraction in window)
+    return lo <= i < hi

@@ -1,8 +1,11 @@
-"""The one loop: a generator that integrates dx/dt from noise to image and yields its steps."""
+"""The one loop: a generator that integrates dx/dt from noise to image and yields its steps.
+
+It also says what the loop hands to a corrector and gets back: a `State`, and a `Correction`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Literal
@@ -10,12 +13,55 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rods.correctors import Correction, Corrector, nobody
-from rods.evaluation import BoundDenoiser, Gradient, Point, bind
+from rods.denoiser import BoundDenoiser, Gradient, State, bind, no_rows
 from rods.schedules import LINEAR, Schedule, clip_range, edm_grid
-from rods.types import AnyDenoiser, Step, state_dtype
+from rods.types import AnyDenoiser, Probe, Step, state_dtype
 
 Solver = Literal["euler", "heun"]
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """The direction to take, and how it was decided."""
+
+    d: Tensor  # [B, C, H, W]
+    score: Tensor | None = None  # [B]
+    flagged: Tensor | None = None  # [B] bool; None = all rows
+    probe: Probe | None = None  # for the steps that are not probed themselves; see `correctors.Every`
+    at: State | None = None  # what was evaluated in the state's place; None: the state itself
+
+
+class Corrector:
+    """Changes the direction of a step: called with the state and the finished step before it (None at the first).
+
+    Correctors are frozen dataclasses: printable, comparable, written to JSON field by field.
+    """
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        raise NotImplementedError
+
+    def needs_gradient(self, cur: State, prev: Step | None) -> bool:
+        """Whether it will read `cur.g` of every row, which is then evaluated first and brings D with it."""
+        return False
+
+    def held(self, cur: State, prev: Step | None, probe: Probe) -> Correction:
+        """The correction of the rows that an earlier step has flagged, by the direction u that it found."""
+        return only(probe.flagged, self, cur.with_u(probe.u), prev)
+
+
+def only(flagged: Tensor, correct: Corrector, cur: State, prev: Step | None) -> Correction:
+    """`correct` for the rows `flagged` [B] bool, gathered; the others keep their direction bit for bit."""
+    index = flagged.nonzero().flatten()  # [b]
+    d = cur.d  # for the whole batch, before rows are gathered: a smaller batch may round differently
+    if len(index) == 0:
+        return Correction(d, flagged=flagged)
+    if len(index) == len(flagged):
+        part = correct(cur, prev)
+    else:
+        part = correct(cur.select(index), prev and prev.select(index))
+    if part.flagged is not None:  # a gate within this one has the last word on its rows
+        flagged = flagged.index_copy(0, index, part.flagged)
+    return Correction(d.index_copy(0, index, part.d), flagged=flagged)
 
 
 @dataclass(frozen=True)
@@ -26,11 +72,10 @@ class Churn:
     S_min: float = 0
     S_max: float = inf
     S_noise: float = 1
-    randn_like: Callable[[Tensor], Tensor] = torch.randn_like  # called once per step, also where nothing is added
 
     def __post_init__(self) -> None:
         if not 0 <= self.S_churn < inf or not 0 <= self.S_noise < inf:
-            raise ValueError(f"S_churn, S_noise: {self.S_churn}, {self.S_noise} will not do; give finite numbers >= 0")
+            raise ValueError(f"S_churn, S_noise: {self.S_churn}, {self.S_noise}: must be finite numbers >= 0")
         if not 0 <= self.S_min <= self.S_max:
             raise ValueError(f"S_min, S_max: {self.S_min}, {self.S_max} is not a range; give 0 <= S_min <= S_max")
 
@@ -38,12 +83,6 @@ class Churn:
         """gamma_i for the N noise levels at which steps begin."""
         gamma = min(self.S_churn / len(sigmas), sqrt(2) - 1)
         return [gamma if self.S_min <= sigma <= self.S_max else 0.0 for sigma in sigmas]
-
-
-def check_solver(solver: str) -> None:
-    """ValueError unless `solver` is known."""
-    if solver not in ("euler", "heun"):
-        raise ValueError(f"solver: unknown solver {solver!r}; give euler or heun")
 
 
 def trajectory(
@@ -63,8 +102,8 @@ def trajectory(
     EDM paper, Algorithms 1 and 2, with RODS's correction (RODS paper, Algorithm 2) of the first evaluation of a step.
     `x` [B, C, H, W] in the state's dtype is the state at sigmas[0] (s(t) times the noisy image); `sigmas` [N + 1] are
     noise levels on its device, decreasing, the last may be 0. `denoise` is D(x, sigma) or a `BoundDenoiser`, whose
-    counters then tell the passes. With `heun`, steps that do not end at 0 get the second-order correction, its second
-    evaluation at t + alpha h. Without `churn` no random number is drawn. `gradient` is how `cur.g` is had.
+    counters then tell F and B. With `heun`, steps that do not end at 0 get the second-order correction, its second
+    evaluation at t + alpha h. With `churn`, noise is drawn at every step. `gradient` is how `State.g` is evaluated.
     Cost: F per step, with Heun 2F (the step to 0: F), and what `correct` spends.
     """
     denoise = bind(denoise, len(x))
@@ -77,12 +116,14 @@ def trajectory(
     for i in range(num_steps):
         t_hat, t_next, x_hat = times[i], times[i + 1], x
         if churn is not None:
-            noise = churn.S_noise * churn.randn_like(x)  # drawn at every step, so that streams stay aligned
+            noise = churn.S_noise * denoise.draw(x)  # drawn at every step, so that streams stay aligned
             if gammas[i] > 0:
                 x_hat, t_hat = more_noise(x, times[i], gammas[i], noise, schedule=schedule, denoise=denoise)
 
-        cur = Point(denoise, x_hat / schedule.s(t_hat), schedule.sigma(t_hat), i, num_steps, gradient)
-        done = Correction(cur.d, flagged=nobody(x)) if correct is None else correct(denoise, prev, cur)
+        cur = State(denoise, x_hat / schedule.s(t_hat), schedule.sigma(t_hat), i, num_steps, gradient)
+        if correct is not None and correct.needs_gradient(cur, prev):
+            _ = cur.g
+        done = Correction(cur.d, flagged=no_rows(x)) if correct is None else correct(cur, prev)
         seen = done.at or cur
         d_used = done.d.detach()
         d_cur = schedule.rate(t_hat, x_hat, d_used)
@@ -92,20 +133,19 @@ def trajectory(
 
         prev = Step(
             i=i,
-            x=cur.x,
-            x_next=x / schedule.s(t_next),
+            num_steps=num_steps,
             sigma=cur.sigma,
             sigma_next=sigmas[i + 1],
-            denoised=seen.denoised,
+            x=cur.x,
+            x_next=x / schedule.s(t_next),
+            at=seen.x,
+            denoised=seen.D,
             d=seen.d,
             d_used=d_used,
             score=done.score,
-            flagged=~nobody(x) if done.flagged is None else done.flagged,
-            num_steps=num_steps,
+            flagged=~no_rows(x) if done.flagged is None else done.flagged,
             probe=done.probe,
         )
-        if denoise.watch is not None:
-            denoise.watch(prev)
         yield prev
 
 
@@ -122,7 +162,7 @@ def second_order(
     """x at t_next from x_hat at t_hat by a second evaluation at t_hat + alpha h: Heun for alpha = 1. Cost: F."""
     h = t_next - t_hat
     x_prime, t_prime = x_hat + alpha * h * d_cur, t_hat + alpha * h
-    ahead = Point(denoise, x_prime / schedule.s(t_prime), schedule.sigma(t_prime))
+    ahead = State(denoise, x_prime / schedule.s(t_prime), schedule.sigma(t_prime))
     d_prime = schedule.rate(t_prime, x_prime, ahead.d)
     return x_hat + h * ((1 - 1 / (2 * alpha)) * d_cur + 1 / (2 * alpha) * d_prime)
 
@@ -154,7 +194,7 @@ def check_latents(latents: Tensor) -> None:
     """ValueError unless `latents` is a floating-point [B, C, H, W]."""
     if latents.ndim != 4 or not latents.is_floating_point():
         raise ValueError(
-            f"latents: {latents.dtype} {list(latents.shape)} will not do; give a floating-point tensor [B, C, H, W]"
+            f"latents: {latents.dtype} {list(latents.shape)}: must be a floating-point tensor [B, C, H, W]"
         )
 
 
@@ -168,6 +208,7 @@ def start(
     denoiser: AnyDenoiser,
     latents: Tensor,
     class_labels: Tensor | None,
+    *,
     num_steps: int,
     sigma_min: float,
     sigma_max: float,

@@ -1,10 +1,10 @@
-"""The vocabulary: what a denoiser is, what one step of a trajectory holds, what a RODS run returns."""
+"""The vocabulary: what a denoiser is, what one step of a trajectory holds, what a sampler returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,15 +36,23 @@ AnyDenoiser = Callable[..., Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What the last probed step has found, where some steps go by it instead of probing themselves."""
+    """What the last probed step has found, for the steps that follow it without a probe of their own."""
 
     i: int  # the probed step
-    u: Tensor | None  # [B, C, H, W] g / ||g|| there; None where nobody asked for it
+    u: Tensor | None  # [B, C, H, W] g / ||g|| there; None where no gradient was evaluated
     flagged: Tensor  # [B] bool
 
-    def rows(self, index: Tensor) -> Probe:
+    def select(self, index: Tensor) -> Probe:
         """The rows `index` [b] of the batch."""
         return Probe(self.i, None if self.u is None else self.u[index], self.flagged[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a gated restart decided at the end of a run of some rows."""
+
+    scores: Tensor  # [b] of the new images
+    kept: Tensor  # [b] bool: the new image takes the place of the one before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,30 +60,36 @@ class Step:
     """One finished step of a trajectory; images are in the unscaled coordinates of the denoiser (x = y + sigma n)."""
 
     i: int
-    x: Tensor  # [B, C, H, W] state before the step, after the churn if there is any
-    x_next: Tensor  # [B, C, H, W] state after the step
+    num_steps: int  # of the trajectory that the step belongs to
     sigma: Tensor  # [] noise level of x
     sigma_next: Tensor  # [] noise level of x_next
-    denoised: Tensor  # [B, C, H, W] D(x; sigma); of flagged rows between probes, D at their worst point (`every`)
-    d: Tensor  # [B, C, H, W] the denoiser's own direction there, (x - D(x; sigma)) / sigma
+    x: Tensor  # [B, C, H, W] state before the step, after the churn if there is any
+    x_next: Tensor  # [B, C, H, W] state after the step
+    at: Tensor  # [B, C, H, W] where the network was evaluated: x, or the worst point of a row held between probes
+    denoised: Tensor  # [B, C, H, W] D(at; sigma)
+    d: Tensor  # [B, C, H, W] the denoiser's own direction there, (at - denoised) / sigma
     d_used: Tensor  # [B, C, H, W] the direction taken; equal to d bit for bit in rows that are not flagged
     score: Tensor | None  # [B] what the detector said; None where none was asked
     flagged: Tensor  # [B] bool, rows whose direction was handed to a corrector
-    num_steps: int  # of the whole trajectory
     probe: Probe | None = None  # what the next step may go by; None where every step is probed, or none
+    rows: Tensor | None = None  # [B] int64, the rows of the batch that are restarted; None: a step of the whole batch
+    verdict: Verdict | None = None  # only on the last step of a run that a restart has scored
 
-    def rows(self, index: Tensor) -> Step:
-        """The rows `index` [b] of the batch."""
+    def select(self, index: Tensor) -> Step:
+        """The rows `index` [b] of this step; its verdict is left out."""
         return replace(
             self,
             x=self.x[index],
             x_next=self.x_next[index],
+            at=self.at[index],
             denoised=self.denoised[index],
             d=self.d[index],
             d_used=self.d_used[index],
             score=None if self.score is None else self.score[index],
             flagged=self.flagged[index],
-            probe=self.probe and self.probe.rows(index),
+            probe=self.probe and self.probe.select(index),
+            rows=None if self.rows is None else self.rows[index],
+            verdict=None,
         )
 
 
@@ -99,18 +113,18 @@ class TriesRecord:
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """What RODS saw and did on one sample; plain numbers, ready for JSON."""
+    """What a sampler saw and did on one sample; plain numbers, ready for JSON."""
 
     probed: tuple[int, ...]  # steps at which the curvature index was measured
     sigma: tuple[float, ...]  # their noise levels t
-    H: tuple[float, ...]  # curvature index at these steps, eq. (8)
+    H: tuple[float, ...]  # curvature index at these steps, eq. (8) of the RODS paper
     H_scaled: tuple[float, ...]  # the scale-free companion H t^3 / rho (0 where rho = 0)
     flagged: tuple[int, ...]  # steps that were corrected
-    forward: int  # network passes spent on this sample
-    backward: int  # backward passes to the input spent on this sample
+    forward: int  # F: network evaluations spent on this sample
+    backward: int  # B: vector-Jacobian products to the input spent on this sample
     scores: tuple[float, ...] = ()  # at the probed steps, of a sampler whose detector is not the curvature index
     restart: RestartRecord | None = None  # None for samplers that do not restart
-    tries: TriesRecord | None = None  # None where nothing is drawn again; passes are then those of all tries
+    tries: TriesRecord | None = None  # None where nothing is drawn again; F and B are then those of all tries
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,3 +138,15 @@ class RodsResult:
 def state_dtype(device: torch.device) -> torch.dtype:
     """float64, as in EDM; float32 on MPS, which has no float64 (this branch was never run on such a machine)."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def option(
+    default: Any = ..., *, help: str, flag: str | None = None, least: int | None = None, most: int | None = None
+) -> Any:
+    """A dataclass field that is an option of the commands; without a default it is required.
+
+    `help` is what --help says of it, `flag` its spelling where that is not --name with dashes; `least` and `most` are
+    the range of a whole number.
+    """
+    metadata = {"help": help, "flag": flag, "least": least, "most": most}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)

@@ -1,75 +1,208 @@
-"""Sampler options that were given on the command line: their names, their checks, and a config made of them."""
+"""Sampler options on the command line: generated from the fields of the samplers, and made into a sampler.
+
+A library's error is "argument: what is wrong; remedy"; here the argument gets its command line's name.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from math import inf
+from typing import Any, TypeVar
 
+import click
+
+from dnnlib.cli import with_options
 from dnnlib.errors import UserError
-from rods.pipeline import SAMPLERS, SamplerConfig, sampler_options
+from rods.base_samplers import Sampler
+from rods.config import (
+    CORRECTORS,
+    DETECTORS,
+    FITTED,
+    REQUIRED,
+    SAMPLERS,
+    Option,
+    detector_from_text,
+    from_text,
+    options,
+    to_text,
+    window_from_text,
+    window_to_text,
+)
+from rods.correctors import Corrector
+from rods.detectors import Detector
+from rods.legacy import detector_text
 from rods.presets import Preset
+from rods.schedules import SigmaWindow, Window, check_window
 
-# How sampler arguments are spelt on the command line, where it is not --name.
-SPELLING = {
-    "sampler": "--sampler",
-    "num_steps": "--steps",
-    "discretization": "--disc",
-    "time_rho": "--time-rho",
-    "sas_sign": "--sas-sign",
-    "probe_every": "--probe-every",
-    "sigma_r": "--sigma-r",
-    "lid_sigma": "--lid-sigma",
-    "tvf_sigma": "--tvf-sigma",
-    "probe_radius": "--probe-radius",
-    "score_at": "--score-at",
-    "inside_solver": "--inside-solver",
-    "max_tries": "--max-tries",
-    "filter_threshold": "--filter-threshold",
-    "probe_batch": "--probe-batch",
-    "channels_last": "--channels-last",
-}
-SPELLING |= {"ascent_steps": "--ascent-steps", "network_sha256": "--network sha256", "rows_per_seed": "--seeding rows"}
+F = TypeVar("F", bound=Callable[..., Any])
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
+_OTHER_FLAGS = {
+    "sampler": "--sampler", "max_tries": "--max-tries", "filter_threshold": "--filter-threshold",
+    "probe_batch": "--probe-batch", "channels_last": "--channels-last", "network_sha256": "--network sha256",
+    "rows_per_seed": "--seeding rows",
+}  # fmt: skip
 
 
-def sampler_choice(name: str | None, given: dict[str, Any], *, say: Any) -> str:
+class WindowText(click.ParamType):  # type: ignore[type-arg]
+    """`.1,.5` (fractions of the steps) or `sigma:1,5` (noise levels)."""
+
+    name = "lo,hi|sigma:lo,hi"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            window = window_from_text(value)
+            check_window(window)
+            return window
+        except ValueError as e:
+            self.fail(str(e).removeprefix("window: "), param, ctx)
+
+
+class ValueText(click.ParamType):  # type: ignore[type-arg]
+    """A detector or corrector, `name:option=value,...`. It stays a text until the preset is known that may name it."""
+
+    def __init__(self, kind: type[Detector] | type[Corrector]) -> None:
+        names = DETECTORS | FITTED if kind is Detector else CORRECTORS
+        self.kind, self.name = kind, "|".join(names) + "[:option=value,...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return detector_text(value) if self.kind is Detector else value
+        except ValueError as e:
+            self.fail(str(e).removeprefix("detector: "), param, ctx)
+
+
+# -- generated --------------------------------------------------------------------------------------------------------
+
+
+def all_options() -> dict[str, dict[str, Option]]:
+    """The options that commands offer, each as the samplers that have it see it: option -> sampler -> `Option`."""
+    found: dict[str, dict[str, Option]] = {}
+    for sampler in SAMPLERS:
+        for name, option in options(sampler).items():
+            if option.help:
+                found.setdefault(name, {})[sampler] = option
+    return found
+
+
+def flag(argument: str) -> str:
+    """How an argument is spelt on the command line."""
+    for option in all_options().get(argument, {}).values():
+        return option.flag
+    return _OTHER_FLAGS.get(argument, f"--{argument}")
+
+
+def add_sampler_options(command: F, *, without: Collection[str] = ()) -> F:
+    """Decorator: every sampler option but those named, None where it is not given."""
+    found = [(name, kinds) for name, kinds in all_options().items() if name not in without]
+    return with_options(command, [_click_option(name, kinds) for name, kinds in found])
+
+
+def _click_option(name: str, kinds: Mapping[str, Option]) -> Callable[[F], F]:
+    one = next(iter(kinds.values()))
+    spellings = [one.flag] + ([f"--{name}"] if name in ("sigma_min", "sigma_max") else [])  # EDM's own spelling, too
+    return click.option(*spellings, name, type=_click_type(one), default=None, help=_help(kinds))
+
+
+def _click_type(option: Option) -> Any:
+    if isinstance(option.kind, tuple):
+        return click.Choice(option.kind)
+    if option.kind is int and option.least is not None:
+        return click.IntRange(option.least, option.most)
+    if option.kind == Window:
+        return WindowText()
+    return ValueText(option.kind) if option.kind in (Detector, Corrector) else option.kind
+
+
+def _help(kinds: Mapping[str, Option]) -> str:
+    """What each group of samplers says of an option, with its default."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for sampler, option in kinds.items():
+        groups.setdefault((option.help.removesuffix("."), _default(option)), []).append(sampler)
+    said: dict[str, list[tuple[list[str], str]]] = {}
+    for (what, default), samplers in groups.items():
+        said.setdefault(what, []).append((samplers, default))
+    parts = []
+    for what, cases in said.items():
+        owners = [s for samplers, _ in cases for s in samplers]
+        prefix = "" if len(owners) == len(SAMPLERS) else f"{', '.join(owners)}: "
+        usual = max(cases, key=lambda case: len(case[0]))
+        defaults = [f"{', '.join(s)}: {d}" for s, d in cases if d and (s, d) != usual]
+        defaults += [usual[1] if len(cases) == 1 else f"others: {usual[1]}"] if usual[1] else []
+        parts.append(f"{prefix}{what}" + (f" [default: {'; '.join(defaults)}]" if defaults else ""))
+    return "; ".join(parts) + "."
+
+
+def _default(option: Option) -> str:
+    value = option.default
+    if value is REQUIRED or value is None:
+        return ""
+    if isinstance(value, SigmaWindow | tuple):
+        return window_to_text(value)
+    if isinstance(value, Detector | Corrector):
+        return to_text(value)
+    return str(value).lower() if isinstance(value, bool) or value == inf else str(value)
+
+
+# -- what was given ---------------------------------------------------------------------------------------------------
+
+
+def given_options(opts: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler options that were given, by the samplers' field names."""
+    return {name: opts[name] for name in all_options() if opts.get(name) is not None}
+
+
+def sampler_choice(name: str | None, given: Mapping[str, Any], *, say: Callable[[str], None]) -> str:
     """The sampler: as named; the ablation sampler where one of its own options is given; else edm."""
     if name is not None:
         return name
-    asked = [spelling(option) for option in ABLATION_OPTIONS if option in given]
+    asked = [flag(option) for option in ABLATION_OPTIONS if option in given]
     if asked:
         say(f"{', '.join(asked)} given without --sampler: using --sampler=ablation")
         return "ablation"
     return "edm"
 
 
-def spelling(argument: str) -> str:
-    """How a sampler's argument is spelt on the command line."""
-    return SPELLING.get(argument, f"--{argument}")
-
-
-def sampler_config(sampler: str, given: dict[str, Any], preset: Preset | None, network: str) -> SamplerConfig:
-    """The frozen config. UserError, naming the option, for one that the sampler does not have, or that is missing."""
-    known = sampler_options(sampler)
+def sampler_from_options(name: str, given: Mapping[str, Any], preset: Preset | None, network: str) -> Sampler:
+    """The sampler. UserError, naming the option, for one that it does not have, or that is missing or out of range."""
+    known = options(name)
     for option in given:
         if option not in known:
-            raise UserError(_misplaced(option, sampler))
-    calibrated = preset.samplers.get(sampler, {}) if preset else {}
-    if sampler.startswith("rods") and not {"eps", "rho"} <= {*given, *calibrated}:
-        missing = " and ".join(f"--{k}" for k in ("eps", "rho") if k not in {*given, *calibrated})
+            raise UserError(_misplaced(option, name))
+    calibrated = preset is not None and name in preset.samplers
+    missing = [o.flag for o in known.values() if o.default is REQUIRED and o.name not in given and not calibrated]
+    if missing and name.startswith("rods"):
         raise UserError(
-            f"{missing} needed: --sampler={sampler} has no preset for network {network!r}. To calibrate, run once with "
-            "--eps=inf and a radius --rho, read H in samples.jsonl, and set --eps to a high quantile of it "
+            f"{' and '.join(missing)} needed: --sampler={name} has no preset for network {network!r}. To calibrate, run "
+            "once with --eps=inf and a radius --rho, read H in samples.jsonl, and set --eps to a high quantile of it "
             "(docs/calibration.md)"
         )
     try:
-        return preset.config(sampler, given) if preset else SamplerConfig(sampler, given)
+        values = {key: _value(known[key], value, preset) for key, value in given.items()}
+        return (preset or Preset("none", None, "", {})).sampler(name, values)
     except ValueError as e:
         raise UserError(respell(str(e))) from None
 
 
+def _value(option: Option, value: Any, preset: Preset | None) -> Any:
+    """A text as the value that it names."""
+    if isinstance(value, str) and option.kind in (Detector, Corrector):
+        return from_text(option.kind, value, option=option.name, fitted=preset.fitted if preset else None)
+    return value
+
+
+def detector_option(text: str, preset: Preset | None, *, option: str) -> Detector:
+    """The detector that an option names. Raises UserError."""
+    try:
+        return detector_from_text(text, option=option, fitted=preset.fitted if preset else None)
+    except ValueError as e:
+        raise UserError(str(e)) from None
+
+
 def _misplaced(option: str, sampler: str) -> str:
-    owners = [name for name in SAMPLERS if option in sampler_options(name)]
-    message = f"{spelling(option)} is an option of {', '.join(owners)}; --sampler={sampler} has none"
+    owners = [name for name in SAMPLERS if option in options(name)]
+    message = f"{flag(option)} is an option of {', '.join(owners)}; --sampler={sampler} has none"
     if option == "rho":
         return message + ": it is RODS's radius. The exponent of the noise grid (EDM's --rho) is --time-rho"
     return message + f": leave it out or choose --sampler={owners[0]}"
@@ -80,10 +213,6 @@ def respell(message: str) -> str:
     names, found, rest = message.partition(": ")
     if not found or not all(part.isidentifier() for part in names.split(", ")):
         return message
-    return ", ".join(spelling(part) for part in names.split(", ")) + ": " + rest
+    return ", ".join(flag(part) for part in names.split(", ")) + ": " + rest
 
 
-def given_options(opts: dict[str, Any]) -> dict[str, Any]:
-    """The sampler options that were given, by the samplers' argument names."""
-    names = {name for sampler in SAMPLERS for name in sampler_options(sampler)}
-    return {name: opts[name] for name in sorted(names) if opts.get(name) is not None}

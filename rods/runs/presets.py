@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 from dnnlib.errors import UserError
+from rods import legacy
+from rods.detectors import Detector
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
+from rods.runs.gates import read_readout
 
 SUFFIX = ".preset.json"
 
@@ -14,7 +17,7 @@ SUFFIX = ".preset.json"
 def find_preset(name: str | None, *, network: str, folder: Path) -> Preset | None:
     """The preset `name` (published, in `folder`, or a file); without a name, the one made for `network`, if any.
 
-    `none` asks for no preset. Raises UserError: no preset of that name, or a file that is none.
+    `none` asks for no preset. Raises UserError: no preset of that name, or a file that is not one.
     """
     if name == "none":
         return None
@@ -37,9 +40,27 @@ def beside_preset(path: Path, suffix: str) -> Path:
 
 
 def read_preset(path: Path, *, option: str = "--preset") -> Preset:
-    """Raises UserError, in the name of that option: not JSON, or not a preset."""
+    """Raises UserError, in the name of that option: not JSON, not a preset, or its readout's file is missing."""
+    where = f"{option}={path}"
     try:
         data = json.loads(path.read_text())
     except (ValueError, RecursionError):
-        raise UserError(f"{option}={path} is not JSON; docs/calibration.md shows a preset") from None
-    return parse_preset(data, where=f"{option}={path}")
+        raise UserError(f"{where} is not JSON; docs/calibration.md shows a preset") from None
+    fitted: dict[str, Detector] = {}
+    try:
+        if isinstance(data, dict):
+            data, fitted = legacy.preset(data)
+            if "readout" in data and "readout" not in fitted:
+                fitted["readout"] = read_readout(beside(path, data["readout"]), option=where)
+        return parse_preset(data, where=where, fitted=fitted)
+    except UserError:
+        raise
+    except ValueError as e:
+        raise UserError(str(e)) from None
+
+
+def beside(preset: Path, name: object) -> Path:
+    """The file `name` in the folder of a preset. Raises ValueError for what is not a plain file name."""
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"{preset}: readout must be the name of a file beside it")
+    return preset.with_name(name)

@@ -1,4 +1,4 @@
-"""Pictures of trajectories: the state x_t above the denoised D(x_t) at chosen steps, the finished image last."""
+"""Strips of trajectories: the state x_t above the denoised D(x_t) at chosen steps, the finished image last."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GAP = 2  # white pixels between tiles
 
 
 @dataclass(eq=False)
-class Recorder:
-    """Watches a run of a whole batch and keeps, at the chosen steps, what a strip shows; at no network pass.
+class Strips:
+    """Sees the steps of a run of a whole batch and keeps, at the chosen ones, what a strip shows. Cost: nothing.
 
-    Steps are counted as they come, from 0: a sampler that takes some rows back shows the run that it took first.
+    Steps of the whole batch are counted from 0: of a sampler that restarts some rows, the first run is shown.
     """
 
     steps: Sequence[int]
@@ -32,7 +32,9 @@ class Recorder:
     seen: int = 0
 
     def add(self, step: Step) -> None:
-        """Watch a finished step; its x is scaled by 1 / sqrt(1 + t^2), so that noise of any level can be seen."""
+        """Take a finished step; its x is scaled by 1 / sqrt(1 + t^2), so that noise of any level can be seen."""
+        if step.rows is not None:
+            return
         if self.seen in self.steps:
             self.sigma.append(float(step.sigma))
             self.states.append(visible(step.x / (1 + step.sigma**2) ** 0.5))
@@ -62,7 +64,7 @@ def joined(rows: Sequence[Sequence[U8]]) -> U8:
 
 
 def tiles_of(strip: U8) -> list[list[U8]]:
-    """The tiles [C, H, H] of a strip [C, 2 H + GAP, ...]: the inverse of `Recorder.strip`, [x_t, D(x_t)][column]."""
+    """The tiles [C, H, H] of a strip [C, 2 H + GAP, ...]: the inverse of `Strips.strip`, [x_t, D(x_t)][column]."""
     H = (strip.shape[1] - GAP) // 2
     starts = range(0, strip.shape[2], H + GAP)
     return [[strip[:, top : top + H, left : left + H] for left in starts] for top in (0, H + GAP)]

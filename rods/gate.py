@@ -1,29 +1,26 @@
-"""Readout: how much images are at risk, read off the network's own activations by a regression learned from labels.
+"""Gates: detectors that read the network's own activations, fitted to one network.
 
-A linear readout, or probe, of hidden layers (Alain and Bengio 2016, arXiv 1610.01644), of a denoiser's U-Net and for
-the risk of an image. It needs labelled samples of the network, from a program or from people; scripts/fit_readout.py
-learns one, and a preset carries it.
+`Readout` is a linear readout, or probe, of hidden layers (Alain and Bengio 2016, arXiv 1610.01644), of a denoiser's
+U-Net and for the risk of an image. It needs labelled samples of the network, from a program or from people;
+scripts/fit_readout.py fits one. Its weights live in a safetensors file beside a preset (rods/runs/gates.py).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf, isfinite, isqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rods.detectors import noise_level
-from rods.evaluation import BoundDenoiser
-from rods.image_scores import OfImage, Watch
-from rods.trajectory import Solver
+from rods.denoiser import BoundDenoiser
+from rods.detectors import Detector, Needs, noise_level
+from rods.types import AnyDenoiser
 
 LARGEST = 40.0
 """Exponents of the logistic function end here, so that scores above all others stay apart from 1."""
@@ -40,14 +37,11 @@ def pooled(output: Tensor) -> Tensor:
     return torch.cat([maps.mean(dim=2), maps.std(dim=2, correction=0)], dim=1).double()
 
 
-def network_of(denoise: BoundDenoiser) -> torch.nn.Module:
-    """The network whose layers are watched; in a rehearsal the one that is stood in for.
-
-    Raises ValueError where the denoiser is no torch module.
-    """
-    network = getattr(denoise.denoiser, "stands_for", denoise.denoiser)
+def network_of(denoiser: AnyDenoiser) -> torch.nn.Module:
+    """The network whose layers are read. Raises ValueError where the denoiser is no torch module."""
+    network = denoiser.denoiser if isinstance(denoiser, BoundDenoiser) else denoiser
     if not isinstance(network, torch.nn.Module):
-        raise ValueError("detector: readout looks at layers, and this denoiser is no torch module; use another score")
+        raise ValueError("detector: a gate reads layers, and this denoiser is not a torch module; use another detector")
     return network
 
 
@@ -57,7 +51,7 @@ def module_of(network: torch.nn.Module, block: str) -> torch.nn.Module:
         return network.get_submodule(block)
     except AttributeError:
         raise ValueError(
-            f"detector: this network has no module {block}; a readout belongs to the network that it was fitted on"
+            f"detector: this network has no module {block}; a gate belongs to the network that it was fitted on"
         ) from None
 
 
@@ -80,7 +74,7 @@ def activations(
     """`pooled` outputs of some blocks [B, 2 C] each, while D(image + t e; t) is evaluated: the mean over draws.
 
     `image` [B, C, H, W], `sigma` [] is t, `noise` [k, B, C, H, W] unit normal. Cost: k F, for any number of blocks.
-    Raises ValueError: no torch module, no such block, or one that evaluations do not show.
+    Raises ValueError: no torch module, no such block, or one whose output no evaluation shows.
     """
     network = network_of(denoise)
     current: dict[str, Tensor] = {}
@@ -103,7 +97,9 @@ def activations(
     for block in blocks:
         rows = [part[block] for part in seen if block in part]
         if sum(map(len, rows)) != len(noise) * len(image):
-            raise ValueError(f"readout: evaluations do not show {block}; leave out --compile, which hides it")
+            raise ValueError(
+                f"gate: evaluations do not show {block}; leave out --compile, which hides it"
+            )
         found.append(torch.cat(rows).reshape(*noise.shape[:2], -1).mean(dim=0))
     return tuple(found)
 
@@ -115,15 +111,15 @@ def products(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Readout:
-    """The probability that an image is bad, as a logistic regression on the network's activations has it.
+class Readout(Detector):
+    """The probability that an image is hallucinated, by a logistic regression on the network's activations.
 
-    Modules `blocks` of the network (paths such as model.dec.32x32_block0) are watched while D(image + t e; t) is
+    Modules `blocks` of the network (paths such as model.dec.32x32_block0) are read while D(image + t e; t) is
     evaluated at t = `sigma`, for `draws` draws e: p [K] are their `activations` side by side, z = (p - mean) / scale,
     and the score is 1 / (1 + exp(-(bias + linear . z + quadratic . products(z')))), where z' are the first features of
     z, as many as `quadratic` has weights for. Cost: `draws` F. `network` is the `fingerprint` of the blocks in the
-    network that the readout was fitted on; others are refused. Raises ValueError: values that are not finite, or
-    lengths that do not match.
+    network that it was fitted on; `check` refuses others. Raises ValueError: values that are not finite, or lengths
+    that do not match.
     """
 
     blocks: tuple[str, ...]
@@ -131,15 +127,17 @@ class Readout:
     draws: int
     network: str
     bias: float
-    mean: tuple[float, ...]  # [K], K = 2 C of every block
-    scale: tuple[float, ...]  # [K]
-    linear: tuple[float, ...]  # [K]
-    quadratic: tuple[float, ...] = ()  # [k (k + 1) / 2], k = 0 to K
+    mean: tuple[float, ...] = field(repr=False)  # [K], K = 2 C of every block
+    scale: tuple[float, ...] = field(repr=False)  # [K]
+    linear: tuple[float, ...] = field(repr=False)  # [K]
+    quadratic: tuple[float, ...] = field(repr=False, default=())  # [k (k + 1) / 2], k = 0 to K
+
+    needs: ClassVar[Needs] = "image"
 
     def __post_init__(self) -> None:
         K = len(self.mean)
         if not re.fullmatch("[0-9a-f]{12}", self.network):
-            raise ValueError(f"readout: {self.network!r} is no checksum of a network; fit it again")
+            raise ValueError(f"readout: {self.network!r} is not a checksum of a network; fit it again")
         if not self.blocks or not all(self.blocks) or K == 0 or K % 2 or len(self.scale) != K or len(self.linear) != K:
             raise ValueError("readout: it needs a block, and as many means as scales and weights; fit it again")
         if self.width > K or len(self.quadratic) != self.width * (self.width + 1) // 2:
@@ -152,13 +150,20 @@ class Readout:
             raise ValueError("readout: sigma is a noise level > 0, and draws a whole number >= 1; fit it again")
 
     @property
+    def num_draws(self) -> int:
+        return self.draws
+
+    @property
     def width(self) -> int:
         """k, the number of features whose products have weights."""
         return (isqrt(8 * len(self.quadratic) + 1) - 1) // 2
 
     @property
-    def sees(self) -> float:
-        return 0
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of a checksum of everything in it: what identifies it in records."""
+        numbers = [self.bias, *self.mean, *self.scale, *self.linear, *self.quadratic]
+        what = repr((self.blocks, float(self.sigma), self.draws, self.network, len(self.mean)))
+        return hashlib.sha256(what.encode() + struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()[:12]
 
     def of(self, p: Tensor) -> Tensor:
         """The score [B] of activations [B, K]."""
@@ -170,53 +175,15 @@ class Readout:
             logit = logit + (products(z[:, : self.width]) * p.new_tensor(self.quadratic)).sum(dim=1)
         return torch.sigmoid(logit.clamp(-LARGEST, LARGEST))
 
-    def watch(self, denoise: BoundDenoiser, noise: Tensor, *, limit: float, solver: Solver) -> Watch:
-        own = fingerprint(network_of(denoise), self.blocks)
+    def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
+        """ValueError where the network is not the one that it was fitted on. Reads the blocks' weights once."""
+        own = fingerprint(network_of(denoiser), self.blocks)
         if own != self.network:
             raise ValueError(
                 f"detector: the preset's readout is of another network ({self.blocks[0]} has checksum {own}, not "
                 f"{self.network}); use this network's own preset, or fit one by scripts/fit_readout.py"
             )
 
-        def score(image: Tensor) -> Tensor:
-            if hasattr(denoise.denoiser, "stands_for"):  # a rehearsal
-                return image.new_zeros(len(image))
-            p = activations(denoise, image, noise_level(self.sigma, image), noise, self.blocks)
-            return self.of(torch.cat(p, dim=1)).to(image.dtype)
-
-        return OfImage(score)
-
-
-# -- as text ----------------------------------------------------------------------------------------------------------
-
-
-def write_readout(readout: Readout) -> str:
-    """`readout(block+block;sigma;draws;network;bias;K;weights)`: float32 numbers in base64, mean, scale and so on."""
-    numbers = [*readout.mean, *readout.scale, *readout.linear, *readout.quadratic]
-    data = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
-    what = ("+".join(readout.blocks), repr(readout.sigma), str(readout.draws), readout.network)
-    return f"readout({';'.join(what)};{readout.bias!r};{len(readout.mean)};{data})"
-
-
-def shortened(text: str) -> str:
-    """A text with readouts in it for people to read: eight digits of a checksum in place of the weights."""
-
-    def brief(found: re.Match[str]) -> str:
-        return f"readout({found[1]};#{hashlib.sha256(found[2].encode()).hexdigest()[:8]})"
-
-    return re.sub(r"readout\(([^;)]*;[^;)]*;[^;)]*);([^)]*)\)", brief, text)
-
-
-def read_readout(body: str) -> Readout:
-    """What `write_readout` has put between the brackets. Raises ValueError: not of that form."""
-    try:
-        blocks, sigma, draws, network, bias, size, data = body.split(";")
-        raw, K = base64.b64decode(data, validate=True), int(size)
-        numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
-        values = float(sigma), int(draws), network, float(bias)
-    except (ValueError, struct.error, binascii.Error):
-        raise ValueError(
-            "readout: this is no readout(block;sigma;draws;network;bias;K;weights); scripts/fit_readout.py writes one"
-        ) from None
-    mean, scale, linear, quadratic = (numbers[a:b] for a, b in ((0, K), (K, 2 * K), (2 * K, 3 * K), (3 * K, None)))
-    return Readout(tuple(blocks.split("+")), *values, mean, scale, linear, quadratic)
+    def score(self, denoise: BoundDenoiser, image: Tensor, *, noise: Tensor) -> Tensor:
+        p = activations(denoise, image, noise_level(self.sigma, image), noise, self.blocks)
+        return self.of(torch.cat(p, dim=1)).to(image.dtype)

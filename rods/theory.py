@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
+from rods.denoiser import per_sample
 from rods.densities import Mixture
-from rods.evaluation import per_sample
 
 
 def continuation_method(

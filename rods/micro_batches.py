@@ -1,4 +1,4 @@
-"""How many rows of a batch the network gets at once: all, until memory runs out; then half as many, and on it goes."""
+"""Micro-batches: batches that do not fit in memory go through the network in parts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-class Room:
-    """The rows that fit, for each kind of evaluation; a run shares one, so that it meets the wall once.
+class MicroBatches:
+    """How many rows the network gets at once: all of them, until memory runs out; then half as many, and so on.
 
-    `probe_batch` bounds the probes from the start: a backward pass needs several times the memory of a forward pass.
-    A sample's result does not depend on the rows beside it, but for float32 rounding, which may differ with their
-    number. Raises ValueError for a `probe_batch` < 1.
+    The chunks of a run share one, so that the limit is found once. `probe_batch` bounds the backward passes from the
+    start, which need several times the memory of a forward pass. A sample's result does not depend on the rows beside
+    it, but for float32 rounding, which may differ with their number. Raises ValueError for a `probe_batch` < 1.
     """
 
     def __init__(self, *, probe_batch: int | None = None) -> None:

@@ -1,13 +1,13 @@
-"""Sampling runs that go to a folder: the job, its chunks, one record per image."""
+"""Sampling runs that go to a folder: the job, its chunks, one record per image, what is said at the end."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
-from rods.accept import sample_accepted
-from rods.pipeline import Chunk, ChunkResult, SamplerConfig, sample_chunk
-from rods.room import Room, is_out_of_memory
+from rods.base_samplers import Sampler
+from rods.config import to_json
+from rods.micro_batches import MicroBatches, is_out_of_memory
+from rods.runs.chunk import Chunk, ChunkResult, sample_chunk
+from rods.runs.folder import TRAJECTORIES, OutputFolder
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
-from rods.runs.outputs import REJECTED, TRAJECTORIES, OutputFolder
-from rods.runs.selection import Filter, Selection
-from rods.runs.trajectories import Recorder
-from rods.types import AnyDenoiser, Step
+from rods.runs.records import is_at_risk, largest_score, record_lines
+from rods.runs.select import Selection, sample_accepted
+from rods.runs.trajectories import Strips
+from rods.types import AnyDenoiser
 from torch_utils import distributed
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -33,22 +35,22 @@ CHANNELS = (1, 3)  # what a PNG of ours can hold
 MAX_GRID = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that one run needs."""
 
     denoiser: AnyDenoiser  # with img_channels, img_resolution and label_dim
-    network_sha256: str
-    config: SamplerConfig
+    sampler: Sampler
     chunks: Sequence[Chunk]
-    batch: int
     device: torch.device
-    class_index: int | None
-    dtype: str
-    rng: str
-    threads: int | None  # None off the CPU, where they do not matter
-    subdirs: bool
-    detect_eps: float | None = None  # the H from which a sample is held at risk, where eps 0 corrects all
+    network_sha256: str = ""
+    batch: int = 64  # rows of a chunk; the last one may have fewer
+    class_index: int | None = None
+    dtype: str = "float32"
+    rng: str = "device"
+    threads: int | None = None  # None off the CPU, where they do not matter
+    subdirs: bool = False
+    detect_eps: float | None = None  # the H from which a sample counts as at risk, where eps 0 corrects all
     selection: Selection = field(default_factory=Selection)
     trajectory: tuple[int, ...] = ()  # the steps that a strip beside each image shows; none: no strips
     probe_batch: int | None = None  # rows of a backward pass, None: all at once
@@ -56,14 +58,14 @@ class Job:
 
     def risk_threshold(self) -> float:
         """The H from which a sample counts as at risk; inf where there is no such number."""
-        eps = float(self.config.options.get("eps", inf))
+        eps = float(getattr(self.sampler, "eps", inf))
         return eps if eps > 0 else inf if self.detect_eps is None else self.detect_eps
 
     def identity(self) -> dict[str, Any]:
         """What decides the images' names and bytes, seeds aside; a folder holds one identity."""
         return {
             "network_sha256": self.network_sha256,
-            **self.config.describe(),
+            **to_json(self.sampler),
             "class": self.class_index,
             "device": self.device.type,
             "dtype": self.dtype,
@@ -87,26 +89,29 @@ class Job:
         return names
 
 
-def sample_for_folder(job: Job, chunk: Chunk, folder: OutputFolder, room: Room) -> Callable[[], None]:
+def sample_for_folder(
+    job: Job, chunk: Chunk, folder: OutputFolder, micro_batches: MicroBatches
+) -> Callable[[], None]:
     """Sample a chunk; what is returned writes its files."""
-    recorder = Recorder(job.trajectory)
-    done = sample_job(job, chunk, watch=recorder.add if job.trajectory else None, room=room)
-    return partial(write_chunk, job, done, recorder, folder)
+    strips = Strips(job.trajectory)
+    done = sample_job(job, chunk, strips=strips if job.trajectory else None, micro_batches=micro_batches)
+    return partial(write_chunk, job, done, strips, folder)
 
 
-def write_chunk(job: Job, done: ChunkResult, recorder: Recorder, folder: OutputFolder) -> None:
-    """Write a sampled chunk; an image that is not finite is recorded and never becomes a picture."""
-    lines, ok, chunk = record_lines(job, done), all_finite(done), done.chunk
+def write_chunk(job: Job, done: ChunkResult, strips: Strips, folder: OutputFolder) -> None:
+    """Write a sampled chunk; an image that is not finite is recorded and never becomes a PNG."""
+    chunk, ok = done.chunk, all_finite(done)
+    lines = record_lines(done, job.names(chunk), job.selection.filter, ok)
     wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
     pixels = done.images.cpu().numpy()
     images = [to_pil(to_uint8(x)) if is_wanted else None for x, is_wanted in zip(pixels, wanted, strict=True)]
-    strips = {}
+    drawn = {}
     for b, line in enumerate(lines):
         if job.trajectory and wanted[b]:
             file = f"{TRAJECTORIES}/{line['name']}"
-            line["trajectory"] = {"file": file, "steps": list(job.trajectory), "sigma": recorder.sigma}
-            strips[file] = recorder.strip(b, done.images[b])
-    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines, strips)
+            line["trajectory"] = {"file": file, "steps": list(job.trajectory), "sigma": strips.sigma}
+            drawn[file] = strips.strip(b, done.images[b])
+    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines, drawn)
 
 
 def all_finite(done: ChunkResult) -> list[bool]:
@@ -116,24 +121,28 @@ def all_finite(done: ChunkResult) -> list[bool]:
 
 
 def sample_job(
-    job: Job, chunk: Chunk, *, watch: Callable[[Step], None] | None = None, room: Room | None = None
+    job: Job, chunk: Chunk, *, strips: Strips | None = None, micro_batches: MicroBatches | None = None
 ) -> ChunkResult:
-    """Sample a chunk as the job says, some of its images several times; `watch` sees the steps of those drawn once.
+    """Sample a chunk as the job says, some of its images several times; `strips` see the steps of those drawn once.
 
-    `room` is what the chunks of a run share.
+    `micro_batches` is what the chunks of a run share.
     """
-    accept, limits = job.selection.accept, job.selection.limits()
-    sample = partial(sample_accepted, accept=accept) if accept else partial(sample_chunk, watch=watch)
+    accept = job.selection.accept
+    sample = (
+        partial(sample_accepted, accept=accept)
+        if accept
+        else partial(sample_chunk, observers=[] if strips is None else [strips])
+    )
     return sample(
         job.denoiser,
         chunk,
-        job.config,
+        job.sampler,
         device=job.device,
         class_index=job.class_index,
         rng_on_cpu=job.rng == "cpu",
         dtype=DTYPES[job.dtype],
-        limits=limits,
-        room=room or Room(probe_batch=job.probe_batch),
+        detectors=job.selection.detectors(),
+        micro_batches=micro_batches or MicroBatches(probe_batch=job.probe_batch),
     )
 
 
@@ -147,50 +156,6 @@ def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
         seed = chunk.row_seeds()[ok.index(False)][0]
         raise UserError(f"the image of seed {seed} is not finite; choose other noise levels")
     return torch.from_numpy(to_uint8(done.images.cpu().numpy()))
-
-
-def record_lines(job: Job, done: ChunkResult) -> list[dict[str, Any]]:
-    """One JSON-ready dict per image."""
-    rows = zip(job.names(done.chunk), done.chunk.row_seeds(), done.classes, done.records, strict=True)
-    lines, ok = [], all_finite(done)
-    for b, (name, (seed, row), class_index, record) in enumerate(rows):
-        line = {"name": name, "seed": seed, "class": class_index, **asdict(record)}
-        if done.chunk.rows_per_seed > 1:
-            line["row"] = row
-        for key in ("H", "H_scaled", "scores"):
-            line[key] = finite(line[key])
-        if not record.scores:
-            del line["scores"]
-        for key in ("restart", "tries"):
-            if line[key] is None:
-                del line[key]
-            else:
-                line[key]["scores"] = finite(line[key]["scores"])
-        if job.selection.filter:
-            line |= filtered(job.selection.filter, name, done.risks[0][b], exists=ok[b])
-        lines.append(line)
-    return lines
-
-
-def filtered(chosen: Filter, name: str, risk: float, *, exists: bool) -> dict[str, Any]:
-    """What a filter says of an image: its score, whether it is dropped, and the file that it then goes to, if any.
-
-    An image that could not be made (`exists` is False) is not dropped: there is nothing to drop.
-    """
-    said: dict[str, Any] = {"filter_score": finite([risk])[0], "dropped": exists and chosen.drops(risk)}
-    if said["dropped"] and chosen.rejected:
-        said["file"] = f"{REJECTED}/{name}"
-    return said
-
-
-def largest_score(line: dict[str, Any]) -> float:
-    """The largest curvature index of an image; -inf where none was measured, inf for one beyond all numbers."""
-    return max((inf if h is None else float(h) for h in line["H"]), default=-inf)
-
-
-def finite(scores: Sequence[float]) -> list[float | None]:
-    """Scores as JSON can hold them: None for what is no number, or has no end."""
-    return [score if isfinite(score) else None for score in scores]
 
 
 def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> None:
@@ -208,15 +173,6 @@ def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path
     save_png(contact_sheet(images, captions, marked=[is_at_risk(line, threshold) for line in shown]), path)
 
 
-def is_at_risk(line: dict[str, Any], threshold: float) -> bool:
-    """Whether the largest H of the image reaches `threshold`, or the image was restarted."""
-    return (threshold < inf and largest_score(line) >= threshold) or was_restarted(line)
-
-
-def was_restarted(line: dict[str, Any]) -> bool:
-    return len(line.get("restart", {"scores": ()})["scores"]) > 1
-
-
 def _score_of(line: dict[str, Any]) -> str:
     if "restart" in line:
         score = line["restart"]["scores"][line["restart"]["kept"]]
@@ -231,20 +187,20 @@ def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
     """
     mine = [chunk for chunk in distributed.shard(job.chunks) if not folder.is_done(job.names(chunk))]
     total = sum(len(job.names(chunk)) for chunk in mine)
-    room, said = Room(probe_batch=job.probe_batch), ""
+    micro_batches, said = MicroBatches(probe_batch=job.probe_batch), ""
     progress = tqdm(total=total, unit="img", disable=None if show_progress else True)
     # A thread writes a chunk's files while the next one is sampled; the block is not left before that is done.
     with progress, ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for chunk in mine:
             try:
-                write = sample_for_folder(job, chunk, folder, room)
+                write = sample_for_folder(job, chunk, folder, micro_batches)
             except (RuntimeError, MemoryError) as e:
                 if not is_out_of_memory(e):
                     raise
                 raise UserError(f"--batch={job.batch} does not fit in the memory of {job.device}; use less") from None
-            if room.describe() != said:
-                said = room.describe()
+            if micro_batches.describe() != said:
+                said = micro_batches.describe()
                 tqdm.write(f"Rank {distributed.rank()}: {said}", file=sys.stderr)
             if written:
                 written.result()

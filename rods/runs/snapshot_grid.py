@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rods.pipeline import Chunk, SamplerConfig, sample_chunk
+from rods.base_samplers import Euler
+from rods.runs.chunk import Chunk, sample_chunk
 from rods.runs.images import contact_sheet, save_png, to_uint8
+from rods.samplers import RodsCas
 from rods.types import AnyDenoiser
 
 SEEDS = tuple(range(8))
@@ -32,18 +34,16 @@ def draw_grid(denoiser: AnyDenoiser, path: Path, *, device: torch.device) -> Non
     """
     shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
     rho = radius(shape)
-    configs = {
-        "Euler": SamplerConfig("euler", {"num_steps": STEPS}),
-        f"RODS rho {rho:g}": SamplerConfig(
-            "rods-cas", {"num_steps": STEPS, "eps": 0.0, "rho": rho, "window": (0.1, 0.5)}
-        ),
+    samplers = {
+        "Euler": Euler(num_steps=STEPS),
+        f"RODS rho {rho:g}": RodsCas(num_steps=STEPS, eps=0, rho=rho, window=(0.1, 0.5)),
     }
     images: list[np.ndarray] = []
-    for config in configs.values():
-        result = sample_chunk(denoiser, Chunk(0, SEEDS), config, device=device)
+    for sampler in samplers.values():
+        result = sample_chunk(denoiser, Chunk(0, SEEDS), sampler, device=device)
         x = result.images.cpu().numpy()
         finite = np.isfinite(x).all(axis=(1, 2, 3), keepdims=True)
         images.append(to_uint8(np.where(finite, x, -1)))
     tiles = [image[row] for row in range(len(SEEDS)) for image in images]
-    captions = [f"{name}, {seed}" for seed in SEEDS for name in configs]
+    captions = [f"{name}, {seed}" for seed in SEEDS for name in samplers]
     save_png(contact_sheet(tiles, captions, columns=4), path)

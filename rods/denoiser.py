@@ -1,4 +1,8 @@
-"""The one door to the network: labels bound, passes counted, and nothing evaluated twice at one point."""
+"""The network as a sampler sees it: labels and random numbers bound, evaluations counted, none made twice.
+
+`BoundDenoiser` calls the network for some rows of a batch and counts F (network evaluations) and B (vector-Jacobian
+products to the input) for each sample. `State` is a point of a trajectory with what the network says there.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rods.room import Room
-from rods.types import AnyDenoiser, Step
+from rods.micro_batches import MicroBatches
+from rods.types import AnyDenoiser
 
 TINY = 1e-12
 """Norms below this have no direction."""
 Gradient = Literal["backward", "difference"]
-"""How g(x) = grad_x ||v|| is had: by a backward pass through the network, or by one finite difference."""
+"""How g(x) = grad_x ||v|| is evaluated: by a backward pass through the network, or by one finite difference."""
 DIFFERENCE = 0.01
 """How far that difference moves an element (root mean square), in units of the noise level.
 
-In two dimensions about the length .01 t of spec method.md, section 3. In pictures a length of .01 t in all is too
-short: float32 inside the network rounds H away at high noise levels (docs/performance.md).
+A length of .01 t for the whole image is too short for pictures: float32 inside the network rounds H away at high noise
+levels (docs/performance.md).
 """
+Noise = Callable[[Tensor], Tensor]
+"""Unit normal draws in the shape and dtype of a whole batch, such as `torch.randn_like`."""
 
 
 def norms(x: Tensor) -> Tensor:
@@ -43,14 +49,21 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(per_sample(sure, x), x / per_sample(torch.where(sure, n, 1.0), x), 0.0)
 
 
+def no_rows(x: Tensor) -> Tensor:
+    """No row flagged: [B] bool."""
+    return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
 class BoundDenoiser:
     """D(x; sigma) with its labels, for some rows of a batch; counts F and B of every sample of that batch.
 
-    The counts are measured where the network is called (B by a hook on its output), so that a corrector cannot
-    forget to declare what it spends. `rows` narrows it to a part of the batch, and may repeat rows. `watch` is shown
-    every finished step of a trajectory of the whole batch: how a run is scored whose steps its sampler keeps. `room`
-    says how many rows the network gets at once.
+    The counts are measured where the network is called (B by a hook on its output), so that no corrector declares what
+    it spends. `rows` narrows it to a part of the batch, and may repeat rows. `draw` gives these rows their own random
+    numbers.
     """
 
     denoiser: AnyDenoiser
@@ -58,15 +71,15 @@ class BoundDenoiser:
     index: Tensor  # [b] int64 on the CPU: which sample of the batch each row is
     forward: Tensor  # [B] int64 on the CPU
     backward: Tensor  # [B] int64 on the CPU
-    watch: Callable[[Step], None] | None = None
-    room: Room = field(default_factory=Room)
+    randn_like: Noise = torch.randn_like
+    micro_batches: MicroBatches = field(default_factory=MicroBatches)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # whoever differentiates this splits it: see `with_gradient`
             denoised = self._evaluate(x, self.class_labels, sigma)
         else:
             labels = self.class_labels
-            (denoised,) = self.room.run(
+            (denoised,) = self.micro_batches.run(
                 "forward", len(x), lambda p: (self._evaluate(x[p], labels if labels is None else labels[p], sigma),)
             )
         if denoised.shape != x.shape:
@@ -87,7 +100,7 @@ class BoundDenoiser:
 
         `function(denoise, x, part)` gets rows of x that require a gradient, the network for these, and which they are;
         it returns values [b], whose sum is differentiated, and what to hand back [b, ...]. The rows go through at once,
-        or as many as `room` has space for. Cost: F + B; what is tried in vain for want of memory is not counted.
+        or in micro-batches. Cost: F + B; what is tried in vain for want of memory is not counted.
         """
 
         def evaluate(part: slice) -> tuple[Tensor, Tensor]:
@@ -105,7 +118,7 @@ class BoundDenoiser:
                 raise
             return extra.detach(), slope
 
-        extra, slope = self.room.run("probe", len(x), evaluate)
+        extra, slope = self.micro_batches.run("probe", len(x), evaluate)
         return extra, slope
 
     def _count_backward(self, grad: Tensor) -> None:
@@ -127,50 +140,60 @@ class BoundDenoiser:
     def rows(self, index: Tensor) -> BoundDenoiser:
         """The same network for the rows `index` [b'] of this one."""
         labels = None if self.class_labels is None else self.class_labels[index.to(self.class_labels.device)]
-        return BoundDenoiser(
-            self.denoiser, labels, self.index[index.cpu()], self.forward, self.backward, room=self.room
-        )
+        return replace(self, class_labels=labels, index=self.index[index.cpu()])
 
-    def watched(self, watch: Callable[[Step], None] | None) -> BoundDenoiser:
-        """The same rows and counters with another `watch`, or none."""
-        return replace(self, watch=watch)
+    def draw(self, x: Tensor) -> Tensor:
+        """Unit normal draws for the rows `x` [b, ...], from a source that draws for the whole batch.
+
+        A row gets the numbers of its place in the batch, whichever other rows are with it.
+        """
+        whole: Tensor = self.randn_like(x.new_empty(len(self.forward), *x.shape[1:]))
+        return whole[self.index.to(x.device)]
 
 
 def bind(
-    denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None = None, *, room: Room | None = None
+    denoiser: AnyDenoiser,
+    batch: int,
+    class_labels: Tensor | None = None,
+    *,
+    randn_like: Noise | None = None,
+    micro_batches: MicroBatches | None = None,
 ) -> BoundDenoiser:
-    """`denoiser` for a batch of `batch` samples, with counters at zero; one that is bound already stays as it is.
+    """`denoiser` for a batch of `batch` samples, with counters at zero; one that is bound already keeps its counters.
 
     Any sampler takes the result as its denoiser, and its counters then tell what the run has cost.
+    Raises ValueError: a bound denoiser of another batch or with other labels.
     """
     if isinstance(denoiser, BoundDenoiser):
         if class_labels is not None:
             raise ValueError("class_labels: this denoiser is bound to its labels already; leave them out here")
         if len(denoiser.index) != batch:
             raise ValueError(f"denoiser: bound to {len(denoiser.index)} samples, called for {batch}; bind it anew")
-        return denoiser
+        return denoiser if randn_like is None else replace(denoiser, randn_like=randn_like)
     if class_labels is not None and len(class_labels) != batch:
         raise ValueError(f"class_labels: {len(class_labels)} rows for {batch} latents; give one row per latent")
     zeros = torch.zeros(batch, dtype=torch.int64)
-    return BoundDenoiser(denoiser, class_labels, torch.arange(batch), zeros, zeros.clone(), room=room or Room())
+    return BoundDenoiser(
+        denoiser,
+        class_labels,
+        torch.arange(batch),
+        zeros,
+        zeros.clone(),
+        randn_like=randn_like or torch.randn_like,
+        micro_batches=micro_batches or MicroBatches(),
+    )
 
 
-def fresh(denoise: BoundDenoiser, x: Tensor, randn_like: Callable[[Tensor], Tensor]) -> Tensor:
-    """Standard normal draws for the rows `x` [b, ...] of a batch, from a source that draws for all of it.
-
-    A row gets the numbers of its place in the batch whichever other rows are with it.
-    """
-    whole: Tensor = randn_like(x.new_empty(len(denoise.forward), *x.shape[1:]))
-    return whole[denoise.index.to(x.device)]
+# -- a point of a trajectory ------------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
-class Point:
-    """A state of a trajectory and what the network says there, evaluated on first use and then shared.
+class State:
+    """A point of a trajectory and what the network says there, evaluated on first use and then shared.
 
-    `d` costs F; `g` costs F + B and brings `d` with it, so that whoever needs both asks for `g` first, or, with
-    `gradient` "difference", F more than `d`. `u` is g / ||g||, or what was put in its place by `towards`;
-    `uphill(rho)` is again such a point, which is how the detector's probe becomes the corrector's.
+    `g` costs F + B and brings `D` with it (by a difference: F more than `D`); `D` alone costs F. The loop evaluates
+    `g` first where a corrector announces that it reads it, so that a step's cost does not depend on the order in which
+    correctors ask. `uphill(rho)` is again a state, which is how the detector's probe becomes the corrector's point.
     """
 
     denoise: BoundDenoiser
@@ -179,25 +202,25 @@ class Point:
     i: int = 0
     num_steps: int = 1
     gradient: Gradient = "backward"
-    _denoised: Tensor | None = field(default=None, repr=False)
+    _D: Tensor | None = field(default=None, repr=False)
     _d: Tensor | None = field(default=None, repr=False)
     _g: Tensor | None = field(default=None, repr=False)
     _u: Tensor | None = field(default=None, repr=False)
-    _uphill: dict[float, Point] = field(default_factory=dict, repr=False)
+    _uphill: dict[float, State] = field(default_factory=dict, repr=False)
 
     @property
-    def denoised(self) -> Tensor:
+    def D(self) -> Tensor:
         """D(x; sigma) [B, C, H, W]."""
-        if self._denoised is None:
+        if self._D is None:
             with torch.no_grad():
-                self._denoised = self.denoise(self.x, self.sigma)
-        return self._denoised
+                self._D = self.denoise(self.x, self.sigma)
+        return self._D
 
     @property
     def d(self) -> Tensor:
         """d(x) = (x - D(x; t)) / t  [B, C, H, W]."""
         if self._d is None:
-            self._d = (self.x - self.denoised) / self.sigma
+            self._d = (self.x - self.D) / self.sigma
         return self._d
 
     @property
@@ -218,8 +241,8 @@ class Point:
                 return norms((x - denoised) / self.sigma / self.sigma), denoised  # n [b]
 
             denoised, self._g = self.denoise.with_gradient(self.x, score_norm)
-            if self._denoised is None:
-                self._denoised = denoised
+            if self._D is None:
+                self._D = denoised
         return self._g
 
     @property
@@ -234,15 +257,11 @@ class Point:
         """`u` where it costs nothing: None where neither it nor g is known yet."""
         return None if self._u is None and self._g is None else self.u
 
-    def moved(self, delta: Tensor) -> Point:
-        """The point x + delta at the same noise level, nothing evaluated yet."""
-        return Point(self.denoise, self.x + delta, self.sigma, self.i, self.num_steps, self.gradient)
+    def moved(self, delta: Tensor) -> State:
+        """The state x + delta at the same noise level, nothing evaluated yet."""
+        return State(self.denoise, self.x + delta, self.sigma, self.i, self.num_steps, self.gradient)
 
-    def towards(self, u: Tensor | None) -> Point:
-        """This point with the direction `u` of an earlier step for its own; None: as it is. Costs F where d does."""
-        return self if u is None else replace(self, _denoised=self.denoised, _d=self.d, _u=u, _uphill={})
-
-    def uphill(self, rho: float) -> Point:
+    def uphill(self, rho: float) -> State:
         """x + rho u."""
         if rho == 0:
             return self
@@ -250,11 +269,19 @@ class Point:
             self._uphill[rho] = self.moved(rho * self.u)
         return self._uphill[rho]
 
-    def using(self, d: Tensor) -> Point:
-        """This point with the direction `d` in place of the denoiser's own."""
-        return replace(self, _denoised=self.denoised, _d=d, _uphill=dict(self._uphill))
+    def with_u(self, u: Tensor | None) -> State:
+        """This state with the direction `u` of an earlier step for its own; None: as it is. Costs F where d does."""
+        return self if u is None else replace(self, _D=self.D, _d=self.d, _u=u, _uphill={})
 
-    def rows(self, index: Tensor) -> Point:
+    def with_D(self, D: Tensor) -> State:
+        """This state with `D` in place of D(x; sigma), which is not evaluated."""
+        return replace(self, _D=D, _d=None, _uphill={})
+
+    def with_d(self, d: Tensor) -> State:
+        """This state with the direction `d` in place of the denoiser's own."""
+        return replace(self, _D=self.D, _d=d, _uphill=dict(self._uphill))
+
+    def select(self, index: Tensor) -> State:
         """The rows `index` [b] of the batch, with what is known about them."""
 
         def pick(value: Tensor | None) -> Tensor | None:
@@ -264,9 +291,9 @@ class Point:
             self,
             denoise=self.denoise.rows(index),
             x=self.x[index],
-            _denoised=pick(self._denoised),
+            _D=pick(self._D),
             _d=pick(self._d),
             _g=pick(self._g),
             _u=pick(self._u),
-            _uphill={rho: point.rows(index) for rho, point in self._uphill.items()},
+            _uphill={rho: state.select(index) for rho, state in self._uphill.items()},
         )

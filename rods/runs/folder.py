@@ -19,8 +19,7 @@ from PIL.Image import Image
 
 from dnnlib.errors import UserError
 from dnnlib.util import alone, atomic_write
-from rods.readout import shortened
-from rods.runs.options import spelling
+from rods import legacy
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
 REJECTED = "rejected"  # the folder of images that a filter has dropped, where they are kept
@@ -45,6 +44,8 @@ class OutputFolder:
         if self.outdir.is_file():
             raise UserError(f"--outdir={outdir} is a file; name a folder")
         old = read_identity(self.outdir / OPTIONS_NAME)
+        if old is not None:
+            old = legacy.identity(old)
         if old is None and (strange := _strangers(self.outdir)):
             raise UserError(
                 f"--outdir={outdir} holds {strange[0]} and no {OPTIONS_NAME} that says how it was made; "
@@ -53,8 +54,7 @@ class OutputFolder:
         if old is not None and (changed := [k for k in {**old, **identity} if old.get(k) != self.identity.get(k)]):
             k = changed[0]
             raise UserError(
-                f"--outdir={outdir} holds images made with {spelling(k)}={shortened(str(old.get(k)))}, "
-                f"not {shortened(str(self.identity.get(k)))}; "
+                f"--outdir={outdir} holds images made with {k}={old.get(k)}, not {self.identity.get(k)}; "
                 "repeat what made them, or name another --outdir"
             )
 

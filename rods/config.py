@@ -1,0 +1,328 @@
+"""Registries, and the one place where text and JSON become values: samplers, detectors, correctors, windows.
+
+To add a detector or a corrector, write a frozen dataclass and enter it here: it is then an option of every command
+(`--detector`, `--filter`, `--accept`; a corrector: a `--sampler`), of presets and of the benchmark.
+
+    lid:sigma=1.6,draws=8      a detector or corrector by name, with options
+    .1,.5   sigma:1.2,5        a window, in fractions of the steps or in noise levels
+    {"sampler": "rods-cas", "eps": 0.1, "rho": 1, ...}     a sampler as presets and options.json hold it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache
+from math import inf
+from types import NoneType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rods.base_samplers import Ablation, Edm, Euler, Sampler
+from rods.correctors import (
+    Cas,
+    Corrector,
+    Iq,
+    Laplacian,
+    NamedCorrector,
+    Overshoot,
+    RandomShift,
+    Sas,
+    SigmaOffset,
+    Tag,
+)
+from rods.detectors import CurvatureIndex, Detector, LambdaMax, Lid, Lmi, Tvf
+from rods.gate import Readout
+from rods.restart import Restart
+from rods.samplers import Corrected, RodsCas, RodsSas
+from rods.schedules import SigmaWindow, Window
+
+DETECTORS: dict[str, type[Detector]] = {
+    "lid": Lid,
+    "tvf": Tvf,
+    "h-index": CurvatureIndex,
+    "lambda-max": LambdaMax,
+    "lmi": Lmi,
+}
+FITTED: dict[str, type[Detector]] = {"readout": Readout}
+"""Detectors whose weights belong to a network: they are named alone, and a preset has the weights."""
+CORRECTORS: dict[str, type[Corrector]] = {
+    "cas": Cas,
+    "sas": Sas,
+    "overshoot": Overshoot,
+    "sigma-offset": SigmaOffset,
+    "iq": Iq,
+    "tag": Tag,
+    "random": RandomShift,
+    "laplacian": Laplacian,
+}
+SAMPLERS: dict[str, type[Sampler] | type[NamedCorrector]] = {
+    "edm": Edm,
+    "euler": Euler,
+    "ablation": Ablation,
+    "rods-cas": RodsCas,
+    "rods-sas": RodsSas,
+    "restart": Restart,
+    **{name: kind for name, kind in CORRECTORS.items() if issubclass(kind, NamedCorrector)},
+}
+"""A corrector stands for `Corrected`, whose options are then the corrector's, the window and the grid."""
+REQUIRED: Any = MISSING
+_CHURN = ("S_min", "S_max", "S_noise")
+_Value = TypeVar("_Value", Detector, Corrector)
+
+
+# -- what options there are -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a sampler, as an option."""
+
+    name: str
+    kind: Any  # float, int, bool, Window, Detector, Corrector, or a tuple of choices
+    optional: bool  # None is a value
+    default: Any  # `REQUIRED` where there is none
+    help: str  # empty: a constant, which no command offers
+    flag: str  # as on the command line
+    least: int | None = None
+    most: int | None = None
+
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        if isinstance(self.kind, tuple):
+            return " or ".join(self.kind)
+        if self.kind == Window:
+            return "lo,hi such as .1,.5 or sigma:1,5"
+        return {int: "a whole number", bool: "true or false", float: "a number"}.get(self.kind, "a name with options")
+
+
+@cache
+def options(sampler: str) -> dict[str, Option]:
+    """The options of a sampler by name, its own before the grid's. Raises ValueError for an unknown sampler."""
+    kind = _entry(sampler)
+    if issubclass(kind, NamedCorrector):
+        found = {**_options_of(kind), **_options_of(Corrected)}
+        window = kind.window
+        found["window"] = replace(found["window"], default=REQUIRED if window is None else window)
+        del found["correct"]
+    else:
+        found = _options_of(kind)
+    grid = [f.name for f in fields(Sampler)]
+    return {name: found[name] for name in [*(n for n in found if n not in grid), *grid]}
+
+
+def _entry(sampler: str) -> type[Sampler] | type[NamedCorrector]:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler: unknown sampler {sampler!r}; use one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[sampler]
+
+
+def _options_of(kind: type[Any]) -> dict[str, Option]:
+    hints = get_type_hints(kind)
+    found = {}
+    for f in fields(kind):
+        kinds = set(get_args(hints[f.name])) if _is_union(hints[f.name]) else {hints[f.name]}
+        optional, main = NoneType in kinds, hints[f.name]
+        if optional:
+            (main,) = kinds - {NoneType}
+        if get_origin(main) is Literal:
+            main = get_args(main)
+        flag = f.metadata.get("flag") or "--" + f.name.replace("_", "-")
+        what, least, most = (f.metadata.get(key) for key in ("help", "least", "most"))
+        found[f.name] = Option(f.name, main, optional, f.default, what or "", flag, least, most)
+    return found
+
+
+def _is_union(hint: Any) -> bool:
+    return hint != Window and (get_origin(hint) is Union or type(hint).__name__ == "UnionType")
+
+
+# -- samplers ---------------------------------------------------------------------------------------------------------
+
+
+def name_of(sampler: Sampler) -> str:
+    """The name by which a sampler is registered. Raises ValueError for one that is not."""
+    kind = type(sampler.correct) if isinstance(sampler, Corrected) else type(sampler)
+    for name, registered in SAMPLERS.items():
+        if registered is kind:
+            return name
+    raise ValueError(f"sampler: {kind.__name__} is not registered in rods.config")
+
+
+def build(sampler: str, values: Mapping[str, Any]) -> Sampler:
+    """The sampler of a name with these options. Raises ValueError: an unknown or missing one, or one out of range."""
+    kind, known = _entry(sampler), options(sampler)
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{name}: unknown option of {sampler}; it has {', '.join(known)}")
+    merged = {**{name: o.default for name, o in known.items()}, **values}
+    if missing := [name for name, value in merged.items() if value is REQUIRED]:
+        raise ValueError(f"{missing[0]}: {sampler} needs a value for it; calibrate one or use a preset")
+    if issubclass(kind, NamedCorrector):
+        own = {f.name: merged.pop(f.name) for f in fields(kind)}  # type: ignore[arg-type]
+        return Corrected(correct=kind(**own), **merged)
+    return kind(**merged)
+
+
+def values_of(sampler: Sampler) -> dict[str, Any]:
+    """Every option of a sampler and its value: `build(name_of(sampler), values_of(sampler))` is equal to it."""
+    found = {}
+    for name in options(name_of(sampler)):
+        has = isinstance(sampler, Corrected) and hasattr(sampler.correct, name) and name != "window"
+        found[name] = getattr(sampler.correct if has else sampler, name)  # type: ignore[attr-defined]
+    return found
+
+
+def changed(sampler: Sampler, values: Mapping[str, Any]) -> Sampler:
+    """The sampler with some options replaced. Raises ValueError as `build` does."""
+    return build(name_of(sampler), {**values_of(sampler), **values})
+
+
+def to_json(sampler: Sampler) -> dict[str, Any]:
+    """A sampler as JSON can hold it, with the options that act; `from_json` reads it back."""
+    name, found = name_of(sampler), {}
+    for option, value in values_of(sampler).items():
+        known = options(name)[option]
+        is_dead = value is None or (option in _CHURN and not getattr(sampler, "S_churn", 0))
+        is_constant = not known.help and value == known.default
+        if not is_dead and not is_constant:
+            found[option] = _plain(value)
+    if isinstance(detector := getattr(sampler, "detector", None), Readout):
+        found["detector_sha256"] = detector.digest
+    return {"sampler": name, **found}
+
+
+def from_json(data: Mapping[str, Any], *, fitted: Mapping[str, Detector] | None = None) -> Sampler:
+    """The sampler that a preset or an options.json describes; `fitted` are the preset's detectors, by name.
+
+    Raises ValueError: an unknown, missing or mistyped option, or one out of range.
+    """
+    sampler = data.get("sampler")
+    if not isinstance(sampler, str):
+        raise ValueError(f"sampler: {sampler!r} is not a name; use one of {', '.join(SAMPLERS)}")
+    known = options(sampler)
+    given = {name: value for name, value in data.items() if name not in ("sampler", "detector_sha256")}
+    return build(sampler, {name: _read(known[name], value, fitted) if name in known else value
+                           for name, value in given.items()})  # fmt: skip
+
+
+def _read(option: Option, value: Any, fitted: Mapping[str, Detector] | None) -> Any:
+    """The value of an option from JSON. Raises ValueError, naming it, for one of another type."""
+    kind, is_number = option.kind, isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None and option.optional:
+        return None
+    if isinstance(value, str):
+        if kind == Window:
+            return window_from_text(value)
+        if kind in (Detector, Corrector):
+            return from_text(kind, value, option=option.name, fitted=fitted)
+        if kind is float and value in ("inf", "-inf"):
+            return float(value)
+    matches = {float: (is_number and abs(value) < 2**1000) or value in (inf, -inf),
+               int: is_number and isinstance(value, int),
+               bool: isinstance(value, bool)}  # fmt: skip
+    if matches.get(kind, False) if not isinstance(kind, tuple) else value in kind:
+        return value
+    raise ValueError(f"{option.name}: {value!r:.80}: must be {option.expected()}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SigmaWindow | tuple):
+        return window_to_text(value)
+    if isinstance(value, Detector | Corrector):
+        return to_text(value)
+    return str(value) if value in (inf, -inf) else value
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+def window_from_text(text: str) -> Window:
+    """`.1,.5` -> fractions of the steps; `sigma:1.2,5` -> noise levels. Raises ValueError for anything else."""
+    body = text.removeprefix("sigma:")
+    try:
+        lo, hi = (float(part) for part in body.split(","))
+    except ValueError:
+        raise ValueError(f"window: {text!r} is not a window; give lo,hi such as .1,.5 or sigma:1,5") from None
+    return SigmaWindow(lo, hi) if text.startswith("sigma:") else (lo, hi)
+
+
+def window_to_text(window: Window) -> str:
+    """The inverse of `window_from_text`."""
+    if isinstance(window, SigmaWindow):
+        return f"sigma:{_digits(window.lo)},{_digits(window.hi)}"
+    return f"{_digits(window[0])},{_digits(window[1])}"
+
+
+def _digits(value: float | bool | str) -> str:
+    """All the digits that a number has, and no more."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | int) else repr(float(value)).removesuffix(".0")
+
+
+# -- detectors and correctors -----------------------------------------------------------------------------------------
+
+
+def detector_from_text(
+    text: str, *, option: str = "detector", fitted: Mapping[str, Detector] | None = None
+) -> Detector:
+    """The detector that a text names, such as `lid:sigma=1.2,draws=4`; `fitted` are a preset's, by name.
+
+    Raises ValueError: an unknown name or option, a value of another type or out of range.
+    """
+    return from_text(Detector, text, option=option, fitted=fitted)
+
+
+def from_text(kind: type[_Value], text: str, *, option: str, fitted: Mapping[str, Detector] | None = None) -> _Value:
+    """`detector_from_text`, and the same for correctors."""
+    registry: Mapping[str, type[Any]] = DETECTORS if kind is Detector else CORRECTORS
+    name, has_options, rest = (part.strip() for part in text.partition(":"))
+    if kind is Detector and name in FITTED:
+        if has_options:
+            raise ValueError(f"{option}: the options of {name} are the preset's; give {name} alone")
+        if fitted is None or name not in fitted:
+            raise ValueError(f"{option}: no preset has the weights of {name}; fit one by scripts/fit_{name}.py")
+        return fitted[name]  # type: ignore[return-value]
+    if name not in registry:
+        names = [*registry, *(FITTED if kind is Detector else ())]
+        raise ValueError(f"{option}: unknown {option} {name!r}; give {' or '.join(names)}")
+    known = _options_of(registry[name])
+    given: dict[str, Any] = {}
+    for part in rest.split(",") if has_options else []:
+        key, _, value = (p.strip() for p in part.partition("="))
+        if key not in known:
+            raise ValueError(f"{option}: {name} has no option {key!r}; it has {', '.join(known)}")
+        if key in given:
+            raise ValueError(f"{option}: {name}: {key} is given twice; give it once")
+        given[key] = _typed(known[key], value, f"{option}: {name}: {key}")
+    if missing := [key for key, o in known.items() if o.default is REQUIRED and key not in given]:
+        raise ValueError(f"{option}: {name} needs {missing[0]}; write {name}:{missing[0]}=value")
+    try:
+        return registry[name](**given)  # type: ignore[no-any-return]
+    except ValueError as e:
+        raise ValueError(f"{option}: {name}: {e}") from None
+
+
+def _typed(option: Option, text: str, what: str) -> Any:
+    """A value from text. Raises ValueError, naming it."""
+    if isinstance(option.kind, tuple) and text in option.kind:
+        return text
+    if option.kind is bool and text in ("true", "false"):
+        return text == "true"
+    if option.kind in (int, float):
+        try:
+            return option.kind(text)
+        except ValueError:
+            pass
+    raise ValueError(f"{what}: {text!r}: must be {option.expected()}")
+
+
+def to_text(value: Detector | Corrector) -> str:
+    """The text that is read back, with every option written out; of a fitted detector its name."""
+    for name, kind in {**DETECTORS, **FITTED, **CORRECTORS}.items():
+        if type(value) is kind:
+            if name in FITTED:
+                return name
+            written = [f"{f.name}={_digits(getattr(value, f.name))}" for f in fields(kind)]  # type: ignore[arg-type]
+            return f"{name}:{','.join(written)}"
+    raise ValueError(f"{type(value).__name__} is not registered in rods.config")

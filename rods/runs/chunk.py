@@ -1,0 +1,138 @@
+"""From seeds to images and records: chunks of seeds, one call per chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rods.base_samplers import Sampler
+from rods.config import name_of
+from rods.denoiser import BoundDenoiser, bind
+from rods.detectors import Detector, Follower
+from rods.micro_batches import MicroBatches
+from rods.restart import draws_of
+from rods.types import AnyDenoiser, SampleRecord, Step, state_dtype
+from torch_utils.rng import SeedStreams
+
+
+class Observer(Protocol):
+    """What is shown every finished step of a chunk."""
+
+    def add(self, step: Step) -> None: ...
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is sampled in one batch. Chunks are cut before ranks are considered: equal chunks give equal bytes."""
+
+    index: int
+    seeds: tuple[int, ...]
+    rows_per_seed: int = 1  # more than 1: a seed feeds a whole batch, as in the RODS paper
+
+    def row_seeds(self) -> list[tuple[int, int]]:
+        """(seed, row of that seed) for every row of the batch."""
+        return [(seed, row) for seed in self.seeds for row in range(self.rows_per_seed)]
+
+
+def cut_chunks(seeds: Sequence[int], *, batch: int, per_batch: bool = False) -> list[Chunk]:
+    """Cut the seed list into chunks of `batch` rows; with `per_batch` every seed makes a chunk of its own."""
+    if batch < 1:
+        raise ValueError(f"batch: {batch} is too small; give 1 or more")
+    if per_batch:
+        return [Chunk(i, (seed,), batch) for i, seed in enumerate(seeds)]
+    return [Chunk(i, tuple(seeds[start : start + batch])) for i, start in enumerate(range(0, len(seeds), batch))]
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkResult:
+    """Images of a chunk and what is known about each."""
+
+    chunk: Chunk
+    images: Tensor  # [B, C, H, W] float64, nominally in [-1, 1]
+    classes: list[int | None]  # [B]
+    records: tuple[SampleRecord, ...]  # [B]
+    scores: tuple[tuple[float, ...], ...] = ()  # [detectors][B], of the detectors that were asked for
+
+
+def sample_chunk(
+    denoiser: AnyDenoiser,
+    chunk: Chunk,
+    sampler: Sampler,
+    *,
+    device: torch.device,
+    class_index: int | Sequence[int | None] | None = None,
+    rng_on_cpu: bool = False,
+    dtype: torch.dtype = torch.float32,
+    detectors: Sequence[Detector] = (),
+    observers: Sequence[Observer] = (),
+    micro_batches: MicroBatches | None = None,
+) -> ChunkResult:
+    """Sample one chunk of seeds.
+
+    The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the original's order:
+    latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the steps, from the
+    sampler's own stream. `dtype` other than float32 runs the network under autocast; the state stays float64.
+    `detectors` score the images; their draws are from the third stream, so that no image depends on them. `observers`
+    see every finished step of the whole batch. `micro_batches`, which chunks may share, says how many rows the network
+    gets at once where not all fit in memory. Cost: that of the sampler and of the detectors.
+    Raises ValueError: `class_index` outside the network's classes; a detector that needs what the sampler cannot show.
+    """
+    shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
+    label_dim: int = denoiser.label_dim  # type: ignore[attr-defined]
+    given = class_index if isinstance(class_index, Sequence) else [class_index] * len(chunk.row_seeds())
+    for wanted in set(given):
+        check_class(wanted, label_dim)
+    streams = SeedStreams(chunk.seeds, device, rows_per_seed=chunk.rows_per_seed, on_cpu=rng_on_cpu)
+    latents = streams.randn(shape)
+    labels: Tensor | None = None
+    classes: list[int | None] = [None] * len(latents)
+    if label_dim:
+        chosen = [c if w is None else w for c, w in zip(streams.randint(label_dim).tolist(), given, strict=True)]
+        labels, classes = torch.eye(label_dim, device=device)[chosen], chosen
+    noise = streams if sampler.stream == "first" else streams.second()
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        denoise = bind(denoiser, len(latents), labels, randn_like=noise.randn_like, micro_batches=micro_batches)
+        followers = [_follow(d, denoise, latents, sampler, streams) for d in detectors]
+        recorder = sampler.recorder()
+        for step in sampler.steps(denoise, latents):
+            for observer in (recorder, *observers):
+                observer.add(step)
+            if step.rows is None:
+                for follower in followers:
+                    follower.add(step)
+        images = recorder.images
+        scores = tuple(tuple(follower.score(images).tolist()) for follower in followers)
+    return ChunkResult(chunk, images, classes, recorder.result(denoise).records, scores)
+
+
+def _follow(
+    detector: Detector, denoise: BoundDenoiser, latents: Tensor, sampler: Sampler, streams: SeedStreams
+) -> Follower:
+    """A detector on a run of the whole batch, with draws from the beginning of the third stream."""
+    check_detector(detector, sampler)
+    state = latents.to(state_dtype(latents.device))
+    third = bind(denoise, len(latents), randn_like=streams.third().randn_like)
+    return detector.follow(denoise, draws_of(third, state, detector.num_draws), solver=sampler.base_solver)
+
+
+def check_detector(detector: Detector, sampler: Sampler) -> None:
+    """ValueError where a detector reads a run's steps and the sampler takes some of them again."""
+    if detector.needs != "image" and sampler.restarts:
+        raise ValueError(
+            f"detector: {type(detector).__name__} reads a run's steps, and {name_of(sampler)} takes some of them "
+            "again; score its images by lid, or restart by this detector (--detector)"
+        )
+
+
+def check_class(class_index: int | None, label_dim: int) -> None:
+    """ValueError unless `class_index` is None or a class of the network."""
+    if class_index is None:
+        return
+    if not label_dim:
+        raise ValueError(f"class: {class_index} given, but the network is unconditional; leave --class out")
+    if not 0 <= class_index < label_dim:
+        raise ValueError(f"class: {class_index} is out of range; this network has classes 0 to {label_dim - 1}")

@@ -1,0 +1,116 @@
+"""One JSON line per image, and what a run says at its end of its lines: risks, restarts, what was drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import inf, isfinite
+from typing import Any
+
+from rods.runs.chunk import ChunkResult
+from rods.runs.folder import REJECTED
+from rods.runs.select import Filter, Selection
+
+
+def record_lines(
+    done: ChunkResult, names: Sequence[str], filter: Filter | None, exists: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """One JSON-ready dict per image; `exists` says which could be made [B]."""
+    rows = zip(names, done.chunk.row_seeds(), done.classes, done.records, strict=True)
+    lines = []
+    for b, (name, (seed, row), class_index, record) in enumerate(rows):
+        line = {"name": name, "seed": seed, "class": class_index, **asdict(record)}
+        if done.chunk.rows_per_seed > 1:
+            line["row"] = row
+        for key in ("H", "H_scaled", "scores"):
+            line[key] = finite(line[key])
+        if not record.scores:
+            del line["scores"]
+        for key in ("restart", "tries"):
+            if line[key] is None:
+                del line[key]
+            else:
+                line[key]["scores"] = finite(line[key]["scores"])
+        if filter:
+            line |= filtered(filter, name, done.scores[0][b], exists=exists[b])
+        lines.append(line)
+    return lines
+
+
+def filtered(chosen: Filter, name: str, risk: float, *, exists: bool) -> dict[str, Any]:
+    """What a filter says of an image: its score, whether it is dropped, and the file that it then goes to, if any.
+
+    An image that could not be made (`exists` is False) is not dropped: there is nothing to drop.
+    """
+    said: dict[str, Any] = {"filter_score": finite([risk])[0], "dropped": exists and chosen.drops(risk)}
+    if said["dropped"] and chosen.rejected:
+        said["file"] = f"{REJECTED}/{name}"
+    return said
+
+
+def largest_score(line: dict[str, Any]) -> float:
+    """The largest curvature index of an image; -inf where none was measured, inf for one beyond all numbers."""
+    return max((inf if h is None else float(h) for h in line["H"]), default=-inf)
+
+
+def finite(scores: Sequence[float]) -> list[float | None]:
+    """Scores as JSON can hold them: None for what is no number, or has no end."""
+    return [score if isfinite(score) else None for score in scores]
+
+
+def is_at_risk(line: dict[str, Any], threshold: float) -> bool:
+    """Whether the largest H of the image reaches `threshold`, or the image was restarted."""
+    return (threshold < inf and largest_score(line) >= threshold) or was_restarted(line)
+
+
+def was_restarted(line: dict[str, Any]) -> bool:
+    return len(line.get("restart", {"scores": ()})["scores"]) > 1
+
+
+def risk_summary(lines: Sequence[dict[str, Any]], eps: float, threshold: float) -> str:
+    """One line on the curvature indices of some images: how many reached `threshold`; quantiles where there is none."""
+    largest = [largest_score(line) for line in lines]
+    done = {0.0: "Every image corrected. ", inf: "Nothing corrected. "}.get(eps, "")
+    if threshold < inf:
+        risky = sum(h >= threshold for h in largest)
+        return f"{done}{risky} of {len(lines)} at risk (H >= {threshold:g} at some step); H is in samples.jsonl"
+    return f"{done}The largest H of an image, at its quantiles: {_quantiles(largest)}; H is in samples.jsonl"
+
+
+def restart_summary(lines: Sequence[dict[str, Any]], threshold: float) -> str:
+    """One line on restarted images; the quantiles of the scores where nothing can be restarted."""
+    if threshold < inf:
+        restarted = [line["restart"] for line in lines if was_restarted(line)]
+        replaced = sum(restart["kept"] > 0 for restart in restarted)
+        return (
+            f"{len(restarted)} of {len(lines)} restarted (score > {threshold:g}), {replaced} replaced by a better one; "
+            "scores are in samples.jsonl"
+        )
+    scores = [inf if line["restart"]["scores"][0] is None else line["restart"]["scores"][0] for line in lines]
+    return f"Nothing restarted. Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
+
+
+def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> list[str]:
+    """A line on images that were drawn again, and one on those that were dropped, where there is such a choice."""
+    said = []
+    if chosen.accept:
+        tries = [line["tries"] for line in lines]
+        again = sum(len(t["seeds"]) > 1 for t in tries)
+        above, drawn = sum(not t["accepted"] for t in tries), sum(len(t["seeds"]) for t in tries)
+        said.append(
+            f"{again} of {len(lines)} drawn again (not {chosen.accept.describe()}), "
+            f"{drawn} images drawn in all; {above} were never accepted, the best try is kept"
+        )
+    if chosen.filter:
+        dropped = sum(line.get("dropped", False) for line in lines)
+        scores = [inf if line["filter_score"] is None else line["filter_score"] for line in lines]
+        said.append(
+            f"{dropped} of {len(lines)} dropped (not {chosen.filter.describe()}). "
+            f"Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
+        )
+    return said
+
+
+def _quantiles(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    return ", ".join(f"{q:.0%} {ordered[int(q * (len(ordered) - 1))]:.3g}" for q in (0.5, 0.9, 0.95))
