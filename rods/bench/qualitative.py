@@ -43,7 +43,7 @@ def change_map(before: U8, after: U8) -> U8:
     strength = np.clip((np.abs(diff) - VISIBLE) / (96 - VISIBLE), 0, 1)[..., None] * (np.abs(diff) > VISIBLE)[..., None]
     colour = np.where((diff > 0)[..., None], ADDED, REMOVED)
     mixed = (1 - strength) * 0.6 * grey[..., None] + strength * colour
-    return mixed.astype(np.uint8).transpose(2, 0, 1)
+    return np.asarray(mixed.astype(np.uint8).transpose(2, 0, 1))
 
 
 def pair_sheet(pairs: Sequence[Pair], *, heading: str, columns: int = 3) -> PIL.Image.Image:

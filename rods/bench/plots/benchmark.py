@@ -29,7 +29,9 @@ GROUPS: dict[str, tuple[str, ...]] = {  # by what the methods' names begin with
 
 def chart(title: str, x: str, y: str, *, percent: str = "", log: str = "") -> tuple[Figure, Any]:
     """An empty chart; `percent` and `log` name the axes that hold fractions, and those with a logarithmic scale."""
-    fig, axes = figure(1, 1, width=5.6, height=3.8)
+    from matplotlib.ticker import LogFormatter
+
+    fig, axes = figure(1, 1, width=7.2, height=4.2)
     ax = axes[0, 0]
     ax.set(xlabel=x, ylabel=y)
     ax.set_title(title, loc="left", fontsize=10)
@@ -37,15 +39,27 @@ def chart(title: str, x: str, y: str, *, percent: str = "", log: str = "") -> tu
     for name, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
         if name in log:
             ax.set(**{f"{name}scale": "log"})
+            axis.set_major_formatter(LogFormatter())
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.4)))
         if name in percent:
             axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     return fig, ax
 
 
 def finished(fig: Figure, ax: Any) -> bytes:
-    """The chart as a PNG, with a legend where anything has a name."""
+    """The chart as a PNG, with a legend where anything has a name, and with names of points that do not overlap."""
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=7, frameon=False)
+        fig.legend(fontsize=7, frameon=False, loc="outside right upper")
+    if ax.texts:
+        fig.draw_without_rendering()
+    taken: list[Any] = []
+    for text in ax.texts:
+        for k in range(24):
+            text.set_position((5, (k + 1) // 2 * (6 if k % 2 else -6)))
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
     return png(fig)
 
 
@@ -99,8 +113,8 @@ def scatter(
 
 def name_points(ax: Any, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
     for name, px, py in zip(names, x, y, strict=True):
-        text = name if len(name) < 26 else f"{name[:24]}..."
-        ax.annotate(text, (px, py), xytext=(4, 3), textcoords="offset points", fontsize=6)
+        text = name if len(name) < 32 else f"{name[:30]}..."
+        ax.annotate(text, (px, py), xytext=(5, 0), textcoords="offset points", fontsize=6, va="center")
 
 
 def frontier_chart(rows: Sequence[Comparison]) -> bytes:
@@ -116,7 +130,7 @@ def frontier_chart(rows: Sequence[Comparison]) -> bytes:
     x, y = [row.nfe / RETAINED for row in kept], [row.filtered for row in kept]
     if kept:
         ax.plot(x, y, "s", color="0.4", markersize=4, label=f"filter, {100 * RETAINED:.0f} % kept")
-        name_points(ax, [row.name if row.is_score else f"{row.name} + filter" for row in kept], x, y)
+        name_points(ax, [row.name if row.is_score else "" for row in kept], x, y)
     ax.set_ylim(bottom=0)
     return finished(fig, ax)
 
