@@ -20,13 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, Group, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.document import write_document
+from rods.bench.compare import compare
 from rods.bench.embedded import MODELS
 from rods.bench.methods import BASELINE, METHODS, Setting, resolve, split_methods
-from rods.bench.report import AUDIT_NAME, audit_record, report_blocks
+from rods.bench.plots.drawing import has_matplotlib
+from rods.bench.report import NO_FIGURES, audit_record, report_parts, write_report
 from rods.bench.results import read_results
-from rods.bench.rows import compare
 from rods.bench.run import Place, run_methods
+from rods.bench.stored import AUDIT_NAME, read_sections
 from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import Task, load_network
 from rods.bench.tasks import TASKS
@@ -125,12 +126,13 @@ def audit(task_name: str, out: Path) -> None:
 @threads_option
 @out_option
 def report(task_name: str | None, dest: Path, threads: int | None, out: Path) -> None:
-    """Write report.md with its figures, and report.html, which needs nothing else."""
+    """Write report.md and its figures, which need matplotlib."""
     use_threads(threads)
     tasks = [make() for name, make in TASKS.items() if task_name in (None, name)]
-    written = write_document(report_blocks({task.name: task for task in tasks}, out, MODELS), dest, name="report")
-    for path in written[-2:]:
-        click.echo(path)
+    sections = read_sections({task.name: task for task in tasks}, out, MODELS)
+    click.echo(write_report(report_parts(sections), dest))
+    if not has_matplotlib():
+        click.echo(NO_FIGURES)
 
 
 def use_threads(threads: int | None) -> None:

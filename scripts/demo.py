@@ -18,17 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
+from rods.bench.compare import Comparison, compare
 from rods.bench.embedded import MODELS
-from rods.bench.looks import control, load_pictures, stacked
 from rods.bench.methods import Setting, resolve
-from rods.bench.pairs import Pair, pair_sheet
+from rods.bench.qualitative import Pair, control, pair_sheet, stacked, tone_line
 from rods.bench.results import Results, read_results
-from rods.bench.rows import Row, compare
 from rods.bench.run import Place, run_methods
+from rods.bench.stored import load_images
 from rods.bench.tables import outcome_table
 from rods.bench.task import LoadedNetwork, Task
 from rods.bench.tasks import TASKS
-from rods.eval.correction import PairedOutcomes
 from rods.eval.detection import auroc, confusion
 from rods.eval.labels import Label
 from rods.presets import Preset
@@ -40,9 +39,9 @@ from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot
 
 SHOWN = 24  # pairs in the picture
-KINDS = ("NEWLY BROKEN", "repaired", "still bad", "unsure", "healthy")  # in the order of the picture
+KINDS = ("NEWLY BROKEN", "repaired", "still hallucinated", "uncertain", "still valid")  # in the order of the picture
 NAMES = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}
-NAMES |= {(Label.BAD, Label.BAD): "still bad", (Label.WELL, Label.WELL): "healthy"}
+NAMES |= {(Label.BAD, Label.BAD): "still hallucinated", (Label.WELL, Label.WELL): "still valid"}
 
 
 def demo_preset(network: str) -> Preset:
@@ -70,14 +69,14 @@ def settings_line(setting: Setting) -> str:
 
 
 def risk_threshold(setting: Setting, preset: Preset) -> float | None:
-    """The H from which a sample is held at risk: the gate's eps, else the preset's."""
+    """The H from which an image is flagged: the gate's eps, else the preset's."""
     eps: float = setting.config.options["eps"]
     return eps or preset.risk_threshold(setting.config)
 
 
 def pictures_of(place: Place, run: Results) -> np.ndarray:
     """The pictures [N, C, H, W] of a run."""
-    found = load_pictures(place, run)
+    found = load_images(place, run)
     if found is None:
         raise UserError(f"pictures are missing below {place.out}; remove that folder and run again")
     return stacked(found, run.seeds.tolist())
@@ -90,16 +89,15 @@ def choose_pairs(
     seeds = base.seeds.tolist()
     before, after = pictures
     change = np.abs(after.astype(np.int16) - before).mean(axis=(1, 2, 3))
-    kinds = [NAMES.get((Label(a), Label(b)), "unsure") for a, b in zip(base.labels, run.labels, strict=True)]
+    kinds = [NAMES.get((Label(a), Label(b)), "uncertain") for a, b in zip(base.labels, run.labels, strict=True)]
     ranked = sorted(range(len(seeds)), key=lambda i: (KINDS.index(kinds[i]), -change[i]))[:SHOWN]
     say = task.faults or (lambda x: [""] * len(x))
-    was, became = ([fault or "well" for fault in say(x[ranked] / 127.5 - 1)] for x in (before, after))
+    was, became = ([fault or "valid" for fault in say(x[ranked] / 127.5 - 1)] for x in (before, after))
     pairs = [
         Pair(
             before[i],
             after[i],
-            f"seed {seeds[i]}: {a} -> {b}, {kinds[i]}",
-            f"max H {run.scores[i]:.3g}" + (", at risk" if at_risk[i] else ""),
+            f"seed {seeds[i]}: {a} -> {b}, {kinds[i]}\nmax H {run.scores[i]:.3g}" + (", flagged" if at_risk[i] else ""),
             bool(at_risk[i]),
         )
         for i, a, b in zip(ranked, was, became, strict=True)
@@ -109,23 +107,16 @@ def choose_pairs(
 
 def detection_lines(scores: np.ndarray, bad: np.ndarray, eps: float, threshold: float | None) -> list[str]:
     """What the curvature index said about the baseline's hallucinations, as it stands."""
-    lines = [f"AUROC of max H against 'surely bad': {auroc(scores, bad):.2f} (.5 is chance)."]
+    lines = [f"AUROC of max H, hallucinated against all other images: {auroc(scores, bad):.2f} (.5 is chance)."]
     if eps == 0:
-        lines.append("eps 0: RODS-CAS corrects every sample; the threshold below only tells who is at risk.")
+        lines.append("eps 0: RODS-CAS corrects every sample; the threshold below only flags images.")
     if threshold is not None:
         c = confusion(scores, bad, threshold)
         lines.append(
-            f"At risk (H >= {threshold:g} at some step): {c.risk_bad + c.risk_good} of {len(bad)}; among them "
-            f"{c.risk_bad} of {bad.sum()} surely bad, {c.risk_good} of {(~bad).sum()} others."
+            f"Flagged (H >= {threshold:g} at some step): {c.risk_bad + c.risk_good} of {len(bad)}; among them "
+            f"{c.risk_bad} of {bad.sum()} hallucinated, {c.risk_good} of {(~bad).sum()} others."
         )
     return lines
-
-
-def control_line(outcomes: PairedOutcomes) -> str:
-    return (
-        "Tone control (Euler's images with RODS-CAS's background, contrast and sharpness): "
-        f"{outcomes.repaired.k} repaired, {outcomes.broken.k} broken; that is the labeller's doing, not the sampler's."
-    )
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
@@ -167,16 +158,16 @@ def main(**opts: Any) -> None:
         "",
         f"RODS-CAS against Euler: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}.",
         *detection_lines(cas.scores, bad, settings[2].config.options["eps"], threshold),
-        control_line(control(task, *pictures)),
+        tone_line("RODS-CAS", control(task, *pictures)),
     ]
     click.echo("\n" + "\n".join(lines))
-    heading = "Euler | RODS-CAS | what changed (green: added, red: removed). Red frame: held at risk by H."
+    heading = "Euler | RODS-CAS | what changed (green: added, red: removed). Red frame: flagged by H."
     save_png(pair_sheet(pairs, heading=heading), outdir / "pairs.png")
     write_results(outdir, lines, [row_record(row, runs[row.name]) for row in rows])
     click.echo(f"\nPicture: {outdir / 'pairs.png'}   table: {outdir / 'demo.md'}   samples: {place.folder}")
 
 
-def row_record(row: Row, run: Results) -> dict[str, Any]:
+def row_record(row: Comparison, run: Results) -> dict[str, Any]:
     """A row of the table with the recipe of its numbers."""
     return {**asdict(row), "recipe": run.recipe, "runs": run.runs}
 

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, NumberList, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.looks import load_pictures
 from rods.bench.methods import BASELINE, resolve
 from rods.bench.rating_report import settle
 from rods.bench.readout_fit import chosen_levels, decoder_blocks, fit, judge, learning_curve, pooled_activations
 from rods.bench.results import read_results
 from rods.bench.run import Place, run_methods
+from rods.bench.stored import load_images
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
@@ -62,7 +62,7 @@ def of_task(task: Task, network: LoadedNetwork, seeds: list[int], out: Path) -> 
     run_methods(task, network, [setting], seeds, out=out, batch=BATCH)
     place = Place(out, task.name, network.name)
     results = read_results(place.results(setting))
-    pictures = load_pictures(place, results)
+    pictures = load_images(place, results)
     if pictures is None:
         raise UserError(f"--out={out}: pictures of {results.path} are missing; remove that file and sample again")
     where = results.position()

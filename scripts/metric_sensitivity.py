@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, NumberList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.plots.drawing import figure, save
+from rods.bench.plots.drawing import figure, require_matplotlib, save
 from rods.eval.extractors import open_extractor
 from rods.eval.features import F32, Extractor
 from rods.eval.frechet import frechet_distance
@@ -68,7 +68,7 @@ def main(
     picture = Path(out)
     if picture.suffix != ".png" or not picture.resolve().parent.is_dir():
         raise UserError(f"--out={out} must be a .png file in a folder that is there")
-    _plotting()
+    require_matplotlib()
     extractor = open_extractor(detector, device=torch.device("cpu"), resize=resize)
     reference = read_reference(ref)
     if (mismatch := reference.mismatch(extractor)) or reference.features is None:
@@ -133,14 +133,6 @@ def _read(path: str) -> tuple[Images, NDArray[np.int64]]:
         raise UserError(str(e).replace("--data=", "--held-out=")) from None
     images, labels = dataset.batch(list(range(len(dataset))))
     return images.numpy(), labels.argmax(dim=1).numpy()
-
-
-def _plotting() -> None:
-    """Raises UserError without matplotlib: before the long work."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("the picture needs matplotlib: pip install 'rods-toolkit[plots]'") from None
 
 
 def _draw(points: list[Point], extractor: Extractor, path: Path) -> None:

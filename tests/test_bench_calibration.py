@@ -13,8 +13,8 @@ from bench_tasks import POINTS
 from click.testing import CliRunner
 
 from rods.bench.calibration import Search, Trial, choose, critical_steps, level_of
+from rods.bench.compare import compare
 from rods.bench.methods import resolve
-from rods.bench.rows import compare
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import proportion_interval
 from rods.presets import parse_preset

@@ -13,9 +13,9 @@ import torch
 from bench_tasks import PICTURES, POINTS
 
 from dnnlib.errors import UserError
+from rods.bench.compare import total_variance
 from rods.bench.methods import METHODS, resolve, split_methods
 from rods.bench.results import read_results
-from rods.bench.rows import total_variance
 from rods.bench.run import PICTURES as PICTURES_FOLDER
 from rods.bench.run import Place, run_methods
 from rods.eval.labels import Label

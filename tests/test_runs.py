@@ -15,7 +15,7 @@ from vectors import ROOT
 from dnnlib.errors import UserError
 from rods.pipeline import SamplerConfig
 from rods.presets import PAPER_PRESETS, parse_preset
-from rods.runs.images import RISK, contact_sheet, save_png, to_pil, to_uint8
+from rods.runs.images import RED, contact_sheet, save_png, to_pil, to_uint8
 from rods.runs.options import respell, sampler_choice
 from rods.runs.presets import find_preset, read_preset
 from rods.runs.sampling import write_grid
@@ -64,8 +64,32 @@ def test_a_contact_sheet_has_a_tile_for_each_image(count: int, columns: int | No
 def test_marked_tiles_are_framed_and_others_are_not() -> None:
     images = [np.zeros((1, 96, 96), np.uint8)] * 2
     sheet = np.asarray(contact_sheet(images, ["", ""], marked=[True, False], columns=2))
-    assert tuple(sheet[3, 50]) == tuple(sheet[50, 3]) == tuple(sheet[50, 100]) == tuple(sheet[100, 50]) == RISK
+    assert tuple(sheet[3, 50]) == tuple(sheet[50, 3]) == tuple(sheet[50, 100]) == tuple(sheet[100, 50]) == RED
     assert tuple(sheet[3, 150]) == tuple(sheet[50, 200]) == (255, 255, 255)
+
+
+def test_a_sheet_has_blank_places_frames_a_heading_and_lines_of_text() -> None:
+    image, green = np.full((1, 8, 8), 9, np.uint8), (0, 255, 0)
+    sheet = contact_sheet(
+        [image, None, image],
+        ["a\nb", "", ""],
+        frames=[green, green, None],
+        columns=2,
+        min_tile=8,
+        heading="x",
+        margin=6,
+    )
+    assert sheet.size == (6 + 8 + 4 + 8 + 6, 14 + 6 + 2 * (8 + 28) + 4 + 6)
+    pixels = np.asarray(sheet)
+    assert tuple(pixels[19, 6]) == tuple(pixels[21, 5]) == green
+    assert (pixels[20:28, 6:14] == 9).all()
+    assert (pixels[20:28, 18:26] == 255).all()
+    assert (pixels[60:68, 6:14] == 9).all()
+
+
+def test_a_sheet_without_captions_or_margin_is_its_tiles() -> None:
+    image = np.full((1, 8, 8), 9, np.uint8)
+    assert (np.asarray(contact_sheet([image] * 4, columns=2, min_tile=1, gap=0, margin=0)) == 9).all()
 
 
 def test_large_images_are_not_made_smaller() -> None:
@@ -85,8 +109,8 @@ def test_the_grid_leaves_out_what_was_not_written(tmp_path: Path) -> None:
     with PIL.Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (4 + 2 * 100, 4 + 114)
         pixels = np.asarray(grid)
-    assert tuple(pixels[3, 50]) == RISK, "an H beyond all numbers is at risk"
-    assert tuple(pixels[3, 150]) != RISK, "no H was measured there"
+    assert tuple(pixels[3, 50]) == RED, "an H beyond all numbers is at risk"
+    assert tuple(pixels[3, 150]) != RED, "no H was measured there"
 
 
 def test_the_summary_of_the_risk() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rods.bench.calibration import Search, options_of
+from rods.bench.compare import common
 from rods.bench.methods import BASELINE, resolve
 from rods.bench.results import Results
-from rods.bench.rows import common
 from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from rods.eval.logistic import fit_logistic

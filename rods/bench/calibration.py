@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rods.bench.bars import MAX_BROKEN, MAX_NFE_RATIO, MIN_STD_RATIO, MIN_VARIANCE
+from rods.bench.compare import Comparison, common, compare, step_aurocs
 from rods.bench.methods import BASELINE, Setting, resolve
 from rods.bench.results import Results, read_results
-from rods.bench.rows import Row, common, compare, step_aurocs
 from rods.bench.run import Place, run_methods
 from rods.bench.task import LoadedNetwork, Task
 from rods.eval.diversity import spread_within
@@ -33,7 +34,6 @@ from rods.readout import shortened
 from rods.schedules import edm_grid
 
 F64 = NDArray[np.float64]
-MAX_BROKEN, MIN_VARIANCE, MIN_SPREAD, MAX_PASSES = 0.01, 0.97, 0.97, 1.5
 SPREAD_SAMPLES, REAL_SEED = 20_000, 3  # real data that the spread inside kinds is compared with; reports use others
 FINALISTS = 3  # settings of a family that are tried on all seeds
 WINDOWS = ((0.1, 0.5), (0.2, 0.6), (0.3, 0.7), (0.4, 0.8), (0.6, 0.9))  # of the steps; turned into noise levels
@@ -48,7 +48,7 @@ class Trial:
 
     family: str
     setting: Setting
-    row: Row
+    row: Comparison
     passes: float  # F + B as a ratio to the baseline's
     spread: float = float("nan")  # inside kinds, as a ratio to real data's; nan for pictures and without kinds
 
@@ -60,8 +60,8 @@ class Trial:
         bars = {
             f"broken above {MAX_BROKEN:.0%}": row.outcomes.broken.high / MAX_BROKEN - 1,
             f"variance below {MIN_VARIANCE}": MIN_VARIANCE / kept - 1,
-            f"spread below {MIN_SPREAD}": MIN_SPREAD / self.spread - 1,
-            f"passes above {MAX_PASSES:g}x": self.passes / MAX_PASSES - 1,
+            f"spread below {MIN_STD_RATIO}": MIN_STD_RATIO / self.spread - 1,
+            f"passes above {MAX_NFE_RATIO:g}x": self.passes / MAX_NFE_RATIO - 1,
         }
         return {bar: part for bar, part in bars.items() if part > 0}
 

@@ -1,113 +1,310 @@
-"""What the RODS paper did and printed: its networks, seeds and settings, Tables 1 and 2, and how it counted.
-
-Source: RODS paper, section 5, Table 1, Figures 3 to 5, Table 2 (appendix B.5).
-"""
+"""The paper's experiment on any network: run folders of several methods on the same seeds, and their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
+from pathlib import Path
+from typing import Any
 
-from rods.pipeline import SamplerConfig
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+
+from dnnlib.errors import UserError
+from rods.bench.embedded import MODELS
+from rods.bench.methods import resolve
+from rods.bench.paper_values import BATCH, STEPS, STUDIES, Study, study_of
+from rods.bench.rating_report import Settled, settle, verdicts
+from rods.bench.task import Task
+from rods.bench.tasks import TASKS
+from rods.eval.correction import PairedOutcomes, paired_outcomes
+from rods.eval.labels import Label
+from rods.pipeline import SamplerConfig, cut_chunks
 from rods.presets import PAPER_PRESETS, Preset
+from rods.runs.grids import radius
+from rods.runs.images import U8
+from rods.runs.outputs import OutputFolder
+from rods.runs.presets import find_preset
+from rods.runs.rating import NORMAL, open_session, read_answers
+from rods.runs.sampling import CHANNELS, Job, largest_score, run_chunks
+from training.checkpoint import Snapshot, load_snapshot
+from training.header import tool_version
 
-BATCH = 9  # images that one seed draws
-STEPS = 40
-NUM_TABLE_1 = 1000  # images behind each number of Table 1
-METHODS = ("euler", "heun", "euler-200", "rods-cas")
-TABLE_1_METHODS = ("euler", "heun", "rods-cas")
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A row of Table 1 for one data set."""
-
-    fid: float
-    variance: float  # Inception-Var
-    dreamsim: float
+EULER, CAS, INDEX = "euler", "rods-cas", "h-index"
+OWN_BATCH = 32  # of networks that are not the paper's
+FLAGGED = 0.2  # the share of the images that is flagged where no threshold was calibrated
 
 
 @dataclass(frozen=True)
-class Correction:
-    """A row of Table 2: percentages, and seconds on the paper's A100."""
+class Experiment:
+    """Runs of several methods (`rods.bench.methods`, with options: `rods-cas ascent_steps=5`) on the same seeds.
 
-    hallucinated: float
-    corrected: float | None  # of the baseline's hallucinated images; None for the baseline
-    broken: float | None  # newly hallucinated, of the others
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What the curvature index found, and what CAS did, in images (Figures 3 to 5)."""
-
-    images: int
-    hallucinated: int
-    detected: int
-    better: int | None  # after CAS against before, by pairwise judgement, of all images; None: see Table 2
-    worse: int
-
-
-@dataclass(frozen=True)
-class Study:
-    """One data set of the paper."""
-
-    name: str
-    title: str
-    kind: str  # of the labelling page
-    preset: str
-    seeds: range  # each draws a batch
-    quality: Mapping[str, Quality]
-    correction: Mapping[str, Correction]
-    detection: Detection
-
-
-STUDIES: dict[str, Study] = {
-    study.name: study
-    for study in (
-        Study(
-            "ffhq", "FFHQ, 64x64", "faces", "edm-ffhq-64x64-uncond-ve", range(120),
-            {"euler": Quality(20.48, 0.0669, 0.407), "heun": Quality(19.56, 0.0699, 0.422),
-             "rods-cas": Quality(22.73, 0.0661, 0.400)},
-            {}, Detection(1080, 40, 29, 9, 0),
-        ),
-        Study(
-            "afhqv2", "AFHQv2, 64x64", "faces", "edm-afhqv2-64x64-uncond-ve", range(120),
-            {"euler": Quality(13.36, 0.0539, 0.486), "heun": Quality(12.66, 0.0548, 0.488),
-             "rods-cas": Quality(16.08, 0.0542, 0.481)},
-            {}, Detection(1080, 8, 7, 10, 0),
-        ),
-        Study(
-            "11k-hands", "11k-hands, 128x128", "hands", "hands-128-ve", range(100),
-            {"euler": Quality(14.57, 0.0327, 0.1427), "heun": Quality(14.20, 0.0332, 0.1476),
-             "rods-cas": Quality(16.68, 0.0318, 0.1509)},
-            {"euler": Correction(19.4, None, None, 2.71), "heun": Correction(18.0, 17.7, 2.5, 5.38),
-             "euler-200": Correction(16.9, 18.9, 1.4, 13.76), "rods-cas": Correction(14.3, 26.3, 0.0, 4.82)},
-            Detection(900, 175, 169, None, 0),
-        ),
-    )
-}  # fmt: skip
-
-
-def study_of(network: str) -> Study:
-    """The data set of a network by its name; 11k-hands, the one that the paper trained for itself, for all others."""
-    return next((s for s in STUDIES.values() if PAPER_PRESETS[s.preset].network == network), STUDIES["11k-hands"])
-
-
-def method_config(method: str, preset: Preset | None) -> SamplerConfig:
-    """The paper's sampler of that name; CAS with the preset's settings.
-
-    Raises ValueError: an unknown method, or CAS without settings of its own.
+    Their folders are those of generate.py, one for each method below `folder`. RODS has the settings of the preset,
+    else those of a rule of thumb. Labels are those of `answers`, files of the labelling page by method, each of Euler's
+    images against the method's; else those of the labeller of the network's task; without either there are none.
     """
-    if method not in METHODS:
-        raise ValueError(f"samplers: {method!r} is no method of the paper; use some of {','.join(METHODS)}")
-    if method == "rods-cas":
-        if preset is None or method not in preset.samplers:
-            raise ValueError(
-                "preset: rods-cas needs settings for this network; give --preset=NAME|FILE, such as hands-128-ve for "
-                "a network of 11k-hands (docs/calibration.md)"
-            )
-        return preset.config(method, {})
-    if method == "heun":
-        return SamplerConfig("edm", {"num_steps": STEPS})
-    return SamplerConfig("euler", {"num_steps": 200 if method == "euler-200" else STEPS})
+
+    folder: Path
+    snapshot: Snapshot
+    preset: Preset | None
+    study: Study  # of the paper, whose values stand beside ours
+    task: Task | None
+    seeds: tuple[int, ...]
+    batch: int
+    per_batch: bool  # a seed draws a whole batch, as in the paper
+    device: torch.device
+    answers: Mapping[str, Path] = field(default_factory=dict)
+    given_eps: float | None = None
+    trajectory: tuple[int, ...] = ()  # steps of which strips are kept
+
+    @property
+    def name(self) -> str:
+        return self.snapshot.name
+
+    @property
+    def num(self) -> int:
+        """How many images a method makes."""
+        return len(self.seeds) * (self.batch if self.per_batch else 1)
+
+    @property
+    def num_steps(self) -> int:
+        return STEPS
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Of samplers that the preset does not have: RODS corrects every image in 10-50 % of the steps."""
+        net: Any = self.snapshot.net
+        rule = {
+            "eps": 0.0,
+            "rho": radius((net.img_channels, net.img_resolution, net.img_resolution)),
+            "window": (0.1, 0.5),
+        }
+        return {**((self.task and self.task.settings) or {}), "rods-cas": rule, "rods-sas": rule}
+
+    def config(self, method: str) -> SamplerConfig:
+        """Raises UserError: an unknown method, an option that it does not have, a sampler without settings."""
+        return resolve(method, self, self.preset).config
+
+    def path(self, method: str) -> Path:
+        name = resolve(method, self, self.preset).file_name.removesuffix(".jsonl")
+        return self.folder / (f"{name}-trajectories" if self.trajectory else name)
+
+    def job(self, method: str) -> Job:
+        config = self.config(method)
+        return Job(
+            denoiser=self.snapshot.net,
+            network_sha256=self.snapshot.sha256,
+            config=config,
+            chunks=cut_chunks(self.seeds, batch=self.batch, per_batch=self.per_batch),
+            batch=self.batch,
+            device=self.device,
+            class_index=None,
+            dtype="float32",
+            rng="device",
+            threads=torch.get_num_threads() if self.device.type == "cpu" else None,
+            subdirs=False,
+            detect_eps=self.preset.risk_threshold(config) if self.preset else None,
+            trajectory=self.trajectory,
+        )
+
+    def check(self, methods: Sequence[str]) -> None:
+        """Raises UserError now for whatever would be wrong with these methods later."""
+        if (channels := self.snapshot.header.init_kwargs["img_channels"]) not in CHANNELS:
+            raise UserError(f"--network makes images of {channels} channels; a PNG has 1 or 3")
+        for method in methods:
+            OutputFolder(self.path(method), identity=self.job(method).identity())
+
+    def sample(self, methods: Sequence[str], *, say: Callable[[str], object]) -> None:
+        """Makes what is missing of every method's images."""
+        for method in methods:
+            job = self.job(method)
+            folder = OutputFolder(self.path(method), identity=job.identity())
+            about = {"network": self.snapshot.describe(), "torch": torch.__version__, "version": tool_version()}
+            with folder.open(about):
+                if missing := [c for c in job.chunks if not folder.is_done(job.names(c))]:
+                    say(f"{method}: {len(missing)} of {len(job.chunks)} batches to sample")
+                run_chunks(job, folder, show_progress=True)
+                folder.finish()
+
+    def names(self) -> list[str]:
+        """File names of the images, the same for every method."""
+        job = self.job(EULER)
+        return [name for chunk in job.chunks for name in job.names(chunk)]
+
+    def records(self, method: str) -> list[dict[str, Any]]:
+        """One record per image [N]. Raises UserError where an image could not be made."""
+        path = self.path(method) / "samples.jsonl"
+        found = {line["name"]: line for line in map(json.loads, path.read_text().splitlines()) if line["sha256"]}
+        if missing := [name for name in self.names() if name not in found]:
+            raise UserError(f"{path} lacks {missing[0]}; if sampling failed on it, leave its seed out of --seeds")
+        return [found[name] for name in self.names()]
+
+    def images(self, method: str) -> U8:
+        """The images of a run [N, C, H, W]."""
+        return np.stack([read_png(self.path(method) / name) for name in self.names()])
+
+    def scores(self, method: str) -> NDArray[np.float64]:
+        """The largest H of each image of a run [N]."""
+        return np.array([largest_score(record) for record in self.records(method)])
+
+    @property
+    def index_run(self) -> str:
+        """The run whose H is the detector's: Euler's own, or the corrected one where all images are corrected.
+
+        A threshold was calibrated on the latter there. Up to its first flag an image's corrected run is Euler's.
+        """
+        return CAS if self.config(CAS).options["eps"] == 0 else INDEX
+
+    def threshold(self, run: str) -> tuple[float, str]:
+        """(H from which an image is flagged, where that number comes from); where from H itself, the H of that run."""
+        if self.given_eps is not None:
+            return self.given_eps, "as given"
+        calibrated = self.job(CAS).risk_threshold()
+        if calibrated < inf and self.preset is not None:
+            return calibrated, f"preset {self.preset.name}"
+        return float(np.quantile(self.scores(run), 1 - FLAGGED)), "the highest fifth; not calibrated"
+
+    @cached_property
+    def _answered(self) -> dict[str, Settled]:
+        """Settled labels by method."""
+        return {method: settle(self._lines(method, path), "image") for method, path in self.answers.items()}
+
+    def _lines(self, method: str, path: Path) -> list[dict[str, Any]]:
+        try:
+            with open(path) as f:
+                seed = json.loads(f.readline())["session"]["seed"]
+        except (ValueError, LookupError, TypeError):
+            raise UserError(f"{path} is not an answers file; give that of scripts/label.py serve") from None
+        session = open_session(self.path(EULER), self.path(method), kind=self.study.kind, seed=seed)
+        return read_answers(path, session.identity)
+
+    def labels(self, method: str) -> list[Label | None]:
+        """Of each image [N]; None where there is none.
+
+        People's label of Euler's image is the one on which all files agree. An image of another method that nobody
+        labelled and that is the same file as Euler's has Euler's label.
+        """
+        if not self.answers:
+            if self.task is None:
+                return [None] * self.num
+            return list(map(Label, self.task.label(self.images(method) / 127.5 - 1).tolist()))
+        told = [labels_of(settled, "A") for settled in self._answered.values()]
+        said = {name: {own[name] for own in told if name in own} for name in self.names()}
+        labels = {name: next(iter(found)) for name, found in said.items() if len(found) == 1}
+        if method != EULER:
+            pairs = zip(self.records(EULER), self.records(method), strict=True)
+            same = {a["name"] for a, b in pairs if a["sha256"] == b["sha256"]}
+            own = labels_of(self._answered[method], "B") if method in self._answered else {}
+            labels = {name: label for name, label in labels.items() if name in same} | own
+        return [labels.get(name) for name in self.names()]
+
+    def answers_to_euler(self) -> dict[str, str]:
+        """What people said of Euler's images, in their words, by name."""
+        found = (settled.answers.items() for settled in self._answered.values())
+        return {name: str(line["answer"]) for own in found for (run, name), line in own if run == "A"}
+
+    def judged(self, method: str) -> dict[str, int]:
+        """How many pairs people found better, worse, the same, unclear; empty where nobody judged."""
+        if method not in self.answers:
+            return {}
+        return verdicts(settle(self._lines(method, self.answers[method]), "pair"))[0]
+
+    def outcomes(self, method: str) -> PairedOutcomes | None:
+        """The method against Euler on what both have labels for; None where that is nothing."""
+        pairs = zip(self.labels(EULER), self.labels(method), strict=True)
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        return paired_outcomes(*(np.array(side, dtype=np.int8) for side in zip(*both, strict=True))) if both else None
+
+    def describe(self) -> dict[str, Any]:
+        """What the JSON beside a table or figure says of its images."""
+        return {
+            "network": self.name,
+            "network_sha256": self.snapshot.sha256,
+            "study": self.study.name,
+            "seeds": [self.seeds[0], self.seeds[-1], len(self.seeds)],
+            "batch": self.batch,
+            "seeding": "per-batch" if self.per_batch else "per-image",
+            "preset": self.preset.source if self.preset else None,
+            "labels": self.label_source(),
+        }
+
+    def label_source(self) -> str | None:
+        if self.answers:
+            return "the labelling page"
+        return None if self.task is None else f"the labeller of {self.task.name}"
+
+    def rods_settings(self) -> str:
+        """RODS-CAS's settings and their source, in words."""
+        options = self.config(CAS).describe()
+        known = self.preset is not None and CAS in self.preset.samplers
+        source = f"preset {self.preset.name}" if self.preset is not None and known else "a rule of thumb"
+        return f"rho {options['rho']:g}, window {options['window']}, eps {float(options['eps']):g}, by {source}"
+
+
+def open_experiment(
+    *,
+    network: str | Path,
+    preset: str | None,
+    study: str,
+    seeds: Sequence[int] | None,
+    own_seeds: int,
+    paper_batches: int | None,
+    batch: int | None,
+    per_batch: bool | None,
+    answers: Mapping[str, Path],
+    eps: float | None,
+    out: Path,
+    device: torch.device,
+    trajectory: tuple[int, ...] = (),
+) -> Experiment:
+    """The experiment on `network`, below `out`/samples; nothing is sampled yet.
+
+    Where no `seeds` are given, a network of the paper gets the paper's, or the first `paper_batches` of them, and any
+    other the first `own_seeds`. A network of the paper draws a batch from each seed and stands beside its own values in
+    the paper, any other an image from each and stands beside those of `study`.
+    Raises UserError: no such network or preset.
+    """
+    snapshot = load_snapshot(network, device=device)
+    found = find_preset(preset, network=snapshot.name, folder=MODELS)
+    is_paper = found is not None and found.name in PAPER_PRESETS
+    beside = study_of(snapshot.name) if is_paper else STUDIES[study]
+    return Experiment(
+        folder=out / "samples" / snapshot.name,
+        snapshot=snapshot,
+        preset=found,
+        study=beside,
+        task=task_of(snapshot.name),
+        seeds=tuple(seeds or (beside.seeds[:paper_batches] if is_paper else range(own_seeds))),
+        batch=batch or (BATCH if is_paper else OWN_BATCH),
+        per_batch=is_paper if per_batch is None else per_batch,
+        device=device,
+        answers=answers,
+        given_eps=eps,
+        trajectory=trajectory,
+    )
+
+
+def task_of(network: str) -> Task | None:
+    """The benchmark's task of an embedded network: its labeller, its real data. None for other networks."""
+    return next((task for make in TASKS.values() if network in (task := make()).networks), None)
+
+
+def labels_of(settled: Settled, run: str) -> dict[str, Label]:
+    """People's labels of a run, by image name."""
+    return {
+        name: Label.WELL if line["answer"] == NORMAL else Label.BAD
+        for (where, name), line in settled.answers.items()
+        if where == run
+    }
+
+
+def read_png(path: Path) -> U8:
+    """[C, H, W]"""
+    with PIL.Image.open(path) as image:
+        x = np.asarray(image)
+    return x[None] if x.ndim == 2 else x.transpose(2, 0, 1)

@@ -1,128 +1,147 @@
-"""The benchmark's report: from the result files of every task and network to one document."""
+"""The benchmark's report as Markdown with figures: what each task and network showed, from values in memory."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.nn.functional import adaptive_avg_pool2d
-
-from dnnlib.errors import UserError
-from rods.bench import figures
-from rods.bench.document import Block, Figure, Heading, Text
-from rods.bench.looks import pair_blocks, point_blocks
-from rods.bench.methods import BASELINE, METHODS
-from rods.bench.results import POOLED, Results, read_results
-from rods.bench.rows import Reference, Row, common, compare, features_name, reference
-from rods.bench.run import Place
-from rods.bench.tables import BAR_BROKEN, Table, detection_table, outcome_table, quality_table, share
-from rods.bench.task import AuditLine, Task
-from rods.eval.detection import confusion
-from rods.eval.labels import Label
+from dnnlib.util import atomic_write
+from rods.bench import bars
+from rods.bench.compare import (
+    Comparison,
+    compare,
+    confusion_at_threshold,
+    features_name,
+    score_curve,
+    step_aurocs,
+)
+from rods.bench.methods import BASELINE
+from rods.bench.plots import benchmark as charts
+from rods.bench.plots.drawing import REMEDY, has_matplotlib
+from rods.bench.qualitative import changed_seeds, control, png, sheet_of_changes, stacked, tone_line
+from rods.bench.results import Results
+from rods.bench.stored import Section
+from rods.bench.tables import Table, detection_table, outcome_table, quality_table, share
+from rods.bench.task import AuditLine
 from rods.readout import shortened
 
-F64 = NDArray[np.float64]
-REAL_PICTURES, REAL_POINTS = 4096, 50_000  # held-out real samples that distances are taken to
-MIN_VARIANCE, MIN_HEALTHY, MAX_PASSES, MAX_MODES_LOST = 0.97, 400, 1.5, 0.03
-AUDIT_NAME = "audit.json"
+CLOUDS = (BASELINE, "heun", "rods-cas", "restart")  # the methods whose points are drawn
 INTRODUCTION = """Every number below is computed from the result files, which name the sampler, its options, the seeds,
 the network's SHA-256, the versions and the machine; `docs/benchmark.md` explains the protocol and its limits. All
-methods of a task start from the same seeds. **Surely bad**: a hallucination at every reading of the labeller;
-**unsure**: the readings differ. **Repaired**: of the baseline's surely bad samples, those that became surely well;
-**newly broken**: of its surely well ones, those that became surely bad. **Cut**: 1 - surely bad after / before.
-Intervals of shares are exact (Clopper and Pearson), all others bootstrap over seeds (of the total variance of pictures,
-over chunks of seeds), 95 %. F and B: passes forward and back to the input, per sample. Time: the median over chunks of
-the ratio to Euler's time for the same chunk in the same run."""
+methods of a task start from the same seeds. **Hallucination rate**: the share of images that are hallucinated at every
+reading of the labeller; **uncertain**: the readings differ; the others are **valid**. **Repaired**: of the baseline's
+hallucinated images, those that became valid; **newly broken**: of its valid ones, those that became hallucinated.
+**Relative reduction**: 1 - hallucination rate after / before. ↑ marks columns in which higher is better, ↓ those in
+which lower is. Intervals of shares are exact (Clopper and Pearson), all others bootstrap over seeds (of the total
+variance of images, over chunks of seeds), 95 %. NFE: network evaluations per image, F forward and B vector-Jacobian
+products. Time: the median over chunks of the ratio to Euler's time for the same chunk in the same run."""
+NO_FIGURES = f"The charts are left out: matplotlib is not installed (`{REMEDY}`)."
+LABEL_WORDS = {"surely bad": "hallucinated", "surely well": "valid", "ambiguous": "uncertain"}  # of audit files
 
 
-def report_blocks(tasks: Mapping[str, Task], out: Path, presets: Path) -> list[Block]:
-    """The whole document. Raises UserError: no results below `out`."""
-    blocks: list[Block] = [Heading("The hallucination benchmark: results", 1), Text(INTRODUCTION.replace("\n", " "))]
-    found = [
-        (task, folder)
-        for task in tasks.values()
-        for folder in sorted((out / task.name).glob("*"))
-        if (folder / f"{BASELINE}.jsonl").is_file()
-    ]
-    if not found:
-        raise UserError(f"--out={out} holds no results of {', '.join(tasks)}; make some with scripts/bench.py run")
-    real: dict[str, Reference] = {}
-    for task, folder in found:
-        if task.name not in real:
-            real[task.name] = reference(task, features_of(task), REAL_PICTURES if task.is_picture else REAL_POINTS)
-        blocks += task_blocks(task, Place(out, task.name, folder.name), real[task.name], presets)
-    return blocks
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its file name."""
+
+    name: str
+    content: bytes
+    caption: str
 
 
-def features_of(task: Task) -> Any:
-    """What turns samples [N, C, H, W] into the features of result files [N, d]."""
-    if not task.is_picture:
-        return lambda x: x.reshape(len(x), -1)
-
-    def pooled(x: F64) -> F64:
-        unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
-        means: F64 = adaptive_avg_pool2d(unit, POOLED).flatten(1).numpy()
-        return np.rint(255 * means) / 255
-
-    return pooled
+Part = str | Table | Figure  # a Markdown paragraph, a table or a figure
 
 
-def read_all(place: Place) -> dict[str, Results]:
-    """The result files of a task and network by method, in the order of the table of methods."""
-    found = [read_results(path) for path in sorted(place.folder.glob("*.jsonl"))]
-    order = {name: i for i, name in enumerate(METHODS)}
-    ranked = sorted(found, key=lambda r: order.get(str(r.recipe["method"]).split()[0], len(order)))
-    return {r.recipe["method"]: r for r in ranked}
+def write_report(parts: Sequence[Part], dest: Path) -> Path:
+    """Writes report.md and its figures below `dest`/figures; returns the former."""
+    (dest / "figures").mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        if isinstance(part, Figure):
+            with atomic_write(dest / "figures" / part.name) as temporary:
+                temporary.write_bytes(part.content)
+    with atomic_write(dest / "report.md") as temporary:
+        temporary.write_text(markdown(parts), encoding="utf-8")
+    return dest / "report.md"
 
 
-def task_blocks(task: Task, place: Place, real: Reference, presets: Path) -> list[Block]:
-    """One task and network."""
-    runs = read_all(place)
+def markdown(parts: Sequence[Part]) -> str:
+    """The report's text."""
+
+    def text(part: Part) -> str:
+        if isinstance(part, Figure):
+            return f"![{part.caption}](figures/{part.name})"
+        return part.markdown() if isinstance(part, Table) else part
+
+    return "\n\n".join(map(text, parts)) + "\n"
+
+
+def report_parts(sections: Sequence[Section]) -> list[Part]:
+    """The whole report; without charts, and with a line that says so, where matplotlib is not installed."""
+    parts: list[Part] = ["# The hallucination benchmark: results", INTRODUCTION.replace("\n", " ")]
+    if not has_matplotlib():
+        parts.append(NO_FIGURES)
+    for section in sections:
+        parts += section_parts(section, draw=has_matplotlib())
+    return parts
+
+
+def section_parts(section: Section, *, draw: bool) -> list[Part]:
+    """One task and network; charts only where `draw`."""
+    task, name, runs = section.task, section.name, section.runs
     base = runs[BASELINE]
-    rows = [compare(base, run, real=real) for run in runs.values()]
+    rows = [compare(base, run, real=section.real) for run in runs.values()]
     samplers, scores = [r for r in rows if not r.is_score], [r for r in rows if r.is_score]
-    name = f"{place.task}-{place.network}" if place.task != place.network else place.task
-    blocks: list[Block] = [
-        Heading(f"{task.title} ({name})", 2),
-        Text(f"Network `{place.network}`, sha256 `{base.recipe['network_sha256'][:16]}`; {seeds_line(base)}."),
-        *audit_blocks(place),
+    parts: list[Part] = [
+        f"## {task.title} ({name})",
+        f"Network `{section.network}`, sha256 `{base.recipe['network_sha256'][:16]}`; {seeds_line(base)}.",
+        *audit_parts(section),
+        f"**What each sampler did to Euler's images of the same seeds, and its cost** ({base_counts(samplers[0])}):",
         outcome_table(samplers),
-        Text("\n".join(verdict(samplers))),
-        quality_table(samplers, real, features=features_name(task)),
-        Figure(f"{name}-frontier.svg", figures.frontier_figure(rows), "surely bad against passes"),
-        Figure(f"{name}-broken.svg", figures.broken_figure(rows), "repaired against newly broken"),
-        Figure(f"{name}-diversity.svg", figures.diversity_figure(rows), "cut against variance kept"),
-        *detection_blocks(name, rows, scores, runs),
-        *(pair_blocks if task.is_picture else point_blocks)(task, place, name, runs),
-        *calibration_blocks(name, presets / f"{place.network}.calibration.jsonl"),
-        Heading(f"Recipes of {name}", 3),
-        recipe_table(list(runs.values())),
-        Text("\n".join(f"- {line}" for line in machine_lines(list(runs.values())))),
+        "\n".join(verdict(samplers)),
+        "**Distance of each sampler's images to held-out real data:**",
+        quality_table(samplers, section.real, features=features_name(task)),
     ]
-    return [b for b in blocks if not isinstance(b, Figure) or b.content]
+    if draw:
+        parts.append(Figure(f"{name}-frontier.png", charts.frontier_chart(rows), "hallucination rate against NFE"))
+        parts.append(Figure(f"{name}-broken.png", charts.broken_chart(rows), "repaired against newly broken"))
+        caption = "relative reduction against total variance"
+        parts.append(Figure(f"{name}-diversity.png", charts.diversity_chart(rows), caption))
+    parts += detection_parts(name, rows, scores, runs, draw=draw)
+    parts += pair_parts(section) if task.is_picture else []
+    parts += point_parts(name, runs) if draw and not task.is_picture else []
+    parts += calibration_parts(section) if draw else []
+    parts += [f"### Recipes of {name}", "**Every option behind each row:**", recipe_table(list(runs.values()))]
+    return [*parts, "\n".join(f"- {line}" for line in machine_lines(list(runs.values())))]
 
 
 def seeds_line(run: Results) -> str:
     return f"{len(run)} seeds, {run.seeds.min()} to {run.seeds.max()}"
 
 
-def audit_blocks(place: Place) -> list[Block]:
-    """The labeller's audit, where `scripts/bench.py audit` has written it."""
-    path = place.out / place.task / AUDIT_NAME
-    if not path.is_file():
-        return [Text(f"The labeller's audit is not there: `python scripts/bench.py audit --task={place.task}`.")]
-    lines = json.loads(path.read_text())["lines"]
-    cells = tuple((line["what"], line["label"], line["share"], line["bar"]) for line in lines)
-    return [Text("The labeller on pictures whose truth is known:"), Table(("pictures", "label", "share", "bar"), cells)]
+def base_counts(base: Comparison) -> str:
+    """How many images of the baseline have which label."""
+    o = base.outcomes
+    return f"{o.bad_before.k} hallucinated, {o.broken.n} valid, {base.n - o.bad_before.k - o.broken.n} uncertain"
 
 
-def audit_record(lines: Sequence[AuditLine]) -> dict[str, Any]:
+def audit_parts(section: Section) -> list[Part]:
+    """The labeller's audit, where there is one."""
+    if not section.audit:
+        return [f"The labeller's audit is not there: `python scripts/bench.py audit --task={section.task.name}`."]
+    cells = tuple(
+        (line["what"], LABEL_WORDS.get(line["label"], line["label"]), line["share"], line["bar"])
+        for line in section.audit
+    )
+    table = Table(("images", "label", "share with this label (95 %)", "bar"), cells)
+    return [
+        "**The labeller on images whose truth is known** (the share must reach the bar on planted errors, and must not "
+        "exceed it on real data):",
+        table,
+    ]
+
+
+def audit_record(lines: Sequence[AuditLine]) -> dict[str, list[dict[str, str]]]:
     """An audit as the report reads it."""
     return {
         "lines": [
@@ -137,102 +156,136 @@ def audit_record(lines: Sequence[AuditLine]) -> dict[str, Any]:
     }
 
 
-def verdict(rows: Sequence[Row]) -> list[str]:
+def verdict(rows: Sequence[Comparison]) -> list[str]:
     """Which rows clear the bars, in words."""
     base = rows[0]
-    cost = base.forward + base.backward
     good = [
-        row
+        f"{row.name} ({100 * row.relative_reduction.value:.0f} %{std_text(row)})"
         for row in rows[1:]
-        if row.outcomes.broken.high < BAR_BROKEN
-        and row.variance_kept.value >= MIN_VARIANCE
-        and row.forward + row.backward <= MAX_PASSES * cost
-        and row.cut.low > 0
-        and modes_lost(row, base) <= MAX_MODES_LOST
+        if bars.clears_bars(row, base)
     ]
-    names = ", ".join(f"{row.name} (cut {100 * row.cut.value:.0f} %{spread_text(row)})" for row in good) or "no method"
     lines = [
-        f"- Newly broken below {100 * BAR_BROKEN:g} % by the upper end of its interval, at least {MIN_VARIANCE:g} of "
-        f"the variance kept, at most {MAX_PASSES} times Euler's passes, the shares of the kinds at most "
-        f"{MAX_MODES_LOST:g} farther from real data than Euler's (total variation), and a cut whose interval lies "
-        f"above 0: {names}."
+        f"- The bars are: newly broken below {100 * bars.MAX_BROKEN:g} % by the upper end of its interval, at least "
+        f"{bars.MIN_VARIANCE:g} of Euler's total variance, at most {bars.MAX_NFE_RATIO:g} times its NFE, shares of the "
+        f"modes at most {bars.MAX_MODE_DISTANCE_GAIN:g} farther from real data than its (total variation), and a "
+        f"relative reduction whose interval lies above 0. Samplers that clear all of them, with their relative "
+        f"reduction: {', '.join(good) or 'none'}."
     ]
-    healthy = base.outcomes.broken.n
-    if healthy < MIN_HEALTHY:
+    valid = base.outcomes.broken.n
+    if valid < bars.MIN_VALID:
         lines.append(
-            f"- Only {healthy} healthy baseline samples: with none broken the upper end would be "
-            f"{100 * (1 - 0.025 ** (1 / max(healthy, 1))):.1f} %. {MIN_HEALTHY} are asked for."
+            f"- Euler has only {valid} valid images: with none broken the upper end would be "
+            f"{100 * (1 - 0.025 ** (1 / max(valid, 1))):.1f} %. {bars.MIN_VALID} are asked for."
         )
     strange = [f"{row.name} ({row.not_finite})" for row in rows if row.not_finite]
     if strange:
-        lines.append(f"- Samples that are no numbers, counted as surely bad: {', '.join(strange)}.")
+        lines.append(f"- Images with pixels that are not finite, counted as hallucinated: {', '.join(strange)}.")
     short = [f"{row.name} ({row.n})" for row in rows if row.n < base.n]
     if short:
-        lines.append(f"- Compared on fewer seeds than the baseline has ({base.n}): {', '.join(short)}.")
+        lines.append(f"- Compared on fewer seeds than Euler has ({base.n}): {', '.join(short)}.")
     return lines
 
 
-def spread_text(row: Row) -> str:
-    """What the bars do not ask for and a reader should see: the spread inside kinds, 1 = that of real data."""
-    known = row.distances is not None and not math.isnan(row.distances.spread)
-    return f", spread in kinds {row.distances.spread:.2f}" if row.distances is not None and known else ""
+def std_text(row: Comparison) -> str:
+    """What the bars do not ask for and a reader should see."""
+    known = row.distances is not None and not math.isnan(row.distances.std_ratio)
+    return f", within-mode std {row.distances.std_ratio:.2f}" if row.distances is not None and known else ""
 
 
-def modes_lost(row: Row, base: Row) -> float:
-    """By how much the shares of the kinds are farther from real data than the baseline's; 0 for tasks without kinds."""
-    if row.distances is None or base.distances is None or math.isnan(base.distances.modes):
-        return 0.0
-    return row.distances.modes - base.distances.modes
-
-
-def detection_blocks(name: str, rows: Sequence[Row], scores: Sequence[Row], runs: Mapping[str, Results]) -> list[Block]:
-    """Scores as detectors of the baseline's surely bad samples, and what calibrated thresholds say."""
+def detection_parts(
+    name: str, rows: Sequence[Comparison], scores: Sequence[Comparison], runs: Mapping[str, Results], *, draw: bool
+) -> list[Part]:
+    """Scores as detectors of the baseline's hallucinated images, and what thresholds say."""
     base = runs[BASELINE]
-    own = [runs[row.name] for row in scores]
-    found = figures.curves(base, own)
-    if not found:
+    curves = {row.name: curve for row in scores if (curve := score_curve(base, runs[row.name])) is not None}
+    if not curves:
         return []
-    return [
-        Heading(f"Detection on {name}", 3),
-        Text("Surely bad against surely well samples of the baseline; unsure ones are left out of these numbers."),
+    parts: list[Part] = [
+        f"### Detection on {name}",
+        "**How well each score finds Euler's hallucinated images among its valid ones** (uncertain ones left out):",
         detection_table(scores, rows[0]),
-        Figure(f"{name}-roc.svg", figures.roc_figure(found), "ROC"),
-        Figure(f"{name}-precision.svg", figures.precision_figure(found), "precision and recall"),
-        Figure(f"{name}-steps.svg", figures.step_figure(base, own), "AUROC per step"),
-        *confusion_blocks(base, runs),
+    ]
+    if draw:
+        parts.append(Figure(f"{name}-roc.png", charts.roc_chart(curves), "ROC"))
+        parts.append(Figure(f"{name}-precision.png", charts.precision_chart(curves), "precision and recall"))
+        steps = {row.name: told for row in scores if (told := positive_steps(runs[row.name], base))}
+        if steps:
+            parts.append(Figure(f"{name}-steps.png", charts.step_chart(steps), "AUROC per step"))
+    return [*parts, *confusion_parts(base, runs)]
+
+
+def positive_steps(run: Results, base: Results) -> list[tuple[float, float]]:
+    """(noise level, AUROC) where both are known."""
+    return [(t, a) for t, a in step_aurocs(run, base) if t > 0 and not math.isnan(a)]
+
+
+def confusion_parts(base: Results, runs: Mapping[str, Results]) -> list[Part]:
+    """At the threshold that each method ran with: what was flagged, and what was hallucinated."""
+    lines = []
+    for name, run in runs.items():
+        if (found := confusion_at_threshold(base, run)) is not None:
+            threshold, c = found
+            lines.append((name, f"{threshold:g}", *map(str, (c.risk_bad, c.risk_good, c.safe_bad, c.safe_good))))
+    headings = (
+        "method",
+        "threshold",
+        "flagged, hallucinated ↑",
+        "flagged, others ↓",
+        "not flagged, hallucinated ↓",
+        "not flagged, others ↑",
+    )
+    if not lines:
+        return []
+    return ["**Euler's images by flag and label, at the calibrated threshold:**", Table(headings, tuple(lines))]
+
+
+def pair_parts(section: Section) -> list[Part]:
+    """For each method: a quarter of the pairs that it repaired or broke, and the control of tone."""
+    runs, images = section.runs, section.images
+    parts: list[Part] = [f"### Repaired and newly broken images of {section.name}"]
+    if BASELINE not in images:
+        return [*parts, "The images are not on this machine: they are kept beside the results, not committed."]
+    before = images[BASELINE]
+    for method, run in runs.items():
+        changed = changed_seeds(runs[BASELINE], run)
+        if method == BASELINE or run.recipe["is_score"] or method not in images or not changed:
+            continue
+        after = images[method]
+        heading, sheet = sheet_of_changes(section.task, method, changed, before, after)
+        parts.append(Figure(f"{section.name}-pairs-{run.path.stem}.png", png(sheet), heading))
+        seeds = [seed for seed in before if seed in after]
+        outcomes = control(section.task, stacked(before, seeds), stacked(after, seeds))
+        parts.append(tone_line(method, outcomes))
+    return parts
+
+
+def point_parts(name: str, runs: Mapping[str, Results]) -> list[Part]:
+    """Clouds of points, by label."""
+    shown = {m: run for m, run in runs.items() if m.split()[0] in CLOUDS}
+    return [
+        f"### Where the points of {name} lie",
+        *(
+            Figure(f"{name}-{run.path.stem}.png", charts.points_chart(m, run.features, run.labels), f"points of {m}")
+            for m, run in shown.items()
+        ),
     ]
 
 
-def confusion_blocks(base: Results, runs: Mapping[str, Results]) -> list[Block]:
-    """At the threshold that each method ran with: who was held at risk, and who was bad."""
-    lines = []
-    for name, run in runs.items():
-        threshold = run.recipe.get("threshold", run.recipe.get("eps"))
-        if run.scores is None or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
-            continue
-        mine, theirs = common(base, run)
-        labels = base.labels[mine]
-        c = confusion(run.scores[theirs], labels == Label.BAD, float(threshold))
-        lines.append((name, f"{threshold:g}", *map(str, (c.risk_bad, c.risk_good, c.safe_bad, c.safe_good))))
-    headings = ("method", "threshold", "at risk, bad", "at risk, others", "not, bad", "not, others")
-    return [Text("Confusion at the calibrated threshold:"), Table(headings, tuple(lines))] if lines else []
-
-
-def calibration_blocks(name: str, path: Path) -> list[Block]:
-    """Every setting that the calibration tried, as curves, where its file lies beside the preset."""
-    if not path.is_file():
+def calibration_parts(section: Section) -> list[Part]:
+    """Every setting that the calibration tried, as curves."""
+    if not section.calibration:
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    tried = [line for line in lines if "family" in line]
-    drawn = figures.calibration_figures(tried)
-    for line in lines:
-        drawn |= figures.critical_figures(line["critical"]) if "critical" in line else {}
+    name, tried = section.name, [line for line in section.calibration if "family" in line]
+    drawn = charts.calibration_charts(tried)
+    for line in section.calibration:
+        drawn |= charts.critical_step_charts(line["critical"]) if "critical" in line else {}
     return [
-        Heading(f"Calibration of {name}", 3),
-        Text(f"{len(tried)} settings on calibration seeds, which no other number of this page uses (`{path.name}`)."),
+        f"### Calibration of {name}",
+        f"{len(tried)} settings on calibration seeds, which no other number of this page uses "
+        f"(`{section.network}.calibration.jsonl`).",
         *(
-            Figure(f"{name}-calibration-{'-'.join(kind.split())}.svg", svg, f"calibration: {kind}")
-            for kind, svg in drawn.items()
+            Figure(f"{name}-calibration-{'-'.join(kind.split())}.png", content, f"calibration: {kind}")
+            for kind, content in drawn.items()
         ),
     ]
 
@@ -244,7 +297,7 @@ def recipe_table(runs: Sequence[Results]) -> Table:
     for run in runs:
         options = ", ".join(f"{k}={shortened(str(v))}" for k, v in run.recipe.items() if k not in shown)
         lines.append((run.recipe["method"], run.recipe["sampler"], options, str(len(run)), str(run.recipe["batch"])))
-    return Table(("method", "sampler", "options", "n", "batch"), tuple(lines))
+    return Table(("method", "sampler", "options", "images", "batch"), tuple(lines))
 
 
 def machine_lines(runs: Sequence[Results]) -> list[str]:

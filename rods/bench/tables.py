@@ -1,17 +1,14 @@
-"""The benchmark's rows as tables, in Markdown for a terminal or a page, and in HTML."""
+"""Comparisons as tables of text. Arrows in the headings say whether lower or higher is better."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from rods.bench.rows import FALSE_ALARMS, RETAINED, Distances, Reference, Row
+from rods.bench.compare import FALSE_ALARMS, RETAINED, Comparison, Distances, Reference
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import Proportion
-
-BAR_BROKEN = 0.01  # judged by the upper end of the interval
 
 
 @dataclass(frozen=True)
@@ -28,23 +25,9 @@ class Table:
         lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
         return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
-    def text(self) -> str:
-        """Columns line up, two spaces between; for a terminal."""
-        cells = [self.headings, *self.rows]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(self.headings))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
-    def html(self) -> str:
-        head = "".join(f"<th>{escape(h)}</th>" for h in self.headings)
-        body = "".join(
-            "<tr>" + f"<th>{escape(row[0])}</th>" + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"
-            for row in self.rows
-        )
-        return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def outcome_table(rows: Sequence[Row]) -> Table:
-    """What each method did to the baseline's images and what it cost; repairs of the baseline itself are left blank."""
+def outcome_table(rows: Sequence[Comparison]) -> Table:
+    """What each method did to the baseline's images and what it cost; the baseline, the first row, repairs nothing."""
     lines = []
     for row in rows:
         o = row.outcomes
@@ -54,7 +37,7 @@ def outcome_table(rows: Sequence[Row]) -> Table:
             else (
                 share(o.repaired, counts=True),
                 share(o.broken, counts=True),
-                estimate(row.cut, as_percent=True),
+                estimate(row.relative_reduction, as_percent=True),
                 f"{o.mcnemar_p:.2g}",
             )
         )
@@ -65,60 +48,58 @@ def outcome_table(rows: Sequence[Row]) -> Table:
                 f"{100 * o.ambiguous_after.rate:.1f} %",
                 *changes,
                 estimate(row.variance_kept),
-                passes(row),
-                f"{(row.forward + row.backward) / (rows[0].forward + rows[0].backward):.2f}x",
+                nfe(row),
+                f"{row.nfe / rows[0].nfe:.2f}x",
                 number(row.time_ratio, "{:.2f}x"),
             )
         )
-    return Table(
-        (
-            "sampler",
-            "surely bad (95 %)",
-            "unsure",
-            "repaired",
-            "newly broken",
-            "cut (95 %)",
-            "McNemar p",
-            "variance kept",
-            "F+B",
-            "passes",
-            "time",
-        ),
-        tuple(lines),
+    headings = (
+        "sampler",
+        "hallucination rate ↓ (95 %)",
+        "uncertain",
+        "repaired ↑, of the hallucinated",
+        "newly broken ↓, of the valid",
+        "relative reduction ↑ (95 %)",
+        "McNemar p",
+        "total variance (1: Euler's)",
+        "NFE ↓ (F+B)",
+        "NFE ratio ↓",
+        "time ratio ↓",
     )
+    return Table(headings, tuple(lines))
 
 
-def quality_table(rows: Sequence[Row], real: Reference, *, features: str) -> Table:
+def quality_table(rows: Sequence[Comparison], real: Reference, *, features: str) -> Table:
     """Distances to held-out real data; the last line is what as many real samples score against the same reference."""
 
     def cells(d: Distances) -> tuple[str, ...]:
         return (
             number(d.frechet, "{:.4g}"),
             number(d.kid, "{:.3g}"),
-            number(d.modes, "{:.3f}"),
-            number(d.spread, "{:.2f}"),
+            number(d.mode_distance, "{:.3f}"),
+            number(d.std_ratio, "{:.2f}"),
         )
 
     lines = [(row.name, *cells(row.distances), f"{100 * row.changed:.0f} %") for row in rows if row.distances]
     lines.append((f"(real data, {len(real.features)} others)", *cells(real.floor), ""))
     headings = (
         "sampler",
-        f"FD-{features}",
-        f"KID-{features}",
-        "total variation of kinds",
-        "spread in kinds",
-        "changed",
+        f"FD-{features} ↓",
+        f"KID-{features} ↓",
+        "mode shares, total variation ↓",
+        "within-mode std (1: real data's)",
+        "images changed",
     )
     keep = [i for i in range(len(headings)) if any(line[i] for line in lines)]
     return Table(tuple(headings[i] for i in keep), tuple(tuple(line[i] for i in keep) for line in lines))
 
 
-def detection_table(rows: Sequence[Row], baseline: Row) -> Table:
-    """How well each score ranks the baseline's images, and what dropping the worst would leave."""
+def detection_table(rows: Sequence[Comparison], baseline: Comparison) -> Table:
+    """How well each score ranks the baseline's images, and what dropping those with the highest scores would leave."""
     lines = []
     for row in rows:
         d = row.detection
-        if d is None or not d.bad or not d.good:
+        if d is None or not d.hallucinated or not d.valid:
             continue
         lines.append(
             (
@@ -132,21 +113,19 @@ def detection_table(rows: Sequence[Row], baseline: Row) -> Table:
             )
         )
     retained = f"{100 * RETAINED:.0f} %"
-    return Table(
-        (
-            "score",
-            "AUROC (95 %)",
-            "average precision (95 %)",
-            f"recall at {100 * FALSE_ALARMS:.0f} % false alarms",
-            f"recall at {retained} retention",
-            f"surely bad among the kept {retained}",
-            "extra F+B",
-        ),
-        tuple(lines),
+    headings = (
+        "score",
+        "AUROC ↑ (95 %)",
+        "average precision ↑ (95 %)",
+        f"recall ↑ at {100 * FALSE_ALARMS:.0f} % false alarms",
+        f"recall ↑ at {retained} retention",
+        f"hallucination rate ↓ of the kept {retained}",
+        "extra NFE ↓ (F+B)",
     )
+    return Table(headings, tuple(lines))
 
 
-def passes(row: Row) -> str:
+def nfe(row: Comparison) -> str:
     """F+B per image: one decimal where images differ."""
     return "+".join(f"{p:.0f}" if p == round(p) else f"{p:.1f}" for p in (row.forward, row.backward))
 

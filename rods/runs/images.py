@@ -1,4 +1,4 @@
-"""Pictures: uint8 from a sampler's output, PNG files, labelled contact sheets."""
+"""Images: uint8 from a sampler's output, PNG files, and the one contact sheet."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from dnnlib.util import atomic_write
 
-RISK = (230, 60, 40)  # the colour of a flagged tile
+U8 = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+RED: Colour = (230, 60, 40)  # of marked tiles
+LINE = 14  # pixels of a line of text
 
 
-def to_uint8(images: NDArray[np.floating]) -> NDArray[np.uint8]:
+def to_uint8(images: NDArray[np.floating]) -> U8:
     """clip(x * 127.5 + 128, 0, 255), truncated, as EDM saves images: [...] in [-1, 1] -> uint8 [...].
 
     Raises ValueError for values that are not finite: they have no colour.
@@ -26,7 +29,7 @@ def to_uint8(images: NDArray[np.floating]) -> NDArray[np.uint8]:
     return (images * 127.5 + 128).clip(0, 255).astype(np.uint8)
 
 
-def to_pil(image: NDArray[np.uint8]) -> PIL.Image.Image:
+def to_pil(image: U8) -> PIL.Image.Image:
     """[C, H, W] with C = 1 or 3 -> a PIL image."""
     return PIL.Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
 
@@ -38,33 +41,53 @@ def save_png(image: PIL.Image.Image, path: str | os.PathLike[str]) -> None:
 
 
 def contact_sheet(
-    images: Sequence[NDArray[np.uint8]],
-    captions: Sequence[str],
+    images: Sequence[U8 | None],
+    captions: Sequence[str] = (),
     *,
-    marked: Sequence[bool] | None = None,
+    marked: Sequence[bool] = (),
+    frames: Sequence[Colour | None] = (),
+    heading: str = "",
     columns: int | None = None,
     min_tile: int = 96,
+    gap: int = 4,
+    margin: int | None = None,
 ) -> PIL.Image.Image:
-    """Tiles with a caption under each, enlarged by a whole factor to at least `min_tile` pixels; marked ones framed.
+    """Tiles of equal size in rows, each enlarged by a whole factor, with a caption below and a frame around it.
 
     Args:
-        images: uint8 [C, H, W] each, equal sizes.
+        images: uint8 [C, H, W] with C = 1 or 3; None leaves a place blank.
+        captions: text below each tile, of one or more lines; empty: no room for text.
+        marked: which tiles have a red frame and a red caption.
+        frames: the colour of the frame around each tile; None: no frame.
+        heading: one line above all tiles.
         columns: tiles in a row (None: about as many as rows).
+        min_tile: the least width of a tile in pixels.
+        gap: white pixels between tiles; a frame is three pixels of it.
+        margin: white pixels around all tiles (None: `gap`).
+
+    Returns: an RGB image.
     """
-    assert len(images) == len(captions)
+    frames = frames or [RED if mark else None for mark in marked] or [None] * len(images)
+    text_h = LINE * max((caption.count("\n") + 1 for caption in captions), default=0)
+    captions = captions or [""] * len(images)
+    colours = [RED if mark else "black" for mark in marked] or ["black"] * len(images)
     columns = columns or math.ceil(math.sqrt(len(images)))
-    height, width = images[0].shape[1:]
+    height, width = next(image for image in images if image is not None).shape[1:]
     scale = max(1, math.ceil(min_tile / width))
-    tile_w, tile_h, text_h, gap = width * scale, height * scale, 14, 4
-    rows = math.ceil(len(images) / columns)
-    sheet = PIL.Image.new("RGB", (columns * (tile_w + gap) + gap, rows * (tile_h + text_h + gap) + gap), "white")
+    tile_w, tile_h = width * scale, height * scale
+    margin, top_h = gap if margin is None else margin, LINE if heading else 0
+    step_x, step_y = tile_w + gap, tile_h + text_h + gap
+    size = columns * step_x - gap + 2 * margin, math.ceil(len(images) / columns) * step_y - gap + 2 * margin + top_h
+    sheet = PIL.Image.new("RGB", size, "white")
     draw = PIL.ImageDraw.Draw(sheet)
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = gap + (i % columns) * (tile_w + gap), gap + (i // columns) * (tile_h + text_h + gap)
+    draw.text((margin, 1), heading, fill="black")
+    for i, (image, caption, frame, colour) in enumerate(zip(images, captions, frames, colours, strict=True)):
+        if image is None:
+            continue
+        left, top = margin + (i % columns) * step_x, margin + top_h + (i // columns) * step_y
         tile = to_pil(image).convert("RGB").resize((tile_w, tile_h), PIL.Image.Resampling.NEAREST)
         sheet.paste(tile, (left, top))
-        risky = marked is not None and marked[i]
-        if risky:
-            draw.rectangle((left - 3, top - 3, left + tile_w + 2, top + tile_h + 2), outline=RISK, width=3)
-        draw.text((left, top + tile_h + 1), caption, fill=RISK if risky else "black")
+        if frame is not None:
+            draw.rectangle((left - 3, top - 3, left + tile_w + 2, top + tile_h + 2), outline=frame, width=3)
+        draw.multiline_text((left, top + tile_h + 1), caption, fill=colour, spacing=2)
     return sheet

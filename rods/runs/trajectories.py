@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import PIL.Image
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from rods.runs.images import to_pil, to_uint8
+from rods.runs.images import U8, contact_sheet, to_uint8
 from rods.types import Step
 
-U8 = NDArray[np.uint8]
 GAP = 2  # white pixels between tiles
 
 
@@ -44,23 +41,14 @@ class Strips:
     def strip(self, row: int, image: Tensor) -> PIL.Image.Image:
         """The strip of one sample: x_t above D(x_t), a column per shown step, then the image [C, H, W] in both rows."""
         end = visible(image)
-        rows = [[*(tiles[row] for tiles in kind), end] for kind in (self.states, self.denoised)]
-        return to_pil(joined(rows))
+        tiles = [tile for kind in (self.states, self.denoised) for tile in (*(shown[row] for shown in kind), end)]
+        sheet = contact_sheet(tiles, columns=len(tiles) // 2, min_tile=1, gap=GAP, margin=0)
+        return sheet.convert("L") if len(end) == 1 else sheet
 
 
 def visible(x: Tensor) -> U8:
     """Pixels [..., H, W] of states; what is no number is black."""
     return to_uint8(torch.nan_to_num(x.detach(), nan=-1.0).clamp(-1, 1).cpu().numpy())
-
-
-def joined(rows: Sequence[Sequence[U8]]) -> U8:
-    """Tiles [C, H, W] in rows and columns, GAP white pixels between them."""
-    C, H, W = rows[0][0].shape
-    sheet = np.full((C, len(rows) * (H + GAP) - GAP, len(rows[0]) * (W + GAP) - GAP), 255, dtype=np.uint8)
-    for r, row in enumerate(rows):
-        for c, tile in enumerate(row):
-            sheet[:, r * (H + GAP) : r * (H + GAP) + H, c * (W + GAP) : c * (W + GAP) + W] = tile
-    return sheet
 
 
 def tiles_of(strip: U8) -> list[list[U8]]:

@@ -1,35 +1,43 @@
-"""What the figures share: matplotlib, imported late, tiles of pictures, and files that appear once complete."""
+"""What all figures share: matplotlib, imported late; sheets of labelled images; equal files for equal figures."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.task_pictures import COLOURS
 from rods.eval.labels import Label
+from rods.runs.images import U8, Colour, contact_sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-U8 = NDArray[np.uint8]
 DPI = 110
-FRAME, SPACE = 3, 5  # pixels around a tile: in the colour of its label, and white
-NO_LABEL = (200, 200, 200)
-MEANING = "Frames: green surely well, red surely bad, orange unsure"
+GAP = 10  # pixels between the tiles of a sheet; frames are in them
+REMEDY = "pip install -e '.[plots]'"
+COLOURS: dict[Label | None, Colour] = {
+    Label.WELL: (40, 160, 80),
+    Label.BAD: (230, 60, 40),
+    Label.AMBIGUOUS: (240, 170, 30),
+    None: (200, 200, 200),
+}
+LEGEND = "Frames: green valid, red hallucinated, orange uncertain, grey without a label"
+
+
+def has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> None:
-    """Raises UserError where it is not installed: asked before hours of sampling, not after."""
-    if find_spec("matplotlib") is None:
-        raise UserError("figures need matplotlib, which is not installed: pip install 'matplotlib>=3.8'")
+    """Raises UserError where it is not installed: to be asked before hours of sampling, not after."""
+    if not has_matplotlib():
+        raise UserError(f"figures need matplotlib, which is not installed: {REMEDY}")
 
 
 def figure(
@@ -54,74 +62,41 @@ def figure(
     return fig, fig.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=widths)
 
 
-def save(fig: Figure, path: Path, *, numbers: Mapping[str, Any] | None = None) -> Path:
-    """Writes a PNG without the date and the version, so that equal figures are equal files; `numbers` beside it."""
+def png(fig: Figure) -> bytes:
+    """The figure as a PNG without date and version, so that equal figures are equal files."""
+    data = io.BytesIO()
+    fig.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
+    return data.getvalue()
+
+
+def save(fig: Figure, path: Path) -> Path:
+    """Writes the figure's PNG, its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        fig.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-    if numbers is not None:
-        with atomic_write(path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(numbers, indent=2) + "\n")
+        temporary.write_bytes(png(fig))
     return path
 
 
-def colour(label: Label | None) -> tuple[int, int, int]:
-    """The colour of a label; grey where there is none."""
-    return NO_LABEL if label is None else COLOURS[label]
-
-
-def mosaic(
-    rows: Sequence[Sequence[U8 | None]],
-    labels: Sequence[Sequence[Label | None]] | None = None,
-    *,
-    tile: int = 96,
+def sheet(
+    rows: Sequence[Sequence[U8 | None]], labels: Sequence[Sequence[Label | None]] | None = None, *, min_tile: int = 96
 ) -> U8:
-    """Tiles [C, H, W] in rows and columns as one picture in colour [H', W', 3]; None is a blank place.
-
-    Tiles are enlarged by a whole factor to about `tile` pixels, and framed in the colours of their labels.
-    """
-    first = next(x for row in rows for x in row if x is not None)
-    scale = max(1, round(tile / first.shape[1]))
-    frame = FRAME if labels is not None else 0
-    side, pitch = first.shape[1] * scale, first.shape[1] * scale + 2 * frame + SPACE
-    sheet = np.full((len(rows) * pitch - SPACE, max(map(len, rows)) * pitch - SPACE, 3), 255, dtype=np.uint8)
-    for r, row in enumerate(rows):
-        for c, x in enumerate(row):
-            if x is None:
-                continue
-            top, left = r * pitch, c * pitch
-            if labels is not None:
-                sheet[top : top + side + 2 * frame, left : left + side + 2 * frame] = colour(labels[r][c])
-            pixels = (
-                np.broadcast_to(x.transpose(1, 2, 0), (*x.shape[1:], 3)).repeat(scale, axis=0).repeat(scale, axis=1)
-            )
-            sheet[top + frame : top + frame + side, left + frame : left + frame + side] = pixels
-    return sheet
+    """Tiles [C, H, W] in rows of one length, framed in the colours of their labels, as pixels [H', W', 3]."""
+    frames = [] if labels is None else [COLOURS[label] for row in labels for label in row]
+    tiles = [tile for row in rows for tile in row]
+    made = contact_sheet(tiles, frames=frames, columns=len(rows[0]), min_tile=min_tile, gap=GAP, margin=GAP // 2)
+    return np.asarray(made)
 
 
-def show(ax: Any, sheet: U8, *, row_names: Sequence[str] = (), column_names: Sequence[str] = ()) -> None:
-    """Shows a mosaic, its rows and columns named along the left and the upper edge."""
-    ax.imshow(sheet, interpolation="nearest")
-    ax.set(xticks=_centres(sheet.shape[1], len(column_names)), yticks=_centres(sheet.shape[0], len(row_names)))
-    ax.set_xticklabels(column_names, fontsize=8)
-    ax.set_yticklabels(row_names, fontsize=9)
+def show(ax: Any, pixels: U8, *, row_names: Sequence[str] = (), column_names: Sequence[str] = ()) -> None:
+    """Shows a sheet, its rows and columns named along the left and the upper edge."""
+    ax.imshow(pixels, interpolation="nearest")
+    for axis, length, names in ((ax.xaxis, pixels.shape[1], column_names), (ax.yaxis, pixels.shape[0], row_names)):
+        axis.set_ticks([(k + 0.5) * length / len(names) for k in range(len(names))], names, fontsize=8)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
-def _centres(length: int, n: int) -> list[float]:
-    """The middles of n tiles with SPACE between them."""
-    pitch = (length + SPACE) / max(n, 1)
-    return [k * pitch + (pitch - SPACE) / 2 for k in range(n)]
-
-
-def inches(pixels: float) -> float:
-    """The width on which a picture of so many pixels is drawn about one to one."""
-    return pixels / DPI
-
-
-def says(ax: Any, lines: Sequence[str]) -> None:
+def write_lines(ax: Any, lines: Sequence[str]) -> None:
     """Text alone, from the upper left corner."""
     ax.axis("off")
     ax.text(0, 1, "\n".join(lines), va="top", ha="left", family="monospace", fontsize=8, transform=ax.transAxes)

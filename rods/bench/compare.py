@@ -1,19 +1,31 @@
-"""The numbers of a method beside the baseline's, from their result files: what the tables of the report print."""
+"""A method compared with the baseline on the seeds that both sampled: the numbers that the tables print."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.functional import adaptive_avg_pool2d
 
 from rods.bench.results import POOLED, Results
 from rods.bench.task import Task
 from rods.eval.bootstrap import Estimate, bootstrap
 from rods.eval.correction import PairedOutcomes, paired_outcomes
-from rods.eval.detection import auroc, average_precision, recall_at_false_alarms, recall_at_retention
+from rods.eval.detection import (
+    Confusion,
+    Curve,
+    auroc,
+    average_precision,
+    confusion,
+    detection_curve,
+    recall_at_false_alarms,
+    recall_at_retention,
+)
 from rods.eval.diversity import mode_shares, spread_within, total_variation
 from rods.eval.frechet import frechet_distance
 from rods.eval.kernel import kid
@@ -24,7 +36,7 @@ F64 = NDArray[np.float64]
 KID_SAMPLES = 4096  # of either set; the kernel's cost is their product
 RETAINED = 0.96  # of the images, where a score is judged as a filter
 FALSE_ALARMS = 0.05
-MIN_GROUPS = 8
+MIN_GROUPS = 8  # of images, for an interval of their total variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,51 +44,56 @@ class Reference:
     """Held-out real data of a task: features of n samples, and what a second set of n real samples scores on them."""
 
     features: F64  # [n, d]
-    shares: F64 | None  # [K] of the kinds
-    spread: float  # inside the kinds
+    mode_shares: F64 | None  # [K]; None without modes
+    within_mode_std: float  # nan for images and without modes
     floor: Distances
 
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a set is from real data."""
+    """How far a set of samples is from real data."""
 
     frechet: float
     kid: float
-    modes: float  # total variation of the shares of the kinds; nan without kinds
-    spread: float  # inside the kinds, 1 = that of real data; nan for pictures and without kinds
+    mode_distance: float  # total variation distance of the shares of the modes; nan without modes
+    std_ratio: float  # standard deviation within the modes over that of real data; nan for images and without modes
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How well a score ranks the baseline's surely bad images above its surely well ones; ambiguous ones left out."""
+    """How well a score ranks the baseline's hallucinated images above its valid ones; uncertain ones are left out."""
 
     auroc: Estimate
     average_precision: Estimate
-    at_false_alarms: float  # recall at FALSE_ALARMS
-    at_retention: float  # recall at RETAINED
-    bad: int
-    good: int
+    at_false_alarms: float  # recall where FALSE_ALARMS of the valid images are flagged
+    at_retention: float  # recall where all but RETAINED of the images are flagged
+    hallucinated: int
+    valid: int
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """One method against the baseline on the seeds that both have."""
 
     name: str
     n: int
-    is_score: bool
+    is_score: bool  # a detector that leaves the baseline's images as they are
     outcomes: PairedOutcomes
-    cut: Estimate  # 1 - hallucinated after / before
+    relative_reduction: Estimate  # of the hallucination rate: 1 - after / before
     variance_kept: Estimate  # total variance over the set, summed over pixels, as a ratio to the baseline's
     changed: float  # share of the images that are not the baseline's own
-    forward: float  # passes per image
-    backward: float
+    forward: float  # network evaluations per image
+    backward: float  # vector-Jacobian products per image
     time_ratio: float  # median over the chunks timed beside the baseline's; nan where none was
     not_finite: int
     distances: Distances | None  # None where no reference was given
-    detection: Detection | None  # of scores only: what a correction scores is no longer the baseline
-    filtered: float  # surely bad among the RETAINED with the lowest scores, of scores and restarts; else nan
+    detection: Detection | None  # of scores only: what a corrector scores is no longer the baseline
+    filtered: float  # hallucination rate of the RETAINED with the lowest scores, of scores and restarts; else nan
+
+    @property
+    def nfe(self) -> float:
+        """F + B per image."""
+        return self.forward + self.backward
 
 
 def features_name(task: Task) -> str:
@@ -84,65 +101,80 @@ def features_name(task: Task) -> str:
     return f"pixels{POOLED}" if task.is_picture else "coordinates"
 
 
-def reference(task: Task, features_of: Callable[[F64], F64], n: int) -> Reference:
-    """The reference of a task: n real samples and, for the floor, n others. `features_of` [N, C, H, W] -> [N, d]."""
+def features_of(task: Task) -> Callable[[F64], F64]:
+    """What turns samples [N, C, H, W] into the features of result files [N, d]."""
+    return pooled_pixels if task.is_picture else lambda x: x.reshape(len(x), -1)
+
+
+def pooled_pixels(x: F64) -> F64:
+    """Means of POOLED x POOLED fields of images [N, C, H, W] in [-1, 1], in 255 levels of 0..1 [N, d]."""
+    unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
+    means: F64 = adaptive_avg_pool2d(unit, POOLED).flatten(1).numpy()
+    return np.rint(255 * means) / 255
+
+
+def reference(task: Task, n: int) -> Reference:
+    """The reference of a task: n real samples and, for the floor, n others."""
+    features = features_of(task)
     first, second = (task.real(n, seed) for seed in (1, 2))
-    x, kinds = features_of(first), None if task.kinds is None else task.kinds(first)
-    shares = None if kinds is None else mode_shares(kinds, task.num_kinds)
-    spread = float("nan") if task.is_picture or kinds is None else spread_within(x, kinds)
-    own = Reference(x, shares, spread, Distances(0.0, 0.0, 0.0, 1.0))
+    x, modes = features(first), None if task.kinds is None else task.kinds(first)
+    shares = None if modes is None else mode_shares(modes, task.num_kinds)
+    std = float("nan") if task.is_picture or modes is None else spread_within(x, modes)
+    own = Reference(x, shares, std, Distances(0.0, 0.0, 0.0, 1.0))
     other = None if task.kinds is None else task.kinds(second)
-    return Reference(x, shares, spread, distances(features_of(second), other, own))
+    return Reference(x, shares, std, distances(features(second), other, own))
 
 
-def distances(features: F64, kinds: NDArray[np.int64] | None, real: Reference) -> Distances:
-    """Features [N, d] and kinds [N] of a set against real data. Raises ValueError for fewer than two samples."""
+def distances(features: F64, modes: NDArray[np.int64] | None, real: Reference) -> Distances:
+    """Features [N, d] and modes [N] of a set against real data. Raises ValueError for fewer than two samples."""
     mine, theirs = FeatureStatistics(features.shape[1]), FeatureStatistics(features.shape[1])
     mine.add(features)
     theirs.add(real.features)
-    modes = spread = float("nan")
-    if kinds is not None and real.shares is not None and (kinds >= 0).any():
-        modes = total_variation(mode_shares(kinds, len(real.shares)), real.shares)
-        spread = spread_within(features, kinds) / real.spread
+    distance = ratio = float("nan")
+    if modes is not None and real.mode_shares is not None and (modes >= 0).any():
+        distance = total_variation(mode_shares(modes, len(real.mode_shares)), real.mode_shares)
+        ratio = spread_within(features, modes) / real.within_mode_std
     return Distances(
         frechet_distance(mine.mean, mine.cov, theirs.mean, theirs.cov),
         kid(features[:KID_SAMPLES], real.features[:KID_SAMPLES]),
-        modes,
-        spread,
+        distance,
+        ratio,
     )
 
 
-def compare(base: Results, run: Results, *, real: Reference | None = None) -> Row:
-    """A method's row against the baseline, on the seeds that both files have.
+def compare(base: Results, run: Results, *, real: Reference | None = None) -> Comparison:
+    """A method against the baseline, on the seeds that both have.
 
-    Variance, passes and time are of all samples of either file. Raises ValueError: no seed in common.
+    Variance, network evaluations and time are of all samples of either. Raises ValueError: no seed in common.
     """
     mine, theirs = common(base, run)
     before, after = base.labels[mine], run.labels[theirs]
     forward, backward = run.passes.mean(axis=0)
     ratios = [c["seconds"] / c["baseline_seconds"] for c in run.chunks if "baseline_seconds" in c]
-    look = "sha" if "sha" in run.columns else "x"
-    looks_before, looks_after = base.column(look), run.column(look)
-    return Row(
+    key = "sha" if "sha" in run.columns else "x"
+    samples_before, samples_after = base.column(key), run.column(key)
+    return Comparison(
         name=run.recipe["method"],
         n=len(mine),
         is_score=run.recipe["is_score"],
         outcomes=paired_outcomes(before, after),
-        cut=bootstrap(lambda i: relative_cut(before[i] == Label.BAD, after[i] == Label.BAD), len(mine)),
+        relative_reduction=bootstrap(
+            lambda i: relative_reduction(before[i] == Label.BAD, after[i] == Label.BAD), len(mine)
+        ),
         variance_kept=variance_kept(base, run),
-        changed=sum(looks_before[i] != looks_after[j] for i, j in zip(mine, theirs, strict=True)) / len(mine),
+        changed=sum(samples_before[i] != samples_after[j] for i, j in zip(mine, theirs, strict=True)) / len(mine),
         forward=float(forward),
         backward=float(backward),
         time_ratio=statistics.median(ratios) if ratios else float("nan"),
         not_finite=sum(c["not_finite"] for c in run.chunks),
         distances=None if real is None else distances(run.features, run.kinds, real),
         detection=detection(run.scores[theirs], before) if run.scores is not None and run.recipe["is_score"] else None,
-        filtered=filtered_share(run),
+        filtered=filtered_rate(run),
     )
 
 
-def filtered_share(run: Results) -> float:
-    """The share of surely bad samples when the worst 1 - RETAINED by a run's own scores are dropped.
+def filtered_rate(run: Results) -> float:
+    """The hallucination rate when the 1 - RETAINED of the samples with the highest scores are dropped.
 
     nan for methods that score nothing, or score each step of what they correct.
     """
@@ -155,7 +187,7 @@ def filtered_share(run: Results) -> float:
 
 
 def common(base: Results, run: Results) -> tuple[list[int], list[int]]:
-    """The places in either file of the seeds that both have, in the order of the first."""
+    """The places in either of the seeds that both have, in the order of the first."""
     place = run.position()
     both = [(i, place[int(seed)]) for i, seed in enumerate(base.seeds) if int(seed) in place]
     if not both:
@@ -163,8 +195,8 @@ def common(base: Results, run: Results) -> tuple[list[int], list[int]]:
     return [i for i, _ in both], [j for _, j in both]
 
 
-def relative_cut(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> float:
-    """1 - bad after / bad before; nan where nothing was bad."""
+def relative_reduction(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> float:
+    """1 - hallucinated after / before [N]; nan where nothing was hallucinated."""
     return 1 - float(after.sum() / before.sum()) if before.any() else float("nan")
 
 
@@ -202,8 +234,8 @@ def detection(scores: F64, labels: NDArray[np.int8]) -> Detection:
         average_precision=bootstrap(lambda i: average_precision(s[i], bad[i]), len(s)),
         at_false_alarms=recall_at_false_alarms(s, bad, FALSE_ALARMS),
         at_retention=recall_at_retention(s, bad, RETAINED),
-        bad=int(bad.sum()),
-        good=int((~bad).sum()),
+        hallucinated=int(bad.sum()),
+        valid=int((~bad).sum()),
     )
 
 
@@ -218,3 +250,25 @@ def step_aurocs(run: Results, base: Results) -> list[tuple[float, float]]:
     sure, bad = labels != Label.AMBIGUOUS, labels == Label.BAD
     own = scores[[i for i, _ in rows]]
     return [(float(t), auroc(own[sure, k], bad[sure])) for k, t in enumerate(levels)]
+
+
+def score_curve(base: Results, run: Results) -> Curve | None:
+    """The detection curve of a score against the baseline's labels, uncertain ones left out.
+
+    None where the baseline has no hallucinated or no valid image, or the run no score.
+    """
+    mine, theirs = common(base, run)
+    labels = base.labels[mine]
+    sure, bad = labels != Label.AMBIGUOUS, labels == Label.BAD
+    if run.scores is None or not bad.any() or bad[sure].all():
+        return None
+    return detection_curve(run.scores[theirs][sure], bad[sure])
+
+
+def confusion_at_threshold(base: Results, run: Results) -> tuple[float, Confusion] | None:
+    """(threshold that the method ran with, confusion matrix on the baseline's labels); None without a threshold."""
+    threshold = run.recipe.get("threshold", run.recipe.get("eps"))
+    if run.scores is None or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
+        return None
+    mine, theirs = common(base, run)
+    return float(threshold), confusion(run.scores[theirs], base.labels[mine] == Label.BAD, float(threshold))

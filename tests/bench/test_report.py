@@ -1,24 +1,27 @@
-"""rods.bench.report, document, svg and looks, and scripts/bench.py: one page from result files alone."""
+"""rods.bench.report, stored and plots.benchmark, and scripts/bench.py: Markdown from result files alone."""
 
 from __future__ import annotations
 
 import json
 import re
-import xml.etree.ElementTree as ElementTree
+import sys
 from dataclasses import replace
 
 import bench_tasks
+import PIL.Image
 import pytest
 import torch
 from bench_tasks import PICTURES, POINTS
 from click.testing import CliRunner
 
-from rods.bench.document import Figure, Heading, Text, html, markdown, write_document
-from rods.bench.report import audit_record, report_blocks, verdict
-from rods.bench.rows import compare
-from rods.bench.svg import Axis, Series, around, chart
-from rods.bench.tables import Table
+from rods.bench import report
+from rods.bench.bars import clears_bars
+from rods.bench.compare import compare
+from rods.bench.plots import benchmark
+from rods.bench.report import Figure, audit_record, report_parts, verdict
+from rods.bench.stored import read_sections
 from rods.bench.task import AuditLine
+from rods.eval.bootstrap import Estimate
 from rods.eval.correction import proportion_interval
 from scripts import bench
 
@@ -26,6 +29,7 @@ METHODS = ["euler", "heun", "lid lid_sigma=.1", "h-index rho=.02 window=0,1", "o
 AUDIT = (AuditLine("real data, fresh", "surely bad", proportion_interval(0, 100), 0.005),)
 
 
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
@@ -66,15 +70,30 @@ def test_the_command_runs_goes_on_audits_and_reports(tmp_path, small_tasks):
     assert {p: p.read_bytes() for p in files} == files
     assert "surely bad 0/100" in cli("audit", "--task=points", out)
     dest = tmp_path / "report"
-    cli("report", f"--dest={dest}", "--threads=1", out)
-    page = (dest / "report.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page), "the page asks for nothing"
-    assert page.count("<svg") == len(list((dest / "figures").glob("*.svg"))) >= 8
+    assert cli("report", f"--dest={dest}", "--threads=1", out) == f"{dest / 'report.md'}\n"
     text = (dest / "report.md").read_text()
-    for figure in re.findall(r"\(figures/([^)]+)\)", text):
-        assert (dest / "figures" / figure).is_file()
-    for wanted in ("0/100", "AUROC", "window=0,1", "FD-coordinates", "torch " + torch.__version__, "Confusion"):
+    figures = re.findall(r"\(figures/([^)]+)\)", text)
+    assert len(figures) >= 8
+    for figure in figures:
+        with PIL.Image.open(dest / "figures" / figure) as image:
+            assert image.width > 300
+    for wanted in ("0/100", "AUROC", "window=0,1", "FD-coordinates", "torch " + torch.__version__, "by flag and label"):
         assert wanted in text
+    again = tmp_path / "again"
+    cli("report", f"--dest={again}", "--threads=1", out)
+    for name in ("report.md", *(f"figures/{figure}" for figure in figures)):
+        assert (again / name).read_bytes() == (dest / name).read_bytes()
+
+
+def test_without_matplotlib_the_report_has_no_charts_and_says_so(tmp_path, small_tasks, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    bench_tasks.run(POINTS, tmp_path, ["euler", "heun", "lid lid_sigma=.1"])
+    said = cli("report", f"--dest={tmp_path / 'report'}", "--threads=1", f"--out={tmp_path}")
+    assert said.splitlines()[1:] == [report.NO_FIGURES]
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert report.NO_FIGURES in text
+    assert "figures/" not in text
+    assert "AUROC" in text
 
 
 def test_all_leaves_out_what_nobody_calibrated_and_says_so(tmp_path, small_tasks):
@@ -109,21 +128,38 @@ def test_calibration_seeds_are_named(tmp_path, small_tasks):
 def test_pictures_that_changed_are_shown_with_the_control_of_tone(tmp_path, small_tasks):
     task = small_tasks["bars"]
     bench_tasks.run(task, tmp_path, ["euler", "overshoot", "restart threshold=0 sigma_r=3 lid_sigma=1"])
-    blocks = report_blocks({"bars": task}, tmp_path, tmp_path)
-    sheets = [b for b in blocks if isinstance(b, Figure) and b.name.endswith(".png")]
-    told = [b.text for b in blocks if isinstance(b, Text) and b.text.startswith("Tone control")]
+    parts = report_parts(read_sections({"bars": task}, tmp_path, tmp_path))
+    sheets = [part for part in parts if isinstance(part, Figure) and "pairs" in part.name]
+    told = [part for part in parts if isinstance(part, str) and part.startswith("Tone control")]
     assert len(sheets) == len(told) >= 1
     for picture in (tmp_path / ".pictures").rglob("*.npy"):
         picture.unlink()
-    blocks = report_blocks({"bars": task}, tmp_path, tmp_path)
-    assert any(isinstance(b, Text) and "not on this machine" in b.text for b in blocks), "a fresh clone still reports"
+    parts = report_parts(read_sections({"bars": task}, tmp_path, tmp_path))
+    assert any(isinstance(part, str) and "not on this machine" in part for part in parts), "a fresh clone still reports"
 
 
 def test_the_verdict_names_what_is_too_small(tmp_path):
     runs = bench_tasks.run(POINTS, tmp_path, ["euler", "heun"])
-    lines = verdict([compare(runs["euler"], run) for run in runs.values()])
-    assert "no method" in lines[0]
-    assert "healthy baseline samples" in lines[1]
+    base, row = (compare(runs["euler"], run) for run in runs.values())
+    lines = verdict([base, row])
+    assert lines[0].endswith("relative reduction: none.")
+    assert "valid images: with none broken" in lines[1]
+    good = replace(
+        row,
+        outcomes=replace(row.outcomes, broken=proportion_interval(0, 500)),
+        relative_reduction=Estimate(0.5, 0.4, 0.6, 0.95),
+        variance_kept=Estimate(0.97, 0.9, 1, 0.95),
+        forward=1.5 * base.forward,
+    )
+    assert clears_bars(good, base)
+    assert verdict([base, good])[0].endswith("relative reduction: heun (50 %).")
+    for worse in (
+        {"forward": 1.6 * base.forward},
+        {"variance_kept": Estimate(0.96, 0.9, 1, 0.95)},
+        {"relative_reduction": Estimate(0.5, 0, 0.6, 0.95)},
+        {"outcomes": replace(row.outcomes, broken=proportion_interval(5, 500))},
+    ):
+        assert not clears_bars(replace(good, **worse), base)
 
 
 def test_the_curves_of_a_calibration_come_from_its_file(tmp_path, small_tasks):
@@ -138,60 +174,18 @@ def test_the_curves_of_a_calibration_come_from_its_file(tmp_path, small_tasks):
     critical = {"eps": 0.1, "steps": [step, {**step, "sigma": 0.5, "auroc": 0.7, "flagged": 0.2}]}
     lines = [{"task": "points"}, *tried, {"critical": critical}]
     (tmp_path / "exact.calibration.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    names = [
-        b.name for b in report_blocks({"points": small_tasks["points"]}, tmp_path, tmp_path) if isinstance(b, Figure)
-    ]
+    sections = read_sections({"points": small_tasks["points"]}, tmp_path, tmp_path)
+    names = [part.name for part in report_parts(sections) if isinstance(part, Figure)]
     assert [n for n in names if "calibration" in n] == [
-        f"points-exact-calibration-{kind}.svg" for kind in ("overshoot", "H", "auroc", "critical")
+        f"points-exact-calibration-{kind}.png" for kind in ("overshoot", "H", "auroc", "critical")
     ]
 
 
-def test_charts_are_well_formed_and_escape_names():
-    x, y = around("a < b", [0.1, 1, 40], log=True), Axis("share", 0, 1, percent=True)
-    labels = [f"method {i} & co" for i in range(12)]
-    series = [
-        Series("line", [0.1, 1.0, 40.0], [0.0, 0.5, 2.0], step=True),
-        Series("points", [1.0] * 12, [0.5] * 12, labels, [0.4] * 12, [0.6] * 12),
-        Series("dots", [0.5, float("nan")], [0.5, 0.5], dots=True),
-        Series("", [], []),
-    ]
-    svg = chart("t <1>", series, x, y)
-    root = ElementTree.fromstring(svg)
-    texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert "100 %" in texts
-    boxes = [
-        (float(e.get("x")), float(e.get("y")))
-        for e in root.iter("{http://www.w3.org/2000/svg}text")
-        if "method" in (e.text or "")
-    ]
-    assert len(set(boxes)) == len(boxes) >= 10, "names of points at one place do not cover each other"
-    assert "nan" not in svg
-
-
-def test_ticks_are_round_and_inside():
-    assert Axis("", 0, 1).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert Axis("", 0.9, 11, log=True).ticks() == pytest.approx([1, 2, 5, 10])
-    assert Axis("", 35, 110, log=True).ticks() == pytest.approx([40, 50, 60, 80, 100])
-    flat = around("", [3.0, 3.0])
-    assert flat.lo < 3 < flat.hi
-
-
-def test_documents_read_the_same_in_both_forms(tmp_path):
-    blocks = [
-        Heading("Title", 1),
-        Heading("Part & more", 2),
-        Text("- **bold** `x<y`\n- two"),
-        Table(("a", "b"), (("1 < 2", "3"),)),
-        Figure("one.svg", chart("c", [], Axis("", 0, 1), Axis("", 0, 1)), "a chart"),
-        Figure("two.png", b"\x89PNG", "a picture"),
-    ]
-    assert "- **bold** `x<y`" in markdown(blocks)
-    page = html(blocks)
-    assert "<li><b>bold</b> <code>x&lt;y</code></li>" in page
-    assert "<th>1 &lt; 2</th>" in page
-    assert 'href="#part-more"' in page
-    written = write_document(blocks, tmp_path, name="page")
-    assert {p.name for p in written} == {"one.svg", "two.png", "page.md", "page.html"}
+def test_every_method_has_a_group():
+    names = ("euler-200", "random rho=8", "rods-cas-all", "restart x=1", "iq", "tag")
+    assert [benchmark.group(name) for name in names] == [
+        "baselines", "controls", "RODS", "restart", "rivals", "rivals",
+    ]  # fmt: skip
 
 
 def test_an_audit_is_kept_as_text():

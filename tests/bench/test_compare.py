@@ -1,4 +1,4 @@
-"""rods.bench.rows, tables and pairs: rows from known labels, distances with a floor, and pictures of what changed."""
+"""rods.bench.compare, bars, tables and qualitative: numbers from known labels, distances, sheets of what changed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 from bench_tasks import POINTS
 
-from rods.bench.pairs import ADDED, REMOVED, Pair, change_map, pair_sheet
-from rods.bench.report import features_of
+from rods.bench.compare import (
+    compare,
+    confusion_at_threshold,
+    distances,
+    reference,
+    score_curve,
+    step_aurocs,
+    total_variance,
+    variance_kept,
+)
+from rods.bench.qualitative import ADDED, REMOVED, Pair, change_map, pair_sheet
 from rods.bench.results import Results
-from rods.bench.rows import compare, distances, reference, step_aurocs, total_variance, variance_kept
 from rods.bench.tables import detection_table, outcome_table, quality_table, share
 from rods.eval.correction import proportion_interval
 from rods.eval.labels import Label
@@ -42,7 +50,7 @@ def test_rows_count_what_changed_and_what_it_cost():
     assert (other.outcomes.repaired.k, other.outcomes.repaired.n) == (1, 2)
     assert (other.outcomes.broken.k, other.outcomes.broken.n) == (1, 2)
     assert (other.forward, other.backward, other.time_ratio) == (56, 0, 1.5)
-    assert (other.cut.value, other.changed) == (0, 3 / 5)
+    assert (other.relative_reduction.value, other.changed) == (0, 3 / 5)
     assert other.variance_kept.value == pytest.approx(np.var([9, 0, 0, 9, 9]) / np.var([0, 0, 9, 9, 1]))
     lines = outcome_table([base, other]).markdown().splitlines()
     assert len({len(line) for line in lines}) == 1, "columns line up"
@@ -93,7 +101,7 @@ def test_a_score_is_judged_on_sure_labels(tmp_path):
     run = made("lid", labels, [0.0] * 100, score=scores)
     row = compare(made("euler", labels, [0.0] * 100), run)
     d = row.detection
-    assert (d.auroc.value, d.average_precision.value, d.bad, d.good) == (1, 1, 20, 60)
+    assert (d.auroc.value, d.average_precision.value, d.hallucinated, d.valid) == (1, 1, 20, 60)
     assert (d.auroc.low, d.at_false_alarms) == (1, 1)
     assert d.at_retention == pytest.approx(3 / 20), "of 80 images, 3 are dropped"
     assert row.filtered == pytest.approx(20 / 96), "the 4 dropped are unsure ones"
@@ -113,6 +121,17 @@ def test_a_restart_is_filtered_by_what_it_kept():
     assert np.isnan(compare(BASE, OTHER).filtered)
 
 
+def test_a_threshold_flags_and_a_curve_leaves_uncertain_images_out():
+    run = made("lid", "bbww?", [0.0] * 5, score=[3.0, 1.0, 2.0, 0.5, 9.0])
+    assert confusion_at_threshold(BASE, run) is None
+    run.recipe["threshold"] = 1.5
+    threshold, found = confusion_at_threshold(BASE, run)
+    assert (threshold, found.risk_bad, found.risk_good, found.safe_bad, found.safe_good) == (1.5, 1, 2, 1, 1)
+    curve = score_curve(BASE, run)
+    assert list(zip(curve.false_alarms, curve.recall, strict=True))[1:] == [(0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
+    assert score_curve(made("euler", "ww?", [0.0] * 3), run) is None
+
+
 def test_step_aurocs_follow_the_labels():
     steps = [[0.0, float(i < 2), 1.0] for i in range(5)]
     run = made("h-index", "bbww?", [0.0] * 5, score=[1.0] * 5, steps=steps)
@@ -122,35 +141,35 @@ def test_step_aurocs_follow_the_labels():
 
 
 def test_distances_to_real_data_have_a_floor():
-    real = reference(POINTS, features_of(POINTS), 2000)
-    assert real.floor.modes < 0.05
-    assert real.floor.spread == pytest.approx(1, abs=0.05)
+    real = reference(POINTS, 2000)
+    assert real.floor.mode_distance < 0.05
+    assert real.floor.std_ratio == pytest.approx(1, abs=0.05)
     rng = np.random.default_rng(3)
     x = bench_tasks.CENTRES.numpy()[rng.integers(2, size=2000)] + 0.5 * bench_tasks.SPREAD * rng.standard_normal(
         (2000, 2)
     )
     half = distances(x, bench_tasks.mode_of(x), real)
-    assert half.modes == pytest.approx(0.5, abs=0.05)
-    assert half.spread == pytest.approx(0.5, rel=0.05)
+    assert half.mode_distance == pytest.approx(0.5, abs=0.05)
+    assert half.std_ratio == pytest.approx(0.5, rel=0.05)
     assert half.frechet > 10 * real.floor.frechet
     assert half.kid > 10 * abs(real.floor.kid)
     nowhere = distances(x, np.full(2000, -1), real)
-    assert np.isnan(nowhere.modes)
+    assert np.isnan(nowhere.mode_distance)
 
 
 def test_the_quality_table_leaves_out_what_a_task_does_not_have(tmp_path):
     runs = bench_tasks.run(POINTS, tmp_path, ["euler", "heun"])
-    real = reference(POINTS, features_of(POINTS), 500)
+    real = reference(POINTS, 500)
     rows = [compare(runs["euler"], run, real=real) for run in runs.values()]
     table = quality_table(rows, real, features="coordinates")
-    assert table.headings[1] == "FD-coordinates"
+    assert table.headings[1] == "FD-coordinates ↓"
     assert [row[0] for row in table.rows] == ["euler", "heun", "(real data, 500 others)"]
     pictures = bench_tasks.PICTURES
     runs = bench_tasks.run(pictures, tmp_path, ["euler"])
-    real = reference(pictures, features_of(pictures), 64)
+    real = reference(pictures, 64)
     table = quality_table([compare(runs["euler"], runs["euler"], real=real)], real, features="pixels8")
-    assert "spread in kinds" not in table.headings
-    assert "total variation of kinds" in table.headings
+    assert not any("std" in heading for heading in table.headings)
+    assert "mode shares, total variation ↓" in table.headings
 
 
 def test_shares_are_written_with_their_interval():
@@ -162,17 +181,17 @@ def test_shares_are_written_with_their_interval():
 def test_change_map_marks_additions_green_and_removals_red_and_nothing_else():
     before = np.full([1, 1, 3], 100, np.uint8)
     after = np.array([[[100, 230, 0]]], np.uint8)
-    unchanged, added, removed = np.asarray(change_map(before, after))[0]
+    unchanged, added, removed = change_map(before, after)[:, 0].T
     assert tuple(unchanged) == (60, 60, 60)
     assert tuple(added) == ADDED
     assert tuple(removed) == REMOVED
 
 
-def test_pair_sheet_frames_those_at_risk():
+def test_marked_pairs_have_a_red_frame():
     tile = np.zeros([1, 4, 4], np.uint8)
 
-    def red(at_risk: bool) -> int:
-        sheet = np.asarray(pair_sheet([Pair(tile, tile, "a", "b", at_risk)], heading=""))
+    def red(is_marked: bool) -> int:
+        sheet = np.asarray(pair_sheet([Pair(tile, tile, "", is_marked)], heading=""))
         return int((sheet == (230, 60, 40)).all(axis=2).sum())
 
     assert red(True) > red(False) == 0

@@ -1,0 +1,125 @@
+"""What a method did, to be looked at: pairs of images that changed their label, and the control of tone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from rods.bench.compare import common
+from rods.bench.results import Results
+from rods.bench.task import Task
+from rods.bench.tone import tone_control
+from rods.eval.correction import PairedOutcomes
+from rods.eval.labels import Label
+from rods.runs.images import U8, contact_sheet
+
+MOST_PAIRS, SHOWN_SHARE = 24, 4  # of a sheet; every fourth changed pair is shown
+PALETTE = 64  # colours of a sheet in the report, which keeps its file small
+TILE = 128
+ADDED, REMOVED = (40, 200, 90), (230, 60, 40)
+VISIBLE = 24  # grey levels; smaller changes are not marked
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One seed without and with correction."""
+
+    before: U8  # [C, H, W]
+    after: U8  # [C, H, W]
+    caption: str  # lines below it
+    is_marked: bool  # with a red frame
+
+
+def change_map(before: U8, after: U8) -> U8:
+    """`after` [C, H, W] in grey, what a correction made brighter in green and what it made darker in red [3, H, W]."""
+    grey = after.mean(axis=0)  # [H, W]
+    diff = grey - before.mean(axis=0)
+    strength = np.clip((np.abs(diff) - VISIBLE) / (96 - VISIBLE), 0, 1)[..., None] * (np.abs(diff) > VISIBLE)[..., None]
+    colour = np.where((diff > 0)[..., None], ADDED, REMOVED)
+    mixed = (1 - strength) * 0.6 * grey[..., None] + strength * colour
+    return np.asarray(mixed.astype(np.uint8).transpose(2, 0, 1))
+
+
+def pair_sheet(pairs: Sequence[Pair], *, heading: str, columns: int = 3) -> PIL.Image.Image:
+    """A contact sheet of [before | after | change] triples."""
+    triples = []
+    for pair in pairs:
+        tiles = [pair.before, pair.after, change_map(pair.before, pair.after)]
+        triple = contact_sheet(tiles, columns=3, min_tile=TILE, gap=2, margin=0)
+        triples.append(np.asarray(triple).transpose(2, 0, 1))
+    return contact_sheet(
+        triples,
+        [pair.caption for pair in pairs],
+        marked=[pair.is_marked for pair in pairs],
+        heading=heading,
+        columns=columns,
+        gap=8,
+    )
+
+
+def png(sheet: PIL.Image.Image) -> bytes:
+    """A sheet as a small PNG, of PALETTE colours."""
+    data = io.BytesIO()
+    sheet.quantize(PALETTE).save(data, format="PNG", optimize=True)
+    return data.getvalue()
+
+
+def stacked(images: Mapping[int, U8], seeds: Sequence[int]) -> U8:
+    """The images of these seeds [N, C, H, W]."""
+    return np.stack([images[seed] for seed in seeds])
+
+
+def changed_seeds(base: Results, run: Results) -> list[tuple[int, str]]:
+    """The seeds whose images were repaired or newly broken, in the order of the baseline."""
+    mine, theirs = common(base, run)
+    names = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}
+    pairs = zip(base.seeds[mine].tolist(), base.labels[mine].tolist(), run.labels[theirs].tolist(), strict=True)
+    return [(seed, names[was, is_now]) for seed, was, is_now in pairs if (was, is_now) in names]
+
+
+def changed_pair(task: Task, seed: int, change: str, before: U8, after: U8) -> Pair:
+    """A pair with what its task says of both images; newly broken ones are marked."""
+    caption = f"seed {seed}: {change}"
+    if task.faults is not None:
+        was, became = (fault or "valid" for fault in task.faults(as_samples(np.stack([before, after]))))
+        caption += f"\n{was} -> {became}"
+    return Pair(before, after, caption, change != "repaired")
+
+
+def control(task: Task, before: U8, after: U8) -> PairedOutcomes | None:
+    """The control of tone on images [N, C, H, W]; None for images in colour, for which there is none."""
+    if before.shape[1] != 1:
+        return None
+    return tone_control(before, like=after, label=lambda x: task.label(as_samples(x)))
+
+
+def as_samples(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Images as a sampler returns them [N, 1, H, W], from uint8 or from floats [N, H, W]."""
+    unit = x / 127.5 - 1 if x.dtype == np.uint8 else x
+    return np.asarray(unit if unit.ndim == 4 else unit[:, None], dtype=np.float64)
+
+
+def tone_line(method: str, outcomes: PairedOutcomes | None) -> str:
+    """What the control of tone says of a method."""
+    if outcomes is None:
+        return f"Tone control of {method}: there is none for images in colour."
+    return (
+        f"Tone control (Euler's images with {method}'s mean background, contrast and sharpness): "
+        f"{outcomes.repaired.k} repaired, {outcomes.broken.k} broken; that is the labeller's doing, not the sampler's."
+    )
+
+
+def sheet_of_changes(
+    task: Task, method: str, changed: Sequence[tuple[int, str]], before: Mapping[int, U8], after: Mapping[int, U8]
+) -> tuple[str, PIL.Image.Image]:
+    """(heading, pair sheet) of a part of the seeds that a method repaired or broke."""
+    shown = changed[::SHOWN_SHARE][:MOST_PAIRS]
+    heading = f"{method}: {len(shown)} of the {len(changed)} that changed (Euler | {method} | what changed)"
+    pairs = [changed_pair(task, seed, change, before[seed], after[seed]) for seed, change in shown]
+    return heading, pair_sheet(pairs, heading=heading)

@@ -1,0 +1,92 @@
+"""The benchmark's files as the values that the report is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnlib.errors import UserError
+from rods.bench.compare import Reference, reference
+from rods.bench.methods import BASELINE, METHODS
+from rods.bench.results import Results, read_results
+from rods.bench.run import Place
+from rods.bench.task import Task
+from rods.runs.images import U8
+
+REAL_IMAGES, REAL_POINTS = 4096, 50_000  # held-out real samples that distances are taken to
+AUDIT_NAME = "audit.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Everything that the report says of one task and network comes from this."""
+
+    task: Task
+    network: str
+    runs: Mapping[str, Results]  # by method, in the order of the report; the baseline among them
+    images: Mapping[str, Mapping[int, U8]]  # by method and seed [C, H, W]; of the methods whose images are there
+    real: Reference
+    audit: Sequence[Mapping[str, str]]  # lines of the labeller's audit; empty where it was not run
+    calibration: Sequence[Mapping[str, Any]]  # lines of the network's calibration; empty where there is none
+
+    @property
+    def name(self) -> str:
+        return self.task.name if self.task.name == self.network else f"{self.task.name}-{self.network}"
+
+
+def read_sections(tasks: Mapping[str, Task], out: Path, presets: Path) -> list[Section]:
+    """All tasks and networks with results below `out`. Raises UserError: there are none."""
+    found = [
+        (task, Place(out, task.name, folder.name))
+        for task in tasks.values()
+        for folder in sorted((out / task.name).glob("*"))
+        if (folder / f"{BASELINE}.jsonl").is_file()
+    ]
+    if not found:
+        raise UserError(f"--out={out} holds no results of {', '.join(tasks)}; make some with scripts/bench.py run")
+    names = {task.name for task, _ in found}
+    real = {n: reference(tasks[n], REAL_IMAGES if tasks[n].is_picture else REAL_POINTS) for n in sorted(names)}
+    return [read_section(task, place, real[task.name], presets) for task, place in found]
+
+
+def read_section(task: Task, place: Place, real: Reference, presets: Path) -> Section:
+    """One task and network; `real` is the task's reference."""
+    runs = read_runs(place)
+    images = {method: own for method, run in runs.items() if (own := load_images(place, run)) is not None}
+    audit, calibration = place.out / place.task / AUDIT_NAME, presets / f"{place.network}.calibration.jsonl"
+    return Section(
+        task=task,
+        network=place.network,
+        runs=runs,
+        images=images,
+        real=real,
+        audit=json.loads(audit.read_text())["lines"] if audit.is_file() else [],
+        calibration=[json.loads(t) for t in calibration.read_text().splitlines()] if calibration.is_file() else [],
+    )
+
+
+def read_runs(place: Place) -> dict[str, Results]:
+    """The result files of a task and network by method, in the order of the table of methods."""
+    found = [read_results(path) for path in sorted(place.folder.glob("*.jsonl"))]
+    order = {name: i for i, name in enumerate(METHODS)}
+    ranked = sorted(found, key=lambda r: order.get(str(r.recipe["method"]).split()[0], len(order)))
+    return {r.recipe["method"]: r for r in ranked}
+
+
+def load_images(place: Place, run: Results) -> dict[int, U8] | None:
+    """The images [C, H, W] of a run by seed; None where not all of them are there."""
+    found: dict[int, U8] = {}
+    start = 0
+    for chunk in run.chunks:
+        path = place.pictures(run.path.name, (int(chunk["chunk"]), int(chunk["n"])))
+        if not path.is_file():
+            return None
+        seeds = run.seeds[start : start + chunk["n"]].tolist()
+        found.update(zip(seeds, np.load(path, allow_pickle=False), strict=True))
+        start += chunk["n"]
+    return found
