@@ -220,7 +220,7 @@ def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
 
 def check_network(net: Any, sampler: Sampler, class_index: int | None) -> None:
     """UserError where these options do not suit the network."""
-    if net.img_channels not in CHANNELS:
+    if net.img_channels not in CHANNELS and net.img_resolution > 1:
         raise UserError(f"--network makes images of {net.img_channels} channels; a PNG has 1 or 3")
     try:
         check_class(class_index, net.label_dim)
@@ -249,8 +249,9 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     wanted = {name for chunk in job.chunks for name in job.names(chunk)}
     mine = [line for line in lines if line["name"] in wanted]
     dropped = sum(line.get("dropped", False) for line in mine)
-    broken = [str(line["seed"]) for line in mine if line["sha256"] is None and not line.get("dropped")]
-    if grid and len(broken) + dropped < len(mine):
+    broken = [str(line["seed"]) for line in mine
+              if line["sha256"] is None and line.get("x") is None and not line.get("dropped")]  # fmt: skip
+    if grid and any(line["sha256"] for line in mine):
         write_grid(folder, mine, folder.outdir / "grid.png", threshold=job.risk_threshold())
     passes = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(

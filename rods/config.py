@@ -205,6 +205,19 @@ def from_json(data: Mapping[str, Any], *, fitted: Mapping[str, Detector] | None 
                            for name, value in given.items()})  # fmt: skip
 
 
+def typed(sampler: str, name: str, value: Any, *, fitted: Mapping[str, Detector] | None = None) -> Any:
+    """The value of a sampler's option from JSON or text; one that is typed already, and of an unknown name, stays.
+
+    Raises ValueError for a value of another type.
+    """
+    option = options(sampler).get(name)
+    if option is None or isinstance(value, Detector | Corrector | SigmaWindow | tuple):
+        return value
+    if isinstance(value, str) and option.kind in (int, float, bool):
+        return _typed(option, value, option.name)
+    return _read(option, value, fitted)
+
+
 def _read(option: Option, value: Any, fitted: Mapping[str, Detector] | None) -> Any:
     """The value of an option from JSON. Raises ValueError, naming it, for one of another type."""
     kind, is_number = option.kind, isinstance(value, int | float) and not isinstance(value, bool)

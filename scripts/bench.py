@@ -1,6 +1,9 @@
-"""The hallucination benchmark: run methods on a task, audit a labeller, write the report.
+"""The hallucination benchmark: run methods on a task, label and compare runs, audit a labeller, write the report.
 
 python scripts/bench.py --task=hands-32 --samplers=euler,heun,restart --seeds=0-511 --out=results
+python scripts/bench.py run experiments/hands-32.toml --out=results
+python scripts/bench.py label out/euler --task=hands-32
+python scripts/bench.py compare out/euler out/restart
 python scripts/bench.py audit --task=hands-32 --out=results
 python scripts/bench.py report --out=results --dest=docs/benchmark
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +24,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, Group, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.compare import compare
+from rods.bench.compare import compare as compare_runs
 from rods.bench.embedded import MODELS
-from rods.bench.methods import BASELINE, METHODS, Setting, resolve, split_methods
+from rods.bench.labelled import LabelledRun, read_run
+from rods.bench.methods import BASELINE, METHODS, Experiment, Method, read_experiments, resolve, split_methods
 from rods.bench.plots.drawing import has_matplotlib
 from rods.bench.report import NO_FIGURES, audit_record, report_parts, write_report
-from rods.bench.results import read_results
-from rods.bench.run import Place, run_methods
+from rods.bench.run import Place, label_run, run_methods
 from rods.bench.stored import AUDIT_NAME, read_sections
 from rods.bench.tables import detection_table, outcome_table
-from rods.bench.task import Task, load_network
+from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.presets import Preset
 from rods.runs.presets import find_preset
-from rods.types import Denoiser
-from torch_utils.distributed import usable_cores
+from torch_utils import distributed
 
 ALL = "all"
+SEEDS = SeedList()
 
 
 class RunByDefault(Group):
@@ -59,53 +63,134 @@ def task_option(required: bool = True) -> Any:
     )
 
 
+def folder_argument(name: str) -> Callable[[Any], Any]:
+    return click.argument(name, type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
 out_option = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results"), help="Where results are kept."
+    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results"), help="Where runs are kept."
 )
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="cpu", help="Where to sample."
+)
 
 
 @main.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
-@task_option()
+@click.argument("experiment", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@task_option(required=False)
 @click.option("--network", help="One of the task's networks [default: its first].")
 @click.option(
     "--samplers",
-    default=ALL,
-    help="Methods with commas between, options after a space: 'heun,restart sigma_r=2.24'. all: every method that has "
-    "its settings, by the network's preset or the task's.",
+    multiple=True,
+    help="Methods with commas between, or one with options after it: 'restart sigma_r=2.24'. Can be given several "
+    "times. all: every method that has its settings, by the network's preset or the task's [default: all].",
 )
-@click.option("--seeds", type=SeedList(), help="Seeds; calibration used others [default: the task's].")
+@click.option("--seeds", type=SEEDS, help="Seeds; calibration used others [default: the task's].")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per chunk [default: the task's].")
 @click.option("--preset", help="Calibrated settings: a name or a file; none: do without [default: the network's].")
+@device_option
 @threads_option
 @out_option
-def run(**opts: Any) -> None:
-    """Sample the same seeds with every method; the same command goes on where it was interrupted."""
-    use_threads(opts["threads"])
-    task = TASKS[opts["task_name"]]()
-    network = load_network(task, opts["network"])
-    preset = find_preset(opts["preset"], network=network.name, folder=MODELS)
-    settings = chosen_settings(opts["samplers"], task, preset, network.denoiser)
-    seeds = opts["seeds"] or list(task.report_seeds)
+def run(experiment: Path | None, **opts: Any) -> None:
+    """Sample the same seeds with every method, and label them; the same command goes on where it was interrupted.
+
+    EXPERIMENT is a TOML file of tables, as in experiments/; without one, --task and --samplers say what to run.
+    """
+    if (experiment is None) == (opts["task_name"] is None):
+        raise UserError("give either an experiment's TOML file, or --task=NAME")
+    device = use_device(opts["device"], opts["threads"])
+    if experiment is not None:
+        for option in ("network", "samplers", "seeds", "batch", "preset"):
+            if opts[option]:
+                raise UserError(f"--{option}: the experiment says it; leave it out, or give --task without a file")
+        for table in read_experiments(experiment):
+            run_table(table, opts["out"], device)
+    else:
+        task = TASKS[opts["task_name"]]()
+        network = load_network(task, opts["network"])
+        preset = find_preset(opts["preset"], network=network.name, folder=MODELS)
+        methods = chosen_methods(opts["samplers"] or (ALL,), task, preset, network)
+        seeds = opts["seeds"] or list(task.report_seeds)
+        run_and_print(task, network, methods, seeds, opts["out"], opts["batch"] or task.batch, device)
+    distributed.close()
+
+
+def run_table(table: Experiment, out: Path, device: torch.device) -> None:
+    """One table of an experiment: all of its runs on their seeds, those of equal seeds in turns."""
+    if table.task not in TASKS:
+        raise UserError(f"task {table.task!r} is unknown; use {', '.join(TASKS)}")
+    task = TASKS[table.task]()
+    network = load_network(task, table.network)
+    preset = find_preset(table.preset, network=network.name, folder=MODELS)
+    by_seeds: dict[str | None, list[Method]] = {}
+    for name, method, given, seeds in table.methods:
+        found = resolve(method, task, preset, network.denoiser, given=given, name=name)
+        by_seeds.setdefault(seeds or table.seeds, []).append(found)
+    for text, methods in by_seeds.items():
+        seeds = list(task.report_seeds) if text is None else SEEDS.convert(text, None, None)
+        if methods[0].name != BASELINE:
+            methods.insert(0, resolve(BASELINE, task, preset))
+        run_and_print(task, network, methods, seeds, out, table.batch or task.batch, device)
+
+
+def run_and_print(
+    task: Task,
+    network: LoadedNetwork,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    out: Path,
+    batch: int,
+    device: torch.device,
+) -> None:
+    """Run methods, and print what they did."""
     overlap = sorted(set(seeds) & set(task.calibration_seeds))
-    if overlap:
+    if overlap and distributed.rank() == 0:
         click.echo(
             f"--seeds: {len(overlap)} of them, such as {overlap[0]}, are calibration seeds; report none of these"
         )
-    run_methods(task, network, settings, seeds, out=opts["out"], batch=opts["batch"] or task.batch)
-    place = Place(opts["out"], task.name, network.name)
-    base, *others = (read_results(place.results(s)).only(set(seeds)) for s in settings)
-    rows = [compare(base, one) for one in (base, *others)]
+    run_methods(task, network, methods, seeds, out=out, batch=batch, device=device)
+    if distributed.rank() == 0:
+        place = Place(out, task.name, network.name)
+        print_tables([read_run(place.run(m)).only(set(seeds)) for m in methods])
+
+
+def print_tables(runs: Sequence[LabelledRun]) -> None:
+    """What each run did to the images of the first, and how well each score ranks them."""
+    rows = [compare_runs(runs[0], one) for one in runs]
     click.echo(outcome_table([row for row in rows if not row.is_score]).markdown())
     if scores := [row for row in rows if row.is_score]:
         click.echo("\n" + detection_table(scores, rows[0]).markdown())
 
 
 @main.command(cls=Command, context_settings={"show_default": True})
+@folder_argument("run_folder")
+@task_option()
+@threads_option
+def label(run_folder: Path, task_name: str, threads: int | None) -> None:
+    """Label the images of a run by the program of a task: writes labels.jsonl into the run's folder."""
+    use_device("cpu", threads)
+    count = label_run(TASKS[task_name](), run_folder)
+    click.echo(f"{count} images of {run_folder} labelled")
+
+
+@main.command(cls=Command, context_settings={"show_default": True})
+@folder_argument("run_a")
+@folder_argument("run_b")
+@click.option("--labels", "source", help="Whose labels, such as 'program hands-32' [default: the only ones].")
+def compare(run_a: Path, run_b: Path, source: str | None) -> None:
+    """Compare two labelled runs of the same seeds: RUN_A is the baseline, RUN_B what is judged."""
+    base, other = (read_run(path, source=source) for path in (run_a, run_b))
+    if not set(base.seeds.tolist()) & set(other.seeds.tolist()):
+        raise UserError(f"{run_a} and {run_b} have no labelled seed in common; sample and label the same seeds")
+    print_tables([base, other])
+
+
+@main.command(cls=Command, context_settings={"show_default": True})
 @task_option()
 @out_option
 def audit(task_name: str, out: Path) -> None:
-    """Label pictures whose truth is known: fresh real data, planted errors, changes of tone."""
+    """Label images whose truth is known: fresh real data, planted errors, changes of tone."""
     lines = TASKS[task_name]().audit()
     record = audit_record(lines)
     for line in record["lines"]:
@@ -127,7 +212,7 @@ def audit(task_name: str, out: Path) -> None:
 @out_option
 def report(task_name: str | None, dest: Path, threads: int | None, out: Path) -> None:
     """Write report.md and its figures, which need matplotlib."""
-    use_threads(threads)
+    use_device("cpu", threads)
     tasks = [make() for name, make in TASKS.items() if task_name in (None, name)]
     sections = read_sections({task.name: task for task in tasks}, out, MODELS)
     click.echo(write_report(report_parts(sections), dest))
@@ -135,25 +220,33 @@ def report(task_name: str | None, dest: Path, threads: int | None, out: Path) ->
         click.echo(NO_FIGURES)
 
 
-def use_threads(threads: int | None) -> None:
-    torch.set_num_threads(threads or usable_cores())
+def use_device(name: str, threads: int | None) -> torch.device:
+    """The device of this rank, with its threads."""
+    device = distributed.pick_device(name)
+    torch.set_num_threads(threads or distributed.usable_cores())
     torch.set_flush_denormal(True)
+    distributed.init(device)
+    return device
 
 
-def chosen_settings(text: str, task: Task, preset: Preset | None, denoiser: Denoiser) -> list[Setting]:
-    """The settings of a list of methods, the baseline first; `all` leaves out what has no settings, and says so.
+def chosen_methods(
+    texts: Sequence[str], task: Task, preset: Preset | None, network: LoadedNetwork
+) -> list[Method]:
+    """The methods that were asked for, the baseline first; `all` leaves out what has no settings, and says so.
 
     It takes the first of two methods that come to the same.
     """
-    if text != ALL:
-        names = split_methods(text)
-        return [resolve(name, task, preset, denoiser) for name in [BASELINE, *(n for n in names if n != BASELINE)]]
-    found: list[Setting] = []
+    if list(texts) != [ALL]:
+        asked = [(name, given) for text in texts for name, given in split_methods(text)]
+        methods = [resolve(name, task, preset, network.denoiser, given=given) for name, given in asked]
+        base = [m for m in methods if m.name == BASELINE] or [resolve(BASELINE, task, preset)]
+        return [base[0], *(m for m in methods if m.name != BASELINE)]
+    found: list[Method] = []
     for name in METHODS:
         try:
-            setting = resolve(name, task, preset, denoiser)
-            if all(setting.config != other.config for other in found):
-                found.append(setting)
+            method = resolve(name, task, preset, network.denoiser)
+            if all(method.sampler != other.sampler for other in found):
+                found.append(method)
         except UserError as e:
             click.echo(f"left out: {e}")
     return found

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
-from rods.bench.results import POOLED, Results
+from rods.bench.labelled import POOLED, LabelledRun
 from rods.bench.task import Task
 from rods.eval.bootstrap import Estimate, bootstrap
 from rods.eval.correction import PairedOutcomes, paired_outcomes
@@ -142,21 +142,20 @@ def distances(features: F64, modes: NDArray[np.int64] | None, real: Reference) -
     )
 
 
-def compare(base: Results, run: Results, *, real: Reference | None = None) -> Comparison:
+def compare(base: LabelledRun, run: LabelledRun, *, real: Reference | None = None) -> Comparison:
     """A method against the baseline, on the seeds that both have.
 
     Variance, network evaluations and time are of all samples of either. Raises ValueError: no seed in common.
     """
     mine, theirs = common(base, run)
     before, after = base.labels[mine], run.labels[theirs]
-    forward, backward = run.passes.mean(axis=0)
-    ratios = [c["seconds"] / c["baseline_seconds"] for c in run.chunks if "baseline_seconds" in c]
-    key = "sha" if "sha" in run.columns else "x"
-    samples_before, samples_after = base.column(key), run.column(key)
+    forward, backward = run.nfe.mean(axis=0)
+    ratios = [c["seconds"] / c["baseline_seconds"] for c in run.timing if "baseline_seconds" in c]
+    samples_before, samples_after = base.keys, run.keys
     return Comparison(
-        name=run.recipe["method"],
+        name=run.name,
         n=len(mine),
-        is_score=run.recipe["is_score"],
+        is_score=run.is_score,
         outcomes=paired_outcomes(before, after),
         relative_reduction=bootstrap(
             lambda i: relative_reduction(before[i] == Label.BAD, after[i] == Label.BAD), len(mine)
@@ -166,19 +165,19 @@ def compare(base: Results, run: Results, *, real: Reference | None = None) -> Co
         forward=float(forward),
         backward=float(backward),
         time_ratio=statistics.median(ratios) if ratios else float("nan"),
-        not_finite=sum(c["not_finite"] for c in run.chunks),
-        distances=None if real is None else distances(run.features, run.kinds, real),
-        detection=detection(run.scores[theirs], before) if run.scores is not None and run.recipe["is_score"] else None,
+        not_finite=run.not_finite,
+        distances=None if real is None else distances(run.features, run.modes, real),
+        detection=detection(run.scores[theirs], before) if run.scores is not None and run.is_score else None,
         filtered=filtered_rate(run),
     )
 
 
-def filtered_rate(run: Results) -> float:
+def filtered_rate(run: LabelledRun) -> float:
     """The hallucination rate when the 1 - RETAINED of the samples with the highest scores are dropped.
 
     nan for methods that score nothing, or score each step of what they correct.
     """
-    if run.own_scores is None or not (run.recipe["is_score"] or "restart" in run.columns):
+    if run.own_scores is None or not (run.is_score or run.has_restarts):
         return float("nan")
     bad = run.labels == Label.BAD
     if not bad.any():
@@ -186,7 +185,7 @@ def filtered_rate(run: Results) -> float:
     return float(bad.mean()) * (1 - recall_at_retention(run.own_scores, bad, RETAINED)) / RETAINED
 
 
-def common(base: Results, run: Results) -> tuple[list[int], list[int]]:
+def common(base: LabelledRun, run: LabelledRun) -> tuple[list[int], list[int]]:
     """The places in either of the seeds that both have, in the order of the first."""
     place = run.position()
     both = [(i, place[int(seed)]) for i, seed in enumerate(base.seeds) if int(seed) in place]
@@ -207,8 +206,8 @@ def total_variance(groups: tuple[F64, F64, F64], weights: F64 | None = None) -> 
     return float(squares / n - (total / n) @ (total / n))
 
 
-def variance_kept(base: Results, run: Results) -> Estimate:
-    """Total variance as a ratio to the baseline's; groups that both files have are drawn again together.
+def variance_kept(base: LabelledRun, run: LabelledRun) -> Estimate:
+    """Total variance as a ratio to the baseline's; groups that both runs have are drawn again together.
 
     Without an interval where the groups are too few to be drawn again.
     """
@@ -239,7 +238,7 @@ def detection(scores: F64, labels: NDArray[np.int8]) -> Detection:
     )
 
 
-def step_aurocs(run: Results, base: Results) -> list[tuple[float, float]]:
+def step_aurocs(run: LabelledRun, base: LabelledRun) -> list[tuple[float, float]]:
     """(noise level, AUROC) of the score at each probed step, on the samples whose steps the file has."""
     if run.step_scores is None:
         return []
@@ -252,7 +251,7 @@ def step_aurocs(run: Results, base: Results) -> list[tuple[float, float]]:
     return [(float(t), auroc(own[sure, k], bad[sure])) for k, t in enumerate(levels)]
 
 
-def score_curve(base: Results, run: Results) -> Curve | None:
+def score_curve(base: LabelledRun, run: LabelledRun) -> Curve | None:
     """The detection curve of a score against the baseline's labels, uncertain ones left out.
 
     None where the baseline has no hallucinated or no valid image, or the run no score.
@@ -265,9 +264,9 @@ def score_curve(base: Results, run: Results) -> Curve | None:
     return detection_curve(run.scores[theirs][sure], bad[sure])
 
 
-def confusion_at_threshold(base: Results, run: Results) -> tuple[float, Confusion] | None:
+def confusion_at_threshold(base: LabelledRun, run: LabelledRun) -> tuple[float, Confusion] | None:
     """(threshold that the method ran with, confusion matrix on the baseline's labels); None without a threshold."""
-    threshold = run.recipe.get("threshold", run.recipe.get("eps"))
+    threshold = run.options.get("threshold", run.options.get("eps"))
     if run.scores is None or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
         return None
     mine, theirs = common(base, run)

@@ -1,33 +1,40 @@
-"""The benchmark's methods by name: a sampler with options, or a score read off the baseline's own images.
+"""The benchmark's methods: a sampler with its options under a name, or a detector read off the baseline's own images.
 
-A method is written as on the command line: a name of the table, and options after it, `restart sigma_r=2.24`. Options
-come from the table, from the command line, and else from what was calibrated for the network (its preset) or set for
-the task. A score changes no image: its sampler is asked to record only, so that its run is the baseline's, bit for bit.
+Options come from the experiment or the command line, then from the table below, and else from what was calibrated for
+the network (its preset) or set for the task. A detector changes no image: its sampler only records, so that its run is
+the baseline's, bit for bit. Every sampler and every detector of rods/config.py is a method by its own name.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from typing import Any, Protocol
 
 from dnnlib.errors import UserError
-from rods.pipeline import SamplerConfig
+from rods.base_samplers import Sampler
+from rods.config import DETECTORS, FITTED, SAMPLERS, typed
 from rods.presets import Preset
 from rods.types import Denoiser
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 BASELINE = "euler"
 FINE_STEPS = 200  # of euler-200
-HIGH = 40.0  # a noise level of every run, at which scores that restart nothing may look at all steps below
-CHURN = 20.0  # S_churn of the churn rows, as in the first experiments (method.md, section 3)
+HIGH = 40.0  # a noise level of every run, at which detectors that restart nothing may read all steps below
+CHURN = 20.0  # S_churn of the churn rows
 
 
 @dataclass(frozen=True)
-class Method:
-    """A row of the benchmark before it meets a task."""
+class Template:
+    """A method before it meets a task."""
 
     sampler: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -35,60 +42,46 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A method on a task: every option has its value."""
+class Method:
+    """A method on a task: a row of its tables, and a run folder."""
 
-    name: str  # as given: `restart sigma_r=2.24`
-    config: SamplerConfig
-    is_score: bool
+    name: str
+    sampler: Sampler
+    is_score: bool = False
 
     @property
-    def file_name(self) -> str:
-        """The name of its result file."""
-        return re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.name) + ".jsonl"
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.name)
 
 
-def _recorded(detector: str | None = None) -> Method:
-    """A score of restart's, which sends nothing round; without a detector the calibrated one."""
-    gate = {} if detector is None else {"detector": detector}
-    return Method("restart", {"threshold": inf, "sigma_r": HIGH, **gate}, is_score=True)
+def _recorded(detector: str) -> Template:
+    """A detector of restart's, which sends nothing back."""
+    return Template("restart", {"threshold": inf, "sigma_r": HIGH, "score_at": 0, "detector": detector}, is_score=True)
 
 
-METHODS: dict[str, Method] = {
-    BASELINE: Method("euler"),
-    "heun": Method("edm"),
-    "euler-200": Method("euler", {"num_steps": FINE_STEPS}),
-    "tvf": _recorded("tvf"),
-    "lid": _recorded("lid"),
-    "h-index": Method("rods-cas", {"eps": inf}, is_score=True),
-    "lambda-max": _recorded("lambda-max"),
-    "lmi": _recorded("lmi"),
-    "score": _recorded(),  # whose `detector` is the calibrated one, or given
-    "overshoot": Method("overshoot"),
-    "sigma-offset": Method("sigma-offset"),
-    "churn": Method("edm", {"S_churn": CHURN}),
-    "churn-euler": Method("ablation", {"solver": "euler", "S_churn": CHURN}),
-    "random": Method("random"),
-    "restart": Method("restart"),
-    "iq": Method("iq"),
-    "tag": Method("tag", {"eta": 1.1}),
-    "laplacian": Method("laplacian"),
-    "rods-cas": Method("rods-cas"),
-    "rods-cas-all": Method("rods-cas", {"eps": 0.0, "detect": False}),
-    "rods-cas-5": Method("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 5}),
-    "rods-cas-10": Method("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 10}),
-    "rods-sas": Method("rods-sas"),
-    "rods-sas-all": Method("rods-sas", {"eps": 0.0, "detect": False}),
-    "rods-cas+churn": Method("rods-cas", {"S_churn": CHURN}),
-    "rods-cas+heun": Method("rods-cas", {"solver": "heun"}),
-    "rods-sas+heun": Method("rods-sas", {"solver": "heun"}),
+METHODS: dict[str, Template] = {
+    BASELINE: Template("euler"),
+    "heun": Template("edm"),
+    "euler-200": Template("euler", {"num_steps": FINE_STEPS}),
+    **{name: _recorded(name) for name in (*DETECTORS, *FITTED)},
+    "h-index": Template("rods-cas", {"eps": inf}, is_score=True),
+    "score": Template("restart", {"threshold": inf, "sigma_r": HIGH}, is_score=True),  # by the calibrated detector
+    "churn": Template("edm", {"S_churn": CHURN}),
+    "churn-euler": Template("ablation", {"solver": "euler", "S_churn": CHURN}),
+    "tag": Template("tag", {"eta": 1.1}),
+    "rods-cas": Template("rods-cas"),
+    "rods-cas-all": Template("rods-cas", {"eps": 0.0, "detect": False}),
+    "rods-cas-5": Template("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 5}),
+    "rods-cas-10": Template("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 10}),
+    "rods-sas": Template("rods-sas"),
+    "rods-sas-all": Template("rods-sas", {"eps": 0.0, "detect": False}),
+    "rods-cas+churn": Template("rods-cas", {"S_churn": CHURN}),
+    "rods-cas+heun": Template("rods-cas", {"solver": "heun"}),
+    "rods-sas+heun": Template("rods-sas", {"solver": "heun"}),
 }
+METHODS |= {name: Template(name) for name in SAMPLERS if name not in METHODS}
 """In the order of the report."""
-
-
-def split_methods(text: str) -> list[str]:
-    """`euler,rods-cas window=.1,.5 rho=4,heun` -> its methods; a comma in a value is the value's."""
-    return [part.strip() for part in re.split(r",(?=\s*[A-Za-z][^\s,=]*(?:[\s,]|$))", text)]
 
 
 class Sampled(Protocol):
@@ -102,44 +95,99 @@ class Sampled(Protocol):
     def settings(self) -> Mapping[str, Any] | None: ...  # by sampler, where no preset has them
 
 
-def resolve(text: str, task: Sampled, preset: Preset | None, denoiser: Denoiser | None = None) -> Setting:
-    """The setting of a method on a task. Given the `denoiser`, values are tried out on one pixel, at no network pass.
+def resolve(
+    method: str,
+    task: Sampled,
+    preset: Preset | None = None,
+    denoiser: Denoiser | None = None,
+    *,
+    given: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> Method:
+    """A method of the table on a task, with the options `given` over its own, under another `name` if there is one.
 
-    Raises UserError: an unknown method or option, a value of the wrong form or out of range, or a sampler that nobody
-    calibrated.
+    Values may be those of JSON: texts of windows and detectors. Given the `denoiser`, it is checked to suit the method.
+    Raises UserError: an unknown method or option, a value that is out of range, or a sampler without calibration.
     """
-    name, *given = text.split()
-    if name not in METHODS:
-        raise UserError(f"--samplers: {name!r} is no method; use {', '.join(METHODS)}")
-    method = METHODS[name]
-    calibrated = preset.samplers.get(method.sampler, {}) if preset else {}
-    usual = (task.settings or {}).get(method.sampler, {})
-    replaced = {
-        **{k: v for k, v in usual.items() if k not in calibrated},
-        "num_steps": task.num_steps,  # methods are compared at one length unless they say otherwise
-        **method.options,
-        **dict(_option(part, name) for part in given),
-    }
-    known = preset or Preset("none", None, "", {})
+    if method not in METHODS:
+        raise UserError(f"--samplers: unknown method {method!r}; use {', '.join(METHODS)}")
+    template, known = METHODS[method], preset or Preset("none", None, "", {})
+    usual = {} if template.sampler in known.samplers else (task.settings or {}).get(template.sampler, {})
+    replaced = {**usual, "num_steps": task.num_steps, **template.options, **(given or {})}
     try:
-        config = known.config(method.sampler, replaced)
+        values = {key: typed(template.sampler, key, value, fitted=known.fitted) for key, value in replaced.items()}
+        sampler = known.sampler(template.sampler, values)
         if denoiser is not None:
-            config.rehearse(denoiser)
+            sampler.check(denoiser)
     except ValueError as e:
         raise UserError(
-            f"--samplers: {text!r} on {task.name}: {e} (options are given as '{name} option=value'; "
-            f"scripts/calibrate.py --task={task.name} finds those of a network)"
+            f"--samplers: {name or method} on {task.name}: {e} (scripts/calibrate.py --task={task.name} finds the "
+            "options of a network)"
         ) from None
-    return Setting(text, config, method.is_score)
+    return Method(name or method, sampler, template.is_score)
+
+
+# -- command line and experiments -------------------------------------------------------------------------------------
+
+
+def split_methods(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """`euler,heun` -> two methods; with options one method: `restart sigma_r=2.24 detector=lid:sigma=1.2,draws=4`."""
+    name, *rest = text.split()
+    if not rest:
+        return [(part.strip(), {}) for part in text.split(",")]
+    return [(name, dict(_option(part, name) for part in rest))]
 
 
 def _option(text: str, method: str) -> tuple[str, Any]:
-    """`rho=4` -> ("rho", 4); a value that is no JSON is text."""
+    """`rho=4` -> ("rho", 4.0), by the type of the option."""
     key, found, value = text.partition("=")
     if not found or not key.isidentifier():
-        raise UserError(f"--samplers: {text!r} after {method} is no option; write option=value, such as rho=4")
-    number = re.sub(r"^(-?)\.", r"\g<1>0.", value)
+        raise UserError(f"--samplers: {text!r} after {method} is not an option; write option=value, such as rho=4")
+    if "," in method:
+        raise UserError(f"--samplers: options belong to one method; give {method.rpartition(',')[2]!r} by itself")
+    return key, value
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table of the benchmark: a network, its methods, and seeds."""
+
+    task: str
+    network: str | None
+    preset: str | None
+    batch: int | None
+    seeds: str | None  # as on the command line; None: the task's
+    methods: Sequence[tuple[str, str, Mapping[str, Any], str | None]]  # name, method, options, seeds of its own
+
+
+def read_experiments(path: Path) -> list[Experiment]:
+    """The tables of a TOML file: `[[table]]` with task, network, preset, batch, seeds, and `[[table.run]]` in it.
+
+    A run is a `method`, or several as `methods`, with options; `name` is its folder's where two are of one method.
+    Raises UserError: not such a file.
+    """
     try:
-        return key, json.loads(number)
-    except ValueError:
-        return key, value
+        data = tomllib.loads(path.read_text())
+        tables = data.pop("table")
+        if data:
+            raise ValueError(f"unknown key {next(iter(data))!r}")
+        return [_experiment(dict(table)) for table in tables]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise UserError(f"{path} is not an experiment: {e}; experiments/hands-32.toml shows one") from None
+
+
+def _experiment(table: dict[str, Any]) -> Experiment:
+    methods = []
+    for run in table.pop("run"):
+        run = dict(run)
+        names, seeds = run.pop("methods", None), run.pop("seeds", None)
+        for method in names if names is not None else [run.pop("method")]:
+            own = {k: v for k, v in run.items() if k != "name"}
+            methods.append((str(run.get("name", method)), str(method), own, seeds))
+    found = Experiment(str(table.pop("task")), *(table.pop(k, None) for k in ("network", "preset", "batch", "seeds")),
+                       methods)  # fmt: skip
+    if table:
+        raise ValueError(f"unknown key {next(iter(table))!r}")
+    return found
+
+

@@ -12,7 +12,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from rods.bench.compare import common
-from rods.bench.results import Results
+from rods.bench.labelled import LabelledRun
 from rods.bench.task import Task
 from rods.bench.tone import tone_control
 from rods.eval.correction import PairedOutcomes
@@ -75,7 +75,7 @@ def stacked(images: Mapping[int, U8], seeds: Sequence[int]) -> U8:
     return np.stack([images[seed] for seed in seeds])
 
 
-def changed_seeds(base: Results, run: Results) -> list[tuple[int, str]]:
+def changed_seeds(base: LabelledRun, run: LabelledRun) -> list[tuple[int, str]]:
     """The seeds whose images were repaired or newly broken, in the order of the baseline."""
     mine, theirs = common(base, run)
     names = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}

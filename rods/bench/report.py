@@ -21,14 +21,13 @@ from rods.bench.methods import BASELINE
 from rods.bench.plots import benchmark as charts
 from rods.bench.plots.drawing import REMEDY, has_matplotlib
 from rods.bench.qualitative import changed_seeds, control, png, sheet_of_changes, stacked, tone_line
-from rods.bench.results import Results
+from rods.bench.labelled import LabelledRun
 from rods.bench.stored import Section
 from rods.bench.tables import Table, detection_table, outcome_table, quality_table, share
 from rods.bench.task import AuditLine
-from rods.readout import shortened
 
 CLOUDS = (BASELINE, "heun", "rods-cas", "restart")  # the methods whose points are drawn
-INTRODUCTION = """Every number below is computed from the result files, which name the sampler, its options, the seeds,
+INTRODUCTION = """Every number below is computed from labelled run folders, which name the sampler, its options, the seeds,
 the network's SHA-256, the versions and the machine; `docs/benchmark.md` explains the protocol and its limits. All
 methods of a task start from the same seeds. **Hallucination rate**: the share of images that are hallucinated at every
 reading of the labeller; **uncertain**: the readings differ; the others are **valid**. **Repaired**: of the baseline's
@@ -94,7 +93,7 @@ def section_parts(section: Section, *, draw: bool) -> list[Part]:
     samplers, scores = [r for r in rows if not r.is_score], [r for r in rows if r.is_score]
     parts: list[Part] = [
         f"## {task.title} ({name})",
-        f"Network `{section.network}`, sha256 `{base.recipe['network_sha256'][:16]}`; {seeds_line(base)}.",
+        f"Network `{section.network}`, sha256 `{base.options['network_sha256'][:16]}`; {seeds_line(base)}.",
         *audit_parts(section),
         f"**What each sampler did to Euler's images of the same seeds, and its cost** ({base_counts(samplers[0])}):",
         outcome_table(samplers),
@@ -115,7 +114,7 @@ def section_parts(section: Section, *, draw: bool) -> list[Part]:
     return [*parts, "\n".join(f"- {line}" for line in machine_lines(list(runs.values())))]
 
 
-def seeds_line(run: Results) -> str:
+def seeds_line(run: LabelledRun) -> str:
     return f"{len(run)} seeds, {run.seeds.min()} to {run.seeds.max()}"
 
 
@@ -193,7 +192,7 @@ def std_text(row: Comparison) -> str:
 
 
 def detection_parts(
-    name: str, rows: Sequence[Comparison], scores: Sequence[Comparison], runs: Mapping[str, Results], *, draw: bool
+    name: str, rows: Sequence[Comparison], scores: Sequence[Comparison], runs: Mapping[str, LabelledRun], *, draw: bool
 ) -> list[Part]:
     """Scores as detectors of the baseline's hallucinated images, and what thresholds say."""
     base = runs[BASELINE]
@@ -214,12 +213,12 @@ def detection_parts(
     return [*parts, *confusion_parts(base, runs)]
 
 
-def positive_steps(run: Results, base: Results) -> list[tuple[float, float]]:
+def positive_steps(run: LabelledRun, base: LabelledRun) -> list[tuple[float, float]]:
     """(noise level, AUROC) where both are known."""
     return [(t, a) for t, a in step_aurocs(run, base) if t > 0 and not math.isnan(a)]
 
 
-def confusion_parts(base: Results, runs: Mapping[str, Results]) -> list[Part]:
+def confusion_parts(base: LabelledRun, runs: Mapping[str, LabelledRun]) -> list[Part]:
     """At the threshold that each method ran with: what was flagged, and what was hallucinated."""
     lines = []
     for name, run in runs.items():
@@ -248,24 +247,24 @@ def pair_parts(section: Section) -> list[Part]:
     before = images[BASELINE]
     for method, run in runs.items():
         changed = changed_seeds(runs[BASELINE], run)
-        if method == BASELINE or run.recipe["is_score"] or method not in images or not changed:
+        if method == BASELINE or run.is_score or method not in images or not changed:
             continue
         after = images[method]
         heading, sheet = sheet_of_changes(section.task, method, changed, before, after)
-        parts.append(Figure(f"{section.name}-pairs-{run.path.stem}.png", png(sheet), heading))
+        parts.append(Figure(f"{section.name}-pairs-{run.path.name}.png", png(sheet), heading))
         seeds = [seed for seed in before if seed in after]
         outcomes = control(section.task, stacked(before, seeds), stacked(after, seeds))
         parts.append(tone_line(method, outcomes))
     return parts
 
 
-def point_parts(name: str, runs: Mapping[str, Results]) -> list[Part]:
+def point_parts(name: str, runs: Mapping[str, LabelledRun]) -> list[Part]:
     """Clouds of points, by label."""
     shown = {m: run for m, run in runs.items() if m.split()[0] in CLOUDS}
     return [
         f"### Where the points of {name} lie",
         *(
-            Figure(f"{name}-{run.path.stem}.png", charts.points_chart(m, run.features, run.labels), f"points of {m}")
+            Figure(f"{name}-{run.path.name}.png", charts.points_chart(m, run.features, run.labels), f"points of {m}")
             for m, run in shown.items()
         ),
     ]
@@ -290,20 +289,21 @@ def calibration_parts(section: Section) -> list[Part]:
     ]
 
 
-def recipe_table(runs: Sequence[Results]) -> Table:
+def recipe_table(runs: Sequence[LabelledRun]) -> Table:
     """Each method's full configuration."""
-    shown = ("task", "network", "network_sha256", "method", "is_score", "sampler", "batch", "dtype")
+    shown = ("network_sha256", "sampler", "batch", "dtype", "class", "device", "rng", "rows_per_seed", "subdirs")
     lines = []
     for run in runs:
-        options = ", ".join(f"{k}={shortened(str(v))}" for k, v in run.recipe.items() if k not in shown)
-        lines.append((run.recipe["method"], run.recipe["sampler"], options, str(len(run)), str(run.recipe["batch"])))
+        about = run.options
+        options = ", ".join(f"{k}={v}" for k, v in about.items() if k not in shown and v is not None)
+        lines.append((run.name, str(about["sampler"]), options, str(len(run)), str(about["batch"])))
     return Table(("method", "sampler", "options", "images", "batch"), tuple(lines))
 
 
-def machine_lines(runs: Sequence[Results]) -> list[str]:
+def machine_lines(runs: Sequence[LabelledRun]) -> list[str]:
     """The machines and versions behind the files, each once."""
     keys = ("version", "torch", "threads", "python", "machine")
     lines = [
-        ", ".join(f"{k} {about.get(k)}" for k in keys) + f" ({about['started'][:10]})" for r in runs for about in r.runs
+        ", ".join(f"{k} {about.get(k)}" for k in keys) + f" ({about['started'][:10]})" for r in runs for about in r.machines
     ]
     return list(dict.fromkeys(lines))

@@ -1,4 +1,4 @@
-"""The benchmark's files as the values that the report is made of."""
+"""The benchmark's run folders as the values that the report is made of."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dnnlib.errors import UserError
 from rods.bench.compare import Reference, reference
 from rods.bench.methods import BASELINE, METHODS
-from rods.bench.results import Results, read_results
+from rods.bench.labelled import LabelledRun, read_run
 from rods.bench.run import Place
 from rods.bench.task import Task
+from rods.labels.labels import LABELS_NAME
 from rods.runs.images import U8
 
 REAL_IMAGES, REAL_POINTS = 4096, 50_000  # held-out real samples that distances are taken to
@@ -28,7 +27,7 @@ class Section:
 
     task: Task
     network: str
-    runs: Mapping[str, Results]  # by method, in the order of the report; the baseline among them
+    runs: Mapping[str, LabelledRun]  # by method, in the order of the report; the baseline among them
     images: Mapping[str, Mapping[int, U8]]  # by method and seed [C, H, W]; of the methods whose images are there
     real: Reference
     audit: Sequence[Mapping[str, str]]  # lines of the labeller's audit; empty where it was not run
@@ -45,7 +44,7 @@ def read_sections(tasks: Mapping[str, Task], out: Path, presets: Path) -> list[S
         (task, Place(out, task.name, folder.name))
         for task in tasks.values()
         for folder in sorted((out / task.name).glob("*"))
-        if (folder / f"{BASELINE}.jsonl").is_file()
+        if (folder / BASELINE / LABELS_NAME).is_file()
     ]
     if not found:
         raise UserError(f"--out={out} holds no results of {', '.join(tasks)}; make some with scripts/bench.py run")
@@ -57,7 +56,7 @@ def read_sections(tasks: Mapping[str, Task], out: Path, presets: Path) -> list[S
 def read_section(task: Task, place: Place, real: Reference, presets: Path) -> Section:
     """One task and network; `real` is the task's reference."""
     runs = read_runs(place)
-    images = {method: own for method, run in runs.items() if (own := load_images(place, run)) is not None}
+    images = {method: own for method, run in runs.items() if (own := load_images(run)) is not None}
     audit, calibration = place.out / place.task / AUDIT_NAME, presets / f"{place.network}.calibration.jsonl"
     return Section(
         task=task,
@@ -70,23 +69,21 @@ def read_section(task: Task, place: Place, real: Reference, presets: Path) -> Se
     )
 
 
-def read_runs(place: Place) -> dict[str, Results]:
-    """The result files of a task and network by method, in the order of the table of methods."""
-    found = [read_results(path) for path in sorted(place.folder.glob("*.jsonl"))]
+def read_runs(place: Place) -> dict[str, LabelledRun]:
+    """The labelled runs of a task and network by method, in the order of the table of methods."""
+    found = [read_run(path.parent) for path in sorted(place.folder.glob(f"*/{LABELS_NAME}"))]
     order = {name: i for i, name in enumerate(METHODS)}
-    ranked = sorted(found, key=lambda r: order.get(str(r.recipe["method"]).split()[0], len(order)))
-    return {r.recipe["method"]: r for r in ranked}
+
+    def rank(run: LabelledRun) -> tuple[int, str]:
+        """By the longest name of the table that the run's begins with."""
+        names = [name for name in METHODS if run.name == name or run.name.startswith(f"{name}-")]
+        return order[max(names, key=len)] if names else len(order), run.name
+
+    return {run.name: run for run in sorted(found, key=rank)}
 
 
-def load_images(place: Place, run: Results) -> dict[int, U8] | None:
+def load_images(run: LabelledRun) -> dict[int, U8] | None:
     """The images [C, H, W] of a run by seed; None where not all of them are there."""
-    found: dict[int, U8] = {}
-    start = 0
-    for chunk in run.chunks:
-        path = place.pictures(run.path.name, (int(chunk["chunk"]), int(chunk["n"])))
-        if not path.is_file():
-            return None
-        seeds = run.seeds[start : start + chunk["n"]].tolist()
-        found.update(zip(seeds, np.load(path, allow_pickle=False), strict=True))
-        start += chunk["n"]
-    return found
+    if not all((run.path / line["name"]).is_file() for line in run.samples):
+        return None
+    return {int(seed): image for i, seed in enumerate(run.seeds) if (image := run.image(i)) is not None}

@@ -124,13 +124,13 @@ class OutputFolder:
     @cached_property
     def _known(self) -> dict[str, dict[str, Any]]:
         """The records of earlier runs, by image name."""
-        return {line["name"]: line for line in _read_lines(self.outdir / SAMPLES_NAME)}
+        return {line["name"]: line for line in read_lines(self.outdir / SAMPLES_NAME)}
 
     def _is_present(self, name: str) -> bool:
         line = self._known.get(name)
         if line is None:
             return False
-        if line.get("dropped") and "file" not in line:
+        if line.get("x") is not None or (line.get("dropped") and "file" not in line):
             return True
         wanted = [line.get("file", name), *([line["trajectory"]["file"]] if "trajectory" in line else [])]
         return line["sha256"] is not None and all((self.outdir / file).is_file() for file in wanted)
@@ -152,7 +152,7 @@ class OutputFolder:
     def _merge(self) -> list[dict[str, Any]]:
         merged = dict(self._known)
         for part in sorted((self.outdir / PARTS_NAME).glob("[0-9]*.jsonl")):
-            merged.update({line["name"]: line for line in _read_lines(part)})
+            merged.update({line["name"]: line for line in read_lines(part)})
         lines = [merged[name] for name in sorted(merged)]
         _replace(self.outdir / SAMPLES_NAME, _json_lines(lines))
         self._known = merged
@@ -204,7 +204,8 @@ def read_identity(path: Path) -> dict[str, Any] | None:
     raise UserError(f"{path} was not written by generate.py; name another --outdir")
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a samples.jsonl; none where there is no such file."""
     if not path.is_file():
         return []
     try:

@@ -102,8 +102,13 @@ def write_chunk(job: Job, done: ChunkResult, strips: Strips, folder: OutputFolde
     """Write a sampled chunk; an image that is not finite is recorded and never becomes a PNG."""
     chunk, ok = done.chunk, all_finite(done)
     lines = record_lines(done, job.names(chunk), job.selection.filter, ok)
-    wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
     pixels = done.images.cpu().numpy()
+    if is_points(pixels.shape):
+        for line, x, fine in zip(lines, pixels, ok, strict=True):
+            line["x"] = x.ravel().tolist() if fine else None
+        folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", [None] * len(lines), lines, {})
+        return
+    wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
     images = [to_pil(to_uint8(x)) if is_wanted else None for x, is_wanted in zip(pixels, wanted, strict=True)]
     drawn = {}
     for b, line in enumerate(lines):
@@ -112,6 +117,11 @@ def write_chunk(job: Job, done: ChunkResult, strips: Strips, folder: OutputFolde
             line["trajectory"] = {"file": file, "steps": list(job.trajectory), "sigma": strips.sigma}
             drawn[file] = strips.strip(b, done.images[b])
     folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines, drawn)
+
+
+def is_points(shape: Sequence[int]) -> bool:
+    """Whether samples [B, C, H, W] are points: of one pixel, and recorded as numbers instead of a PNG."""
+    return tuple(shape[2:]) == (1, 1)
 
 
 def all_finite(done: ChunkResult) -> list[bool]:

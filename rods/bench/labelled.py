@@ -1,0 +1,261 @@
+"""A labelled run in numbers: a folder that generate.py or the benchmark made, with labels.jsonl beside its images.
+
+What comparisons read of the images is kept in features.jsonl, so that a run can be compared where its PNGs are not: a
+line per group of images {"names", "x", "sq", "mean"}, with 8x8 means of their levels in base64 (bytes [C, 8, 8]), the
+sums of their squared values, and their mean image (float16). It is written when it is first needed. Samples that are
+points have their coordinates in samples.jsonl. timing.jsonl holds the seconds of chunks that the benchmark sampled
+beside the baseline's, and the machines that sampled them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import adaptive_avg_pool2d
+
+from dnnlib.errors import UserError
+from dnnlib.util import atomic_write
+from rods.labels.labels import VERDICTS, read_labels
+from rods.runs.folder import OPTIONS_NAME, SAMPLES_NAME, read_lines
+from rods.runs.images import U8
+
+F64 = NDArray[np.float64]
+FEATURES_NAME, TIMING_NAME = "features.jsonl", "timing.jsonl"
+POOLED = 8  # pixels on a side of the means that stand for an image
+GROUP = 32  # images of a line of features.jsonl; their total variance is drawn again by groups
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRun:
+    """A run of N labelled samples, in the order of their names."""
+
+    path: Path
+    name: str  # of the method, in tables
+    is_score: bool  # its images are the baseline's; what counts is how its scores rank them
+    options: Mapping[str, Any]  # the folder's identity: sampler, options, network, batch
+    samples: Sequence[Mapping[str, Any]]  # lines of samples.jsonl [N]
+    labels: NDArray[np.int8]  # codes of rods.eval.labels.Label [N]
+    modes: NDArray[np.int64] | None  # [N], -1 for none
+    timing: Sequence[Mapping[str, Any]]  # of chunks
+    machines: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def seeds(self) -> NDArray[np.int64]:
+        return np.array([line["seed"] for line in self.samples], dtype=np.int64)  # [N]
+
+    @property
+    def keys(self) -> list[str]:
+        """What tells whether two images are the same, bit for bit [N]."""
+        return [str(line.get("sha256") or line.get("pixels") or line.get("x")) for line in self.samples]
+
+    @cached_property
+    def nfe(self) -> F64:
+        """F and B of each sample [N, 2]."""
+        return np.array([[line["forward"], line["backward"]] for line in self.samples], dtype=np.float64)
+
+    @property
+    def has_restarts(self) -> bool:
+        return "restart" in self.samples[0]
+
+    @cached_property
+    def scores(self) -> F64 | None:
+        """Of the baseline's image of each seed: the first of a restart, else the largest of the steps [N].
+
+        A score that JSON could not hold is inf. None where the run measures none.
+        """
+        if self.has_restarts:
+            return numbers([line["restart"]["scores"][0] for line in self.samples])
+        if "largest" in self.samples[0]:
+            return numbers([line["largest"] for line in self.samples])
+        steps = [_steps(line) for line in self.samples]
+        return np.array([numbers(row).max() for row in steps]) if steps and steps[0] else None
+
+    @cached_property
+    def own_scores(self) -> F64 | None:
+        """Of the run's own images [N]: a restart's of the image it kept, else `scores`."""
+        if not self.has_restarts:
+            return self.scores
+        return numbers([line["restart"]["scores"][line["restart"]["kept"]] for line in self.samples])
+
+    @cached_property
+    def step_scores(self) -> tuple[F64, F64] | None:
+        """Noise levels [S] and scores [M, S] of the first M samples at the probed steps; None where there are none."""
+        rows = [_steps(line) for line in self.samples]
+        kept = [row for row in rows if row]
+        if not kept:
+            return None
+        return np.array(self.samples[0]["sigma"], dtype=np.float64), np.stack([numbers(row) for row in kept])
+
+    @property
+    def not_finite(self) -> int:
+        """Samples with values that are not finite, which have no image."""
+        return sum(not is_finite(line) for line in self.samples)
+
+    @property
+    def is_points(self) -> bool:
+        return "x" in self.samples[0]
+
+    @cached_property
+    def features(self) -> F64:
+        """Coordinates of points, or the pooled levels of images in 0..1 [N, d]."""
+        if self.is_points:
+            return np.array([line["x"] for line in self.samples], dtype=np.float64)
+        texts = {name: x for group in self._groups for name, x in zip(group["names"], group["x"], strict=True)}
+        known = {name: np.frombuffer(base64.b64decode(text), dtype=np.uint8) for name, text in texts.items()}
+        grey = np.full_like(next(iter(known.values())), 128)  # stands for a sample without an image
+        return np.asarray(np.stack([known.get(line["name"], grey) for line in self.samples]) / 255.0, dtype=np.float64)
+
+    def groups(self) -> tuple[F64, F64, F64]:
+        """Size [K], sum of values [K, D] and sum of squares [K] of groups of samples: what total variances need.
+
+        A point is a group of its own; images come in the groups of features.jsonl.
+        """
+        if self.is_points:
+            return np.ones(len(self)), self.features, (self.features**2).sum(axis=1)
+        mine = {line["name"] for line in self.samples}
+        groups = [group for group in self._groups if set(group["names"]) <= mine]
+        sizes = np.array([len(group["names"]) for group in groups], dtype=np.float64)
+        means = np.stack([np.frombuffer(base64.b64decode(g["mean"]), dtype="<f2") for g in groups])
+        squares = np.array([np.array(group["sq"], dtype=np.float64).sum() for group in groups])
+        return sizes, sizes[:, None] * means, squares
+
+    @cached_property
+    def _groups(self) -> list[Mapping[str, Any]]:
+        return feature_lines(self.path, [line["name"] for line in self.samples if is_finite(line)])
+
+    def only(self, seeds: set[int]) -> LabelledRun:
+        """The samples of these seeds."""
+        index = [i for i, seed in enumerate(self.seeds.tolist()) if seed in seeds]
+        if len(index) == len(self):
+            return self
+        samples = [self.samples[i] for i in index]
+        modes = None if self.modes is None else self.modes[index]
+        timing = [chunk for chunk in self.timing if set(chunk["seeds"]) <= seeds]
+        return LabelledRun(self.path, self.name, self.is_score, self.options, samples, self.labels[index], modes,
+                           timing, self.machines)  # fmt: skip
+
+    def position(self) -> dict[int, int]:
+        """Where each seed is in the run."""
+        return {int(seed): i for i, seed in enumerate(self.seeds)}
+
+    def image(self, i: int) -> U8 | None:
+        """The image [C, H, W] of a sample; None where its PNG is not there."""
+        path = self.path / self.samples[i]["name"]
+        return read_png(path) if path.is_file() else None
+
+
+def is_finite(line: Mapping[str, Any]) -> bool:
+    """Whether a record is of a sample that could be written."""
+    return any(line.get(key) is not None for key in ("sha256", "pixels", "x"))
+
+
+def _steps(line: Mapping[str, Any]) -> Sequence[float | None]:
+    steps: Sequence[float | None] = line.get("H") or line.get("scores") or ()
+    return steps
+
+
+def numbers(values: Sequence[float | None]) -> F64:
+    """Scores as JSON has them; what it could not hold is inf."""
+    return np.array([np.inf if v is None else v for v in values], dtype=np.float64)
+
+
+def read_png(path: Path) -> U8:
+    """[C, H, W], C = 1 or 3."""
+    with PIL.Image.open(path) as image:
+        array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def values_of(pixels: U8) -> F64:
+    """Pixels as a sampler's values in [-1, 1]: the inverse of `images.to_uint8`, to its rounding."""
+    return np.asarray((pixels.astype(np.float64) - 128) / 127.5)
+
+
+def read_run(path: Path, *, source: str | None = None) -> LabelledRun:
+    """A labelled run. Samples without a label are left out.
+
+    Raises UserError: no run, no labels (see `read_labels`), or files that are not a run's.
+    """
+    options = path / OPTIONS_NAME
+    if not options.is_file():
+        raise UserError(f"{path} is not a run: it has no {OPTIONS_NAME}; give a folder that generate.py made")
+    labels = read_labels(path, source=source)
+    samples = [line for line in read_lines(path / SAMPLES_NAME) if line["name"] in labels]
+    if not samples:
+        raise UserError(f"{path} has no labelled sample; label it by scripts/bench.py label")
+    try:
+        about = json.loads(options.read_text())
+        own = [labels[line["name"]] for line in samples]
+        modes = [label.mode for label in own]
+        timing = [json.loads(text) for text in _text(path / TIMING_NAME).splitlines()]
+        return LabelledRun(
+            path,
+            str(about.get("method", path.name)),
+            bool(about.get("is_score", False)),
+            about["identity"],
+            samples,
+            np.array([VERDICTS.index(label.label) for label in own], dtype=np.int8),
+            None if None in modes else np.array(modes, dtype=np.int64),
+            [line for line in timing if "seconds" in line],
+            [line for line in timing if "seconds" not in line],
+        )
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: {OPTIONS_NAME} or {TIMING_NAME} was changed; sample the run again") from None
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+# -- features.jsonl ---------------------------------------------------------------------------------------------------
+
+
+def feature_lines(run: Path, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The lines of features.jsonl; images that it lacks are read and added, by groups in the order of their names."""
+    path = run / FEATURES_NAME
+    found: list[Mapping[str, Any]] = [json.loads(text) for text in _text(path).splitlines()]
+    known = {name for group in found for name in group["names"]}
+    missing = sorted(set(names) - known)
+    if not missing:
+        return found
+    if absent := [name for name in missing if not (run / name).is_file()]:
+        raise UserError(f"{run}: {absent[0]} is missing, and {FEATURES_NAME} does not have it; sample it again")
+    for start in range(0, len(missing), GROUP):
+        part = missing[start : start + GROUP]
+        found.append(group_line(part, np.stack([read_png(run / name) for name in part])))
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found))
+    return found
+
+
+def group_line(names: Sequence[str], images: U8) -> dict[str, Any]:
+    """What features.jsonl says of a group of images [n, C, H, W]."""
+    x = values_of(images).clip(-1, 1)
+    return {
+        "names": list(names),
+        "x": pooled(x),
+        "sq": [round(float(s), 3) for s in (x**2).sum(axis=(1, 2, 3))],
+        "mean": base64.b64encode(x.mean(axis=0).astype("<f2").tobytes()).decode(),
+    }
+
+
+def pooled(x: F64) -> list[str]:
+    """8x8 means of the levels of images [B, C, H, W] as bytes in base64."""
+    unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
+    means = adaptive_avg_pool2d(unit, POOLED).numpy()
+    return [base64.b64encode(np.rint(255 * m).astype(np.uint8).tobytes()).decode() for m in means]
+
+

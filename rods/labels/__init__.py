@@ -1,0 +1,1 @@
+"""Labels of images: labels.jsonl beside a run, whoever gave them."""
