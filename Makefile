@@ -39,6 +39,7 @@ bench: .venv/.installed ## ratios in time: samplers to Euler, Frechet distances,
 
 # The benchmark. Every line is a piece of its own, at most two hours on two quiet cores, that goes on where it stopped.
 QUALITY := $(PY) scripts/bench.py
+PLOTS := $(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots]'
 GRID := euler,heun,euler-200,churn,churn-euler,tvf,lid,h-index,overshoot,sigma-offset,random,tag,iq,laplacian,restart,rods-cas,rods-cas-all,rods-sas,rods-sas-all
 EXACT := euler,heun,overshoot,restart,rods-cas-all,h-index
 HANDS := euler,heun,overshoot,restart,rods-cas-all,rods-sas-all,score detector=readout score_at=0,restart detector=lid lid_sigma=1.38 draws=2 score_at=0.47 threshold=14.71 sigma_r=8.03 rounds=3,h-index window=0,1 rho=4,lid lid_sigma=1.2 draws=16 score_at=0,tvf tvf_sigma=2,sigma-offset kappa=.4 window=.1,.5,random rho=8 window=.2,.6,churn,restart detector=lid lid_sigma=1.07 draws=8 score_at=0.47 threshold=16.88 sigma_r=3.52 rounds=3,restart detector=lid lid_sigma=1.2 draws=4 score_at=0 threshold=15.22 sigma_r=2.24 rounds=3,restart detector=h-index:rho=4,lo=0.6,hi=1.1,mean=true score_at=0.47 threshold=0.006645 sigma_r=3.52 rounds=3,euler-200,iq strength=.2 threshold=22.78 window=sigma:0.461,0.839 lid_sigma=.625 draws=4
@@ -50,6 +51,7 @@ SHAPES := euler,restart,overshoot rho=8 window=.2,.6
 bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minutes: few seeds, out/bench-fast/report
 	@$(QUALITY) --task=grid25 --seeds=0-1999 --batch=2000 --samplers=euler,heun,lid,h-index,overshoot,rods-cas,restart --out=out/bench-fast
 	@$(QUALITY) --task=hands-32 --seeds=0-63 --samplers=euler,heun,lid,overshoot,rods-cas,restart --out=out/bench-fast
+	@$(PLOTS)
 	@$(QUALITY) report --out=out/bench-fast --dest=out/bench-fast/report
 
 bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/benchmark/report.md; hours, can be interrupted
@@ -68,6 +70,7 @@ bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/ben
 	@$(QUALITY) --task=hands-64r --samplers="$(RENDERED)" --out=results
 	@$(QUALITY) --task=mnist --samplers="$(MNIST)" --out=results
 	@$(QUALITY) --task=mnist --samplers="euler,restart" --seeds=0-1535 --out=results
+	@$(PLOTS)
 	@$(QUALITY) report --out=results --dest=docs/benchmark
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit
@@ -79,7 +82,7 @@ docs: .venv/.installed ## the documentation as a site, in build/site; it needs n
 	@echo "build/site/index.html"
 
 figures: .venv/.installed ## the paper's figures from the embedded networks, in out/figures; it goes on where it stopped
-	@$(PY) -c 'import matplotlib' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots]'
+	@$(PLOTS)
 	@$(PY) scripts/figures.py all
 
 # .venv/.unfinished marks an install that was cut off: what it left may be broken, so it is made anew.

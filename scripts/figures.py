@@ -67,6 +67,10 @@ QUALITY_OPTIONS = (
                  help=f"{', '.join(NAMES)}, or a file of the Inception [default: inception, else efficientnet-lite0]."),
 )  # fmt: skip
 
+TIME_OPTIONS = (
+    click.option("--times/--no-times", default=True, show_default=True, help="Time a batch of each sampler."),
+)
+
 
 @click.group(cls=Group)
 def main() -> None:
@@ -138,19 +142,22 @@ def drawn(name: str, opts: dict[str, Any]) -> None:
 
 
 def figure_command(name: str) -> click.Command:
+    """The command of a figure of samples."""
     plan = PLANS[name]
     defaults = (
         f"The paper's is of {STUDIES[plan.study].title}. Without --network: {plan.network}, {plan.images} images."
     )
 
-    @click.command(name, cls=Command, help=f"{plan.draw.__doc__}\n\n{defaults}")
     def command(**opts: Any) -> None:
         drawn(name, opts)
 
-    return with_options(command, RUN_OPTIONS)
+    made = click.command(name, cls=Command, help=f"{plan.draw.__doc__}\n\n{defaults}")
+    return made(with_options(command, RUN_OPTIONS))
 
 
 def exact_command(name: str) -> click.Command:
+    """The command of a figure of exact densities."""
+
     @click.command(name, cls=Command, help=EXACT[name].__doc__)
     @out_option
     def command(out: Path) -> None:
@@ -182,10 +189,10 @@ def everything(threads: int | None, out: Path) -> None:
         raise UserError(f"{', '.join(failed)} could not be drawn; the lines above say why")
 
 
-def table_command(command: Any, samplers: Sequence[str]) -> Any:
-    """The options that both tables have."""
-    option = click.option("--samplers", default=",".join(samplers), show_default=True, help="The rows of the table.")
-    return with_options(command, (*RUN_OPTIONS, option))
+def table_options(samplers: Sequence[str], more: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator: the options of a table, those of its own last."""
+    own = click.option("--samplers", default=",".join(samplers), show_default=True, help="The rows of the table.")
+    return lambda command: with_options(command, (*RUN_OPTIONS, own, *more))
 
 
 def table_experiment(opts: dict[str, Any]) -> tuple[Experiment, list[str]]:
@@ -206,7 +213,7 @@ def finished(table: PaperTable, path: Path) -> None:
 
 
 @main.command(cls=Command)
-@lambda command: table_command(with_options(command, QUALITY_OPTIONS), TABLE_1)
+@table_options(TABLE_1, QUALITY_OPTIONS)
 def table1(**opts: Any) -> None:
     """Table 1: distance to real images, variance and diversity of Euler's, Heun's and RODS-CAS's images."""
     e, methods = table_experiment(opts)
@@ -222,8 +229,7 @@ def table1(**opts: Any) -> None:
 
 
 @main.command(cls=Command)
-@lambda command: table_command(command, TABLE_2)
-@click.option("--times/--no-times", default=True, show_default=True, help="Time a batch of each sampler.")
+@table_options(TABLE_2, TIME_OPTIONS)
 def table2(**opts: Any) -> None:
     """Table 2: hallucinated, repaired and newly broken images, and seconds a batch."""
     e, methods = table_experiment(opts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ def code_cells() -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+@pytest.mark.skipif(not find_spec("matplotlib"), reason="matplotlib is not installed (the extra notebook)")
 def test_the_cells_run_with_few_seeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(NOTEBOOK.parent)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -57,5 +59,4 @@ def test_it_runs_in_a_kernel() -> None:
     folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
     nbclient.NotebookClient(book, timeout=600, resources=folder, kernel_name="python3").execute()
     shown = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("image/png" in output.get("data", {}) for output in shown)
-    assert any("image/svg+xml" in output.get("data", {}) for output in shown)
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= 2

@@ -18,6 +18,7 @@ from rods.bench import report
 from rods.bench.bars import clears_bars
 from rods.bench.compare import compare
 from rods.bench.plots import benchmark
+from rods.bench.plots.drawing import has_matplotlib
 from rods.bench.report import Figure, audit_record, report_parts, verdict
 from rods.bench.stored import read_sections
 from rods.bench.task import AuditLine
@@ -29,8 +30,8 @@ METHODS = ["euler", "heun", "lid lid_sigma=.1", "h-index rho=.02 window=0,1", "o
 AUDIT = (AuditLine("real data, fresh", "surely bad", proportion_interval(0, 100), 0.005),)
 
 
-pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytestmark = pytest.mark.usefixtures("restored_threads")
+needs_plots = pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is not installed (the extra plots)")
 
 
 @pytest.fixture
@@ -70,10 +71,10 @@ def test_the_command_runs_goes_on_audits_and_reports(tmp_path, small_tasks):
     assert {p: p.read_bytes() for p in files} == files
     assert "surely bad 0/100" in cli("audit", "--task=points", out)
     dest = tmp_path / "report"
-    assert cli("report", f"--dest={dest}", "--threads=1", out) == f"{dest / 'report.md'}\n"
+    assert cli("report", f"--dest={dest}", "--threads=1", out).splitlines()[0] == str(dest / "report.md")
     text = (dest / "report.md").read_text()
     figures = re.findall(r"\(figures/([^)]+)\)", text)
-    assert len(figures) >= 8
+    assert len(figures) >= (8 if has_matplotlib() else 0)
     for figure in figures:
         with PIL.Image.open(dest / "figures" / figure) as image:
             assert image.width > 300
@@ -162,6 +163,7 @@ def test_the_verdict_names_what_is_too_small(tmp_path):
         assert not clears_bars(replace(good, **worse), base)
 
 
+@needs_plots
 def test_the_curves_of_a_calibration_come_from_its_file(tmp_path, small_tasks):
     bench_tasks.run(POINTS, tmp_path, ["euler"])
     share = {"k": 3, "n": 10}
