@@ -17,7 +17,7 @@ from rods.bench.results import Results
 from rods.bench.rows import common
 from rods.bench.run import Place
 from rods.bench.task import Task
-from rods.bench.tone import tone_control
+from rods.bench.tasks.tone_control import tone_control
 from rods.eval.correction import PairedOutcomes
 from rods.eval.labels import Label
 

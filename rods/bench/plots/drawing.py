@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.task_pictures import COLOURS
+from rods.bench.tasks.examples import COLOURS
 from rods.eval.labels import Label
 
 if TYPE_CHECKING:
