@@ -37,7 +37,7 @@ def main(ctx: click.Context, **opts: Any) -> None:
 
     \b
     Examples:
-      python scripts/draw_hands.py --dest=data/hands-32.zip
+      python scripts/make_data.py hands-32 --dest=data/hands-32.zip
       python train.py --preset=hands-32 --data=data/hands-32.zip --outdir=training-runs
       torchrun --standalone --nproc_per_node=8 train.py --preset=hands-128-ve --data=hands.zip --outdir=training-runs
     """

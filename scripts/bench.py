@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import PIL.Image
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
@@ -35,7 +36,9 @@ from rods.bench.stored import AUDIT_NAME, read_sections
 from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
+from rods.bench.tasks.examples import examples
 from rods.presets import Preset
+from rods.runs.images import save_png
 from rods.runs.presets import find_preset
 from torch_utils import distributed
 
@@ -187,17 +190,26 @@ def compare(run_a: Path, run_b: Path, source: str | None) -> None:
 
 
 @main.command(cls=Command, context_settings={"show_default": True})
-@task_option()
+@task_option(required=False)
+@click.option("--images", type=click.Path(dir_okay=False, path_type=Path), help="Also draw labelled examples: a PNG.")
 @out_option
-def audit(task_name: str, out: Path) -> None:
-    """Label images whose truth is known: fresh real data, planted errors, changes of tone."""
-    lines = TASKS[task_name]().audit()
-    record = audit_record(lines)
-    for line in record["lines"]:
-        click.echo(f"{line['what']}: {line['label']} {line['share']}" + (f", bar {line['bar']}" if line["bar"] else ""))
-    (out / task_name).mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / task_name / AUDIT_NAME) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+def audit(task_name: str | None, images: Path | None, out: Path) -> None:
+    """Label images whose truth is known: fresh real data, planted errors, changes of tone. Without --task, of all."""
+    if images is not None and task_name is None:
+        raise UserError(f"--images={images} shows one task; give --task")
+    for name in [task_name] if task_name else list(TASKS):
+        task = TASKS[name]()
+        lines = task.audit()
+        record = audit_record(lines)
+        for line, said in zip(lines, record["lines"], strict=True):
+            verdict = f", bar {said['bar']}{'' if line.passes else ', MISSED'}" if said["bar"] else ""
+            click.echo(f"{name}: {said['what']}: {said['label']} {said['share']}{verdict}")
+        (out / name).mkdir(parents=True, exist_ok=True)
+        with atomic_write(out / name / AUDIT_NAME) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        if images is not None:
+            images.parent.mkdir(parents=True, exist_ok=True)
+            save_png(examples(task).quantize(64, dither=PIL.Image.Dither.NONE), images)
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

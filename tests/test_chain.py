@@ -27,7 +27,7 @@ def run(script: str, *options: object) -> str:
 
 def test_rendered_hands_become_a_network_that_samples(tmp_path: Path) -> None:
     pytest.importorskip("anny", reason="anny is not installed")
-    run("scripts/render_hands.py", f"--dest={tmp_path / 'rendered'}", "--num=6", "--resolution=64x48")
+    run("tools/rendered-hands/render_hands.py", f"--dest={tmp_path / 'rendered'}", "--num=6", "--resolution=64x48")
     data, runs = tmp_path / "hands-32.zip", tmp_path / "runs"
     said = run("scripts/prepare_hands.py", f"--source={tmp_path / 'rendered'}", f"--dest={data}", "--resolution=32")
     assert "6 images, 32x32 RGB" in said

@@ -9,11 +9,11 @@ import click
 import pytest
 from vectors import ROOT
 
-from scripts import dataset_tool, draw_hands, draw_shapes, prepare_hands
+from scripts import dataset_tool, make_data, prepare_hands
 
-SCRIPTS = {m.__name__.removeprefix("scripts."): m.main for m in (dataset_tool, draw_hands, draw_shapes, prepare_hands)}
+SCRIPTS = {m.__name__.removeprefix("scripts."): m.main for m in (dataset_tool, make_data, prepare_hands)}
 PAGE = (ROOT / "docs" / "data.md").read_text()
-COMMANDS = re.findall(r"python scripts/(\w+)\.py (--[^`\n]+)", PAGE)
+COMMANDS = re.findall(r"python scripts/(\w+)\.py ([^`\n]+)", PAGE)
 
 
 @pytest.mark.parametrize(("script", "options"), COMMANDS)

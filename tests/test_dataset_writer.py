@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dnnlib.errors import UserError
-from rods.bench.shapes import draw_shapes
-from scripts import draw_shapes as command
 from training.dataset import ImageDataset
 from training.datasets.writer import check_dests, write_dataset
 
@@ -154,11 +151,3 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     write(tmp_path / "set", [picture()])
     assert len(ImageDataset(tmp_path / "set")) == 1
-
-
-def test_draw_shapes_writes_the_shapes(tmp_path: Path) -> None:
-    result = CliRunner().invoke(command.main, [f"--dest={tmp_path / 'a.zip'}", "--num=3", "--seed=4"])
-    assert result.exit_code == 0, result.output
-    assert result.output == f"{tmp_path / 'a.zip'}: 3 images, 64x64 grey, no labels; seed 4\n"
-    read = ImageDataset(tmp_path / "a.zip")
-    assert np.array_equal(np.stack([read.image(i)[0] for i in range(3)]), draw_shapes(3, seed=4))

@@ -16,12 +16,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rods.bench": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
     "rods.eval": {"rods.eval", "torch_utils", "dnnlib"},
     "rods.runs": {"rods.runs", "rods", "torch_utils", "dnnlib"},
+    "tools": {"tools", "training", "torch_utils", "dnnlib"},
     "training": {"training", "torch_utils", "dnnlib"},
     "rods": {"rods", "torch_utils"},
     "torch_utils": {"torch_utils", "dnnlib"},
     "dnnlib": {"dnnlib"},
 }
 FOREIGN_TO_THE_CORE_ALLOWED = {"torch"}
+OF_TOOLS = {path.parent.name for path in (ROOT / "tools").glob("*/*/__init__.py")}  # packages that tools/ holds
 MODULES = {"pillow": "PIL"}  # where the name of the import is not that of the package
 
 
@@ -53,6 +55,8 @@ def imported_on_loading(source: str) -> list[str]:
 def target_zone(name: str, siblings: set[str]) -> str | None:
     """The zone of an imported name, or None for a module that is not ours. `siblings`: the commands' file stems."""
     top, *rest = name.split(".")
+    if top in OF_TOOLS:
+        return "tools"
     if top in ("scripts", "examples") or top in siblings:
         return "command"
     if top == "rods" and rest and rest[0] in ("bench", "eval", "runs"):
@@ -131,6 +135,9 @@ def test_every_zone_has_files() -> None:
         ("training", "from rods.eval.labels import Label"),
         ("torch_utils", "from training import unet"),
         ("dnnlib", "from torch_utils.rng import SeedStreams"),
+        ("rods.bench", "from rendered_hands import render_hands"),
+        ("command", "import rendered_hands.mesh"),
+        ("tools", "from rods.bench.task import Task"),
         ("rods.bench", "import generate"),
         ("command", "from generate import main"),
         ("command", "from scripts.convert import main"),
@@ -150,7 +157,7 @@ def test_the_check_sees(zone: str, source: str) -> None:
         ("rods", "import math\nfrom torch import Tensor\nfrom rods.types import Step\nimport torch_utils.rng"),
         ("rods.runs", "import PIL.Image, numpy, tqdm\nfrom rods.presets import Preset\nfrom dnnlib.util import x"),
         ("rods.bench", "from rods.eval.labels import Label\nfrom training.checkpoint import load_denoiser"),
-        ("command", "import click\nfrom rods.bench.hands import draw_hands\nimport torch_utils.distributed"),
+        ("command", "import click\nfrom rods.bench.tasks.hands.data import draw_hands\nimport torch_utils.distributed"),
         ("rods.runs", "def f():\n    import flask"),
     ],
 )

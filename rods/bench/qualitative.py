@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rods.bench.compare import common
 from rods.bench.labelled import LabelledRun
 from rods.bench.task import Task
-from rods.bench.tone import tone_control
+from rods.bench.tasks.tone_control import tone_control
 from rods.eval.correction import PairedOutcomes
 from rods.eval.labels import Label
 from rods.runs.images import U8, contact_sheet

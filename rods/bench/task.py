@@ -1,10 +1,10 @@
-"""What the benchmark's runner needs to know of a task: data, labeller, network, protocol. Each task is one value."""
+"""What the benchmark needs to know of a task: data, labeller, network, protocol. Each task is one value."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,11 @@ from rods.eval.correction import Proportion, proportion_interval
 from rods.eval.labels import Label
 from rods.types import Denoiser
 
+if TYPE_CHECKING:
+    from rods.bench.tasks.labeller_training import LabellerTraining
+
 F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,10 @@ class LoadedNetwork:
 
 @dataclass(frozen=True)
 class AuditLine:
-    """One line of a labeller's audit: of n pictures whose truth is known, how many got this label."""
+    """One line of a labeller's audit: of n images whose truth is known, how many got this label."""
 
     what: str  # "real data, fresh", "planted: two squares in a column"
-    label: str  # "surely bad"
+    label: str  # "hallucinated"
     share: Proportion
     bar: float | None = None  # the share it must not exceed (real data) or must reach (planted)
     must_reach: bool = False  # which of the two
@@ -48,14 +52,31 @@ def audit_line(
     what: str, labels: NDArray[np.int8], label: Label, *, most: float | None = None, least: float | None = None
 ) -> AuditLine:
     """The share of `labels` [n] that are `label`, with its exact 95 % interval and a bar: at most, or at least."""
-    name = "ambiguous" if label is Label.AMBIGUOUS else f"surely {label.name.lower()}"
     share = proportion_interval(int((labels == label).sum()), len(labels))
-    return AuditLine(what, name, share, most if least is None else least, must_reach=least is not None)
+    return AuditLine(what, label.verdict, share, most if least is None else least, must_reach=least is not None)
+
+
+class Audit(Protocol):
+    """The audit of a task's labeller; the defaults are the sizes that the benchmark reports."""
+
+    def __call__(self, *, num: int = ..., num_planted: int = ...) -> Sequence[AuditLine]:
+        """Labels `num` real samples that nothing was fitted to, and `num_planted` with each known error."""
+        ...
+
+
+@dataclass(frozen=True)
+class DrawnData:
+    """Data that a program draws. Image i depends on (seed, i), the resolution and the kind alone."""
+
+    draw: Callable[[Sequence[int], int, int], U8]  # (indices, seed, resolution) -> real images [n, H, H]
+    planted: Mapping[str, Callable[[Sequence[int], int, int], U8]]  # the same with an error, by the error's name
+    num: int  # of the set that the embedded networks were trained on
+    resolutions: tuple[int, int]  # the least, which the task's networks have, and the largest
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark task (`spec/benchmark.md`, Tasks).
+    """A benchmark task.
 
     Samples are arrays [N, C, H, W] as the sampler returns them, float64 (grid25: [N, 2, 1, 1]). Seed blocks do not
     overlap: what calibration saw, no report uses.
@@ -69,7 +90,7 @@ class Task:
     num_kinds: int  # 0 where `kinds` is None
     real: Callable[[int, int], F64]  # (n, seed) -> held-out real data in the network's range; never training data;
     # fewer than n where there are no more (mnist)
-    audit: Callable[[], Sequence[AuditLine]]
+    audit: Audit
     is_picture: bool = True  # False: points, which have no tone and are drawn as a scatter plot
     calibration_seeds: range = range(1_000_000, 1_000_512)
     report_seeds: range = range(512)
@@ -77,6 +98,9 @@ class Task:
     num_steps: int = 40
     settings: Mapping[str, Any] | None = None  # per-task sampler defaults that no preset has, by sampler name
     faults: Callable[[F64], Sequence[str]] | None = None  # what is wrong with each sample in words, "" for nothing
+    planted: Callable[[int], Mapping[str, NDArray[Any]]] | None = None  # n samples with each known error, by its name
+    drawn: DrawnData | None = None  # for scripts/make_data.py; None where the data are not drawn
+    labeller: Callable[[], LabellerTraining] | None = None  # how a learned labeller is trained; reads the data for it
 
 
 def load_network(task: Task, name: str | None) -> LoadedNetwork:

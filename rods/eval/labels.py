@@ -1,7 +1,7 @@
-"""Three-valued labels of generated pictures: surely well, surely bad, or ambiguous (`spec/benchmark.md`, Labels).
+"""Verdicts of a labeller on generated images: valid, hallucinated, or uncertain.
 
-A labeller reads every picture at several thresholds. Only a verdict that all readings share is sure; every other
-picture is ambiguous, and ambiguous pictures are reported, never dropped.
+A labeller reads every image at several thresholds. Only a verdict that all readings share counts as valid or
+hallucinated; every other image is uncertain, and uncertain images are reported, never dropped.
 """
 
 from enum import IntEnum
@@ -11,22 +11,30 @@ from numpy.typing import NDArray
 
 
 class Label(IntEnum):
-    """Codes of a label array (int8): `AMBIGUOUS` 0, `WELL` 1 (surely well), `BAD` 2 (surely bad, a hallucination)."""
+    """Codes of a label array (int8). The last three names are aliases of the first three."""
 
+    UNCERTAIN = 0
+    VALID = 1
+    HALLUCINATED = 2
     AMBIGUOUS = 0
     WELL = 1
     BAD = 2
 
+    @property
+    def verdict(self) -> str:
+        """The word for it: valid, hallucinated or uncertain."""
+        return self.name.lower()
 
-def combine_readings(well: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Labels int8 [N] from one verdict per picture and threshold, `well` bool [N, T] with T >= 1.
 
-    All readings well: WELL. None well: BAD. Otherwise AMBIGUOUS. Source: `spec/benchmark.md`, Labels.
-    Raises ValueError if `well` is not two-dimensional or has no readings.
+def combine_readings(valid: NDArray[np.bool_]) -> NDArray[np.int8]:
+    """Labels int8 [N] from one verdict per image and threshold, `valid` bool [N, T] with T >= 1.
+
+    All readings valid: VALID. None valid: HALLUCINATED. Otherwise UNCERTAIN.
+    Raises ValueError if `valid` is not two-dimensional or has no readings.
     """
-    if well.ndim != 2 or well.shape[1] == 0:
-        raise ValueError(f"combine_readings: well has shape {list(well.shape)}, pass [pictures, thresholds >= 1]")
-    labels = np.full(len(well), Label.AMBIGUOUS, dtype=np.int8)
-    labels[well.all(axis=1)] = Label.WELL
-    labels[~well.any(axis=1)] = Label.BAD
+    if valid.ndim != 2 or valid.shape[1] == 0:
+        raise ValueError(f"combine_readings: valid has shape {list(valid.shape)}, pass [images, thresholds >= 1]")
+    labels = np.full(len(valid), Label.UNCERTAIN, dtype=np.int8)
+    labels[valid.all(axis=1)] = Label.VALID
+    labels[~valid.any(axis=1)] = Label.HALLUCINATED
     return labels  # [N]
