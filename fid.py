@@ -33,8 +33,8 @@ from rods.runs.sampler_options import add_sampler_options
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
 from training.header import tool_version
+from training.model_zoo import MODELS
 
-MODELS = Path(__file__).resolve().parent / "models"
 NUM = 50_000
 F = TypeVar("F", bound=Callable[..., Any])
 

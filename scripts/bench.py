@@ -21,7 +21,6 @@ from dnnlib.cli import Command, Group, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.document import write_document
-from rods.bench.embedded import MODELS
 from rods.bench.methods import BASELINE, METHODS, Setting, resolve, split_methods
 from rods.bench.report import AUDIT_NAME, audit_record, report_blocks
 from rods.bench.results import read_results
@@ -34,6 +33,7 @@ from rods.presets import Preset
 from rods.runs.presets import find_preset
 from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
+from training.model_zoo import MODELS
 
 ALL = "all"
 

@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.embedded import MODELS
 from rods.bench.looks import control, load_pictures, stacked
 from rods.bench.methods import Setting, resolve
 from rods.bench.pairs import Pair, pair_sheet
@@ -38,6 +37,7 @@ from rods.runs.presets import find_preset
 from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot
+from training.model_zoo import MODELS
 
 SHOWN = 24  # pairs in the picture
 KINDS = ("NEWLY BROKEN", "repaired", "still bad", "unsure", "healthy")  # in the order of the picture

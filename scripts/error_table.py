@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command
 from dnnlib.util import atomic_write
 from training.checkpoint import save_snapshot
-from training.precond import EDMPrecond
+from training.networks import EDMPrecond
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATE = "generate.py --outdir=out --network="

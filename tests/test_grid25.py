@@ -11,13 +11,13 @@ import torch
 
 from dnnlib.errors import UserError
 from rods.bench import grid25
-from rods.bench.embedded import embedded_network, exact_network
 from rods.bench.grid25_training import PointTraining, measured_sigma_data, save_points, train_points
+from rods.bench.task import embedded_network, exact_network
 from rods.densities import Mixture
 from rods.eval.labels import Label
 from rods.pipeline import SamplerConfig
 from training.checkpoint import load_snapshot
-from training.mlp import MLP
+from training.networks import MLP
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 

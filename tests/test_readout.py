@@ -260,9 +260,9 @@ def test_a_few_labels_are_too_few() -> None:
         judge(at, np.arange(600) < 9, report=lambda _: None)
 
 
-def test_blocks_of_the_way_up_are_read() -> None:
+def test_decoder_blocks_are_read() -> None:
     assert decoder_blocks(network()) == (BLOCK, "model.dec.8x8_block1")
-    with pytest.raises(ValueError, match="no U-Net blocks"):
+    with pytest.raises(ValueError, match="no decoder blocks"):
         decoder_blocks(torch.nn.Linear(2, 2))
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     done: list[int] = []

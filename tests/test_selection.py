@@ -12,10 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, records, tiny
+from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, records, tiny, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ranks import torchrun
 from vectors import ROOT
 
 from rods.accept import Accept

@@ -9,7 +9,6 @@ from exact import GOLDEN
 
 from dnnlib.errors import UserError
 from rods.bench import digits, hands_task, rendered_task
-from rods.bench.embedded import MODELS
 from rods.bench.hands import draw_hands
 from rods.bench.real_data import picked
 from rods.bench.task import audit_line
@@ -17,6 +16,7 @@ from rods.bench.tasks import TASKS
 from rods.bench.tone import as_unit
 from rods.bench.tone_audit import CHANGES, tone_lines
 from rods.eval.labels import Label, combine_readings
+from training.model_zoo import MODELS
 
 N = 40
 WELL_NOISE = {"grid25": 0.1, "grid25-exact": 0.1}

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write
-from rods.bench.embedded import MODELS
 from rods.bench.tone import MIN_CONTRAST, as_unit, normalise
 from rods.eval.labels import combine_readings
+from training.model_zoo import MODELS
 
 COUNTER = MODELS / "hands-64r-counter.safetensors"
 CLASSES = ("4 fingers", "5 fingers", "6 fingers", "no hand")

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write
-from rods.bench.embedded import MODELS
 from rods.bench.tone import MIN_CONTRAST, as_unit, normalise
 from rods.eval.labels import combine_readings
+from training.model_zoo import MODELS
 
 F64 = NDArray[np.float64]
 

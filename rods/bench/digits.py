@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rods.bench.digit_labels import CLASSES, RESOLUTION, load_labeller
-from rods.bench.embedded import embedded_network
 from rods.bench.real_data import data_folder, picked, read_pictures
-from rods.bench.task import AuditLine, Task, audit_line
+from rods.bench.task import AuditLine, Task, audit_line, embedded_network
 from rods.bench.tone_audit import tone_lines
 from rods.eval.labels import Label
 

@@ -8,11 +8,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench.embedded import embedded_network
 from rods.bench.fingers import FINGERS, NO_HAND, THRESHOLDS, count_fingers, label_hands
 from rods.bench.hands import draw_hands
 from rods.bench.real_data import as_samples, real_seed
-from rods.bench.task import AuditLine, Task
+from rods.bench.task import AuditLine, Task, embedded_network
 from rods.bench.tone_audit import picture_audit
 
 F64 = NDArray[np.float64]

@@ -12,7 +12,6 @@ import torch
 
 from dnnlib.cli import SeedList, with_options
 from dnnlib.errors import UserError
-from rods.bench.embedded import MODELS
 from rods.bench.paper import BATCH, METHODS, NUM_TABLE_1, STUDIES, Study, study_of
 from rods.bench.paper_correction import BASELINE, CAS, answered_labels, correction_rows, detection_row, task_labels
 from rods.bench.paper_quality import QualityRow, quality_rows, reference_for, task_of
@@ -34,6 +33,7 @@ from rods.eval.reference import Reference
 from rods.runs.presets import find_preset
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
+from training.model_zoo import MODELS
 
 EMBEDDED = MODELS / "hands-32.safetensors"
 FEATURE_BATCH = 64

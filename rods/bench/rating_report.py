@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dnnlib.errors import UserError
 from rods.eval.agreement import Agreement, cohen_kappa
 from rods.eval.correction import PairedOutcomes, Proportion, mcnemar_p, paired_outcomes, proportion_interval
 from rods.eval.labels import Label
@@ -81,14 +82,14 @@ def verdicts(settled: Settled) -> tuple[dict[str, int], float]:
 def confusion(settled: Settled, largest_H: Mapping[str, float], *, run: str, eps: float) -> dict[str, int]:
     """The detector "largest H >= eps" against the labels of a run: counts tp, fp, fn, tn.
 
-    `largest_H` by file name. Raises ValueError where a labelled image has no H.
+    `largest_H` by file name. Raises UserError where a labelled image has no H.
     """
     counts = dict.fromkeys(("tp", "fp", "fn", "tn"), 0)
     for (where, name), line in settled.answers.items():
         if where != run:
             continue
         if name not in largest_H:
-            raise ValueError(f"{name} is labelled, and the samples file has no H for it; give the samples of that run")
+            raise UserError(f"{name} is labelled, and the samples file has no H for it; give the samples of that run")
         flagged, bad = largest_H[name] >= eps, line["answer"] != NORMAL
         counts[("t" if flagged == bad else "f") + ("p" if flagged else "n")] += 1
     return counts

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from rods.bench.counter import CLASSES, FIVE, RESOLUTION, count_rendered, label_rendered
 from rods.bench.counter_training import spoilt
-from rods.bench.embedded import embedded_network
 from rods.bench.real_data import REAL_SEED, data_folder, picked, read_pictures
 from rods.bench.rendered import as_grey, render_hands
-from rods.bench.task import AuditLine, Task, audit_line
+from rods.bench.task import AuditLine, Task, audit_line, embedded_network
 from rods.bench.tone_audit import picture_audit
 from rods.eval.labels import Label
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dnnlib.errors import UserError
 from rods.bench.results import POOLED, Results
 from rods.bench.task import Task
 from rods.eval.bootstrap import Estimate, bootstrap
@@ -159,7 +160,7 @@ def common(base: Results, run: Results) -> tuple[list[int], list[int]]:
     place = run.position()
     both = [(i, place[int(seed)]) for i, seed in enumerate(base.seeds) if int(seed) in place]
     if not both:
-        raise ValueError(f"{run.path} and {base.path} have no seed in common; run both on the same --seeds")
+        raise UserError(f"{run.path} and {base.path} have no seed in common; run both on the same --seeds")
     return [i for i, _ in both], [j for _, j in both]
 
 

@@ -8,12 +8,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench.embedded import embedded_network
 from rods.bench.real_data import as_samples, real_seed
 from rods.bench.shapes import draw_shapes
 from rods.bench.shapes_labels import faults, label_shapes, present_shapes
 from rods.bench.shapes_planted import PLANTED, plant_errors
-from rods.bench.task import AuditLine, Task
+from rods.bench.task import AuditLine, Task, embedded_network
 from rods.bench.tone_audit import picture_audit
 
 F64 = NDArray[np.float64]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, user_errors
 from rods.pipeline import SamplerConfig, check_class, cut_chunks
 from rods.runs.options import respell
 from rods.runs.outputs import TRAJECTORIES
@@ -67,7 +67,7 @@ def image_source(
     if wanted < len(indices):
         chosen = np.random.default_rng(seed).choice(len(indices), wanted, replace=False)
         indices = [indices[i] for i in np.sort(chosen)]
-    return _source(dataset, indices, option, batch)
+    return _source(dataset, indices, batch)
 
 
 def paired_sources(a: str, b: str, *, batch: int) -> tuple[Source, Source]:
@@ -80,8 +80,8 @@ def paired_sources(a: str, b: str, *, batch: int) -> tuple[Source, Source]:
             f"A={a} and B={b} have {len(common)} images of equal names; compare runs of the same 4 seeds or more"
         )
     one, two = (
-        _source(dataset, [table[name] for name in common], option, batch, left_out=len(indices) - len(common))
-        for (dataset, indices), table, option in zip(sides, tables, "AB", strict=True)
+        _source(dataset, [table[name] for name in common], batch, left_out=len(indices) - len(common))
+        for (dataset, indices), table in zip(sides, tables, strict=True)
     )
     return one, two
 
@@ -102,11 +102,9 @@ def network_source(
     made = snapshot.header.init_kwargs
     if made["img_channels"] not in CHANNELS:
         raise UserError(f"--from-network makes images of {made['img_channels']} channels; features need 1 or 3")
-    try:
+    with user_errors(spelled=respell):
         check_class(class_index, made.get("label_dim", 0))
         config.rehearse(snapshot.net)
-    except ValueError as e:
-        raise UserError(respell(str(e))) from None
     chunks = cut_chunks(seeds, batch=batch)
     job = Job(
         snapshot.net, snapshot.sha256, config, chunks, batch, device, class_index, "float32", "device",
@@ -117,26 +115,11 @@ def network_source(
 
 
 def _open(path: str, option: str) -> tuple[ImageDataset, list[int]]:
-    try:
-        dataset = ImageDataset(path, cache=False)
-    except UserError as e:
-        raise _renamed(e, option) from None
+    dataset = ImageDataset(path, cache=False, option=option)
     own = [name == CONTACT_SHEET or name.startswith(f"{TRAJECTORIES}/") for name in dataset.names]
     return dataset, [i for i, is_own in enumerate(own) if not is_own]
 
 
-def _source(dataset: ImageDataset, indices: list[int], option: str, batch: int, *, left_out: int = 0) -> Source:
+def _source(dataset: ImageDataset, indices: list[int], batch: int, *, left_out: int = 0) -> Source:
     blocks = [indices[i : i + batch] for i in range(0, len(indices), batch)]
-
-    def load(block: int) -> Tensor:
-        try:
-            return dataset.batch(blocks[block])[0]
-        except UserError as e:
-            raise _renamed(e, option) from None
-
-    return Source(str(dataset.path), len(indices), len(blocks), load, left_out)
-
-
-def _renamed(error: UserError, option: str) -> UserError:
-    """The reader's message with the option that named the images here."""
-    return UserError(str(error).replace("--data=", f"{option}="))
+    return Source(str(dataset.path), len(indices), len(blocks), lambda k: dataset.batch(blocks[k])[0], left_out)

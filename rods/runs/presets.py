@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, user_errors
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
 
 SUFFIX = ".preset.json"
@@ -42,4 +42,5 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
         data = json.loads(path.read_text())
     except (ValueError, RecursionError):
         raise UserError(f"{option}={path} is not JSON; docs/calibration.md shows a preset") from None
-    return parse_preset(data, where=f"{option}={path}")
+    with user_errors():
+        return parse_preset(data, where=f"{option}={path}")

@@ -13,7 +13,6 @@ import torch
 
 from dnnlib.cli import SeedList
 from dnnlib.errors import UserError
-from rods.bench.embedded import MODELS
 from rods.bench.paper import BATCH, STUDIES, Study, study_of
 from rods.bench.paper_commands import parse_answers
 from rods.bench.paper_quality import task_of
@@ -38,6 +37,7 @@ from rods.presets import PAPER_PRESETS
 from rods.runs.presets import find_preset
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
+from training.model_zoo import MODELS
 
 OWN_BATCH = 32  # of networks without a protocol in the paper
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, silu
 from torch.utils.checkpoint import checkpoint
 
-from training.layers import Conv2d, GroupNorm, Init, Linear, self_attention
+from training.networks.architecture import Architecture, Arguments, integer, list_of, number
+from training.networks.layers import Conv2d, GroupNorm, Init, Linear, self_attention
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,55 @@ def _add(h: Tensor, x: Tensor) -> Tensor:
     return h.add_(x) if h.dtype == x.dtype else h + x
 
 
+class UNet(Architecture):
+    """What both U-Nets tell of themselves: `enc` and `dec` hold their layers by name, in order of evaluation."""
+
+    arguments: ClassVar[Arguments] = {
+        "augment_dim": integer(0, 1024),
+        "model_channels": integer(4, 4096),
+        "channel_mult": list_of(integer(1, 64), 1, 10),
+        "channel_mult_emb": integer(1, 64),
+        "num_blocks": integer(1, 16),
+        "attn_resolutions": list_of(integer(1, 4096), 0, 16),
+        "dropout": number(0, 1),
+        "label_dropout": number(0, 1),
+    }
+    resolutions: Sequence[int]
+    attn_resolutions: Sequence[int]
+    num_blocks: int  # of a level of the encoder; the decoder has one more
+    enc: nn.ModuleDict
+    dec: nn.ModuleDict
+
+    @classmethod
+    def least_size(cls, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """The parameters of the embedding and of three of the four 3x3 convolutions of each block and of its mirror
+        image in the decoder, the fourth having fewer inputs; whole networks have up to 5 times as many.
+        """
+        channels, mults = kwargs.get("model_channels", 4), kwargs.get("channel_mult", [1])
+        emb, noise = channels * kwargs.get("channel_mult_emb", 4), channels * kwargs.get("channel_mult_noise", 1)
+        blocks = kwargs.get("num_blocks", 1)
+        labels = kwargs.get("label_dim", 0) + kwargs.get("augment_dim", 0)
+        convolutions = sum(blocks * channels * m * (27 * channels * m + 2 * emb) for m in mults)
+        return emb * (emb + noise) + labels * channels + convolutions, blocks * len(mults)
+
+    def attention_resolutions(self) -> list[int]:
+        """Those of `attn_resolutions` that are levels, and the coarsest level, whose first block always attends."""
+        return [r for r in self.resolutions if r in self.attn_resolutions or r == self.resolutions[-1]]
+
+    def blocks(self) -> list[UNetBlock]:
+        return [m for part in (self.enc, self.dec) for m in part.values() if isinstance(m, UNetBlock)]
+
+    def decoder_blocks(self) -> dict[str, nn.Module]:
+        """The blocks of the decoder that keep the resolution, from coarse to fine."""
+        names = [f"{r}x{r}_block{i}" for r in reversed(self.resolutions) for i in range(self.num_blocks + 1)]
+        return {f"dec.{name}": self.dec[name] for name in names}
+
+
 def level_resolutions(img_resolution: int, channel_mult: Sequence[int]) -> list[int]:
     """The resolution of each level, [finest, ..., coarsest]."""
     levels = len(channel_mult)
     if levels < 1 or img_resolution % (1 << (levels - 1)):
-        raise ValueError(f"img_resolution={img_resolution} cannot be halved {levels - 1} times; shorten channel_mult")
+        raise ValueError(f"images of {img_resolution} pixels cannot be halved {levels - 1} times; give fewer levels")
     return [img_resolution >> level for level in range(levels)]
 
 

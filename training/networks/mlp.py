@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.layers import Init, Linear
+from training.networks.architecture import Architecture, Arguments, integer
+from training.networks.layers import Init, Linear
 
 
-class MLP(nn.Module):
+class MLP(Architecture):
     """F(x; c_noise): `num_layers` hidden layers of `hidden` units (SiLU) on [x, c_noise], and a linear one.
 
     x [B, C, H, W] is read as a vector; c_noise is one more input, for a sample or for all. No class labels.
     """
+
+    arguments: ClassVar[Arguments] = {"hidden": integer(1, 65536), "num_layers": integer(1, 64)}
 
     def __init__(
         self,
@@ -36,6 +41,13 @@ class MLP(nn.Module):
         init = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))  # U(-1, 1) / sqrt(fan_in)
         self.layers = nn.ModuleList(Linear(n, m, init=init) for n, m in pairwise(widths))
         self.out = Linear(hidden, out_channels * pixels, init=init)
+
+    @classmethod
+    def least_size(cls, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """The weights of the hidden layers."""
+        hidden, layers = kwargs.get("hidden", 1), kwargs.get("num_layers", 1)
+        inputs = kwargs["img_channels"] * kwargs["img_resolution"] ** 2
+        return hidden * (inputs + hidden * (layers - 1)), layers
 
     def forward(
         self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None

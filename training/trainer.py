@@ -1,10 +1,10 @@
-"""Network, EMAs and optimiser of one run on one rank, and the training step."""
+"""Network, EMAs and optimiser of one run on one rank, and the training step, whose gradients the ranks sum."""
 
 from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,50 @@ from torch_utils import distributed
 from training.augment import augment
 from training.config import Execution, TrainConfig, ema_beta, learning_rate
 from training.feed import Batch, as_signed
-from training.gradients import Gradients
 from training.loss import build_loss, stream_seed
-from training.networks import NETWORKS
-from training.presets import PRECOND_CLASSES
+from training.networks import PRECONDS
 from training.schema import check_init_kwargs
 from training.state import TrainingState, read_state, write_state
 
-PRECONDS = {class_name: precond for precond, class_name in PRECOND_CLASSES.items()}
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Gradients:
+    """The gradients of all parameters as views into one buffer, which backward passes add to.
+
+    Its last two values travel with the gradients: the loss, and how many ranks want to stop. One all-reduce a step
+    then settles everything that the ranks must agree on, and a gradient that is not finite on one rank is so on all.
+    A plain sum at the end of a step, and not DistributedDataParallel: a step of several rounds needs one anyway, the
+    order of additions is fixed, and ranks may have shares of different sizes.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        parameters = list(parameters)
+        sizes = [p.numel() for p in parameters]
+        self.buffer = torch.zeros(sum(sizes) + 2, device=parameters[0].device)
+        self.values, self.agreed = self.buffer[:-2], self.buffer[-2:]
+        parts = self.values.split(sizes)  # type: ignore[no-untyped-call]
+        for p, part in zip(parameters, parts, strict=True):
+            p.grad = part.as_strided(p.shape, p.stride())  # the weights' own layout, channels last or not
+
+    def zero(self) -> None:
+        self.buffer.zero_()
+
+    def reduce(self, loss: Tensor, *, stop: bool) -> tuple[float, bool]:
+        """Sum over the ranks; (the loss [] summed, whether any rank wants to stop)."""
+        self.agreed[0], self.agreed[1] = loss, float(stop)
+        distributed.all_sum(self.buffer)
+        total, stopping = self.agreed.tolist()
+        return total, stopping > 0
+
+    def norm(self) -> float:
+        """Not finite if any gradient is not."""
+        return float(torch.linalg.vector_norm(self.values))
+
+    def clip(self, norm: float, largest: float | None) -> None:
+        """Scales the gradients of norm `norm` down to `largest`, if they are above it."""
+        if largest is not None and norm > largest:
+            self.values.mul_(largest / norm)
 
 
 @dataclass(frozen=True)
@@ -37,7 +72,7 @@ class StepResult:
     stop: bool  # a rank was told to stop
 
 
-class Run:
+class Trainer:
     """Network, EMAs and optimiser of one run, with their state."""
 
     def __init__(self, config: TrainConfig, device: torch.device, execution: Execution | None = None) -> None:
@@ -48,14 +83,15 @@ class Run:
         self.config, self.device, self.execution = config, device, execution
         self.images_seen = self.bad_steps = self.bad_in_a_row = 0
         self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
-        net = NETWORKS[class_name](**kwargs).train().requires_grad_(True)
+        net = PRECONDS[class_name](**kwargs).train().requires_grad_(True)
         self.net = net.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.emas = [copy.deepcopy(self.net).eval().requires_grad_(False) for _ in config.ema_halflives]
         self.forward: nn.Module = torch.compile(self.net) if execution.compiled else self.net  # type: ignore[assignment]
         self.gradients = Gradients(self.net.parameters())
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.loss = build_loss(PRECONDS[class_name], kwargs, P_mean=config.P_mean, P_std=config.P_std)
+        assert net.loss is not None, f"{class_name} has no loss"
+        self.loss = build_loss(net.loss, kwargs, P_mean=config.P_mean, P_std=config.P_std)
 
     def state(self) -> TrainingState:
         return TrainingState(

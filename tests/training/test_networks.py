@@ -10,17 +10,16 @@ from vectors import CONFIGS, relative_error, tensors, vector_file
 
 from dnnlib.errors import UserError
 from torch_utils.persistence import module_tensors, read_pickle
-from training.networks import NETWORKS
-from training.precond import MODELS, PRECONDS
-from training.schema import argument_names, check_init_kwargs, least_size
+from training.networks import ARCHITECTURES, PRECONDS
+from training.schema import argument_names, check_init_kwargs
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configuration_builds_the_reference_network(name: str) -> None:
     config, v = CONFIGS[name], tensors(f"networks/{name}.npz")
-    net = NETWORKS[config["class_name"]](**check_init_kwargs(config["class_name"], config["init_kwargs"])).eval()
+    net = PRECONDS[config["class_name"]](**check_init_kwargs(config["class_name"], config["init_kwargs"])).eval()
     assert sum(p.numel() for p in net.parameters()) == config["parameters"]
-    least = least_size(config["class_name"], config["init_kwargs"])[0]
+    least = net.least_size(check_init_kwargs(config["class_name"], config["init_kwargs"]))[0]
     assert config["parameters"] / 5 < least < config["parameters"]
     state = module_tensors(read_pickle(memoryview(vector_file(f"pickles/{name}.pkl").read_bytes()))["ema"])
     for key, buffer in net.named_buffers():
@@ -36,7 +35,7 @@ def test_configuration_builds_the_reference_network(name: str) -> None:
 def test_the_schema_knows_exactly_the_constructor_arguments(class_name: str) -> None:
     """A new argument must get bounds before a file may hold it."""
     own = set(inspect.signature(PRECONDS[class_name]).parameters) - {"model_kwargs"}
-    for model_type, model in MODELS.items():
+    for model_type, model in ARCHITECTURES.items():
         inner = set(inspect.signature(model).parameters) - {"in_channels", "out_channels"}
         assert argument_names(class_name, model_type) == inner | own
         for name in own | inner:
@@ -48,10 +47,10 @@ def test_the_schema_knows_exactly_the_constructor_arguments(class_name: str) -> 
 
 def test_defaults_are_those_of_the_published_files() -> None:
     """Official files leave out arguments that equal a default (spec, section 2)."""
-    song = {n: p.default for n, p in inspect.signature(MODELS["SongUNet"]).parameters.items()}
+    song = {n: p.default for n, p in inspect.signature(ARCHITECTURES["SongUNet"]).parameters.items()}
     assert (song["model_channels"], list(song["channel_mult"]), song["num_blocks"]) == (128, [1, 2, 2, 2], 4)
     assert (list(song["attn_resolutions"]), song["dropout"], list(song["resample_filter"])) == ([16], 0.1, [1, 1])
-    adm = {n: p.default for n, p in inspect.signature(MODELS["DhariwalUNet"]).parameters.items()}
+    adm = {n: p.default for n, p in inspect.signature(ARCHITECTURES["DhariwalUNet"]).parameters.items()}
     assert (adm["model_channels"], list(adm["channel_mult"]), adm["num_blocks"]) == (192, [1, 2, 3, 4], 3)
     assert (list(adm["attn_resolutions"]), adm["dropout"], adm["label_dropout"]) == ([32, 16, 8], 0.1, 0)
     for class_name, model_type in (("EDMPrecond", "DhariwalUNet"), ("iDDPMPrecond", "DhariwalUNet"),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import click
 import pytest
-import torch
 from click.testing import CliRunner
 
 from dnnlib.cli import MAX_SEEDS, Command, Group, NumberList, SeedList
-from dnnlib.errors import UserError, shown
+from dnnlib.errors import UserError, shown, user_errors
 from dnnlib.util import EasyDict
-from training.layers import GroupNorm
 
 
 @click.command(cls=Command)
@@ -24,14 +23,17 @@ def command(seeds: list[int], window: tuple[float, float], cres: tuple[int, ...]
     match fail:
         case "user":
             raise UserError("the file is\nbroken")
-        case "ours":
-            GroupNorm(2)
-        case "torch":
-            torch.nn.Conv2d(3, 3, 3, groups=2)
-        case "built-in":
-            exec("int('x')", {"__name__": "rods.samplers"})
+        case "converted":
+            with user_errors("--eps", spelled=str.upper):
+                raise ValueError("must be positive")
+        case "bug":
+            raise ValueError("channels do not divide")
         case "folder":
             Path("/nowhere/at/all").write_text("")
+        case "full disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        case "no system error":
+            raise OSError("could not get source code")
         case "interrupt":
             raise KeyboardInterrupt
     click.echo(f"{seeds} {window} {cres}")
@@ -83,10 +85,9 @@ def test_number_lists() -> None:
 
 def test_users_errors_are_one_line() -> None:
     assert run("--fail=user") == (2, "Error: the file is broken\n")
-    code, output = run("--fail=ours")
-    assert (code, output.count("\n")) == (2, 1)
-    assert output.startswith("Error: a normalised layer needs at least 4 channels, not 2")
+    assert run("--fail=converted") == (2, "Error: --eps: MUST BE POSITIVE\n")
     assert run("--fail=folder") == (2, "Error: /nowhere/at/all: No such file or directory\n")
+    assert run("--fail=full disk") == (2, "Error: No space left on device\n")
     assert run("--seed=1")[0] == 2
     code, output = run("--fail=interrupt")
     assert code == 130
@@ -94,11 +95,18 @@ def test_users_errors_are_one_line() -> None:
 
 
 def test_bugs_keep_their_tracebacks() -> None:
-    """A ValueError that this project did not raise itself is no message for users: one line would hide the bug."""
-    with pytest.raises(ValueError, match="invalid literal"):
-        run("--fail=built-in")
-    with pytest.raises(ValueError, match="divisible by groups"):
-        run("--fail=torch")
+    """A ValueError that nobody converted, and an OSError that is none of the system's."""
+    with pytest.raises(ValueError, match="do not divide"):
+        run("--fail=bug")
+    with pytest.raises(OSError, match="source code"):
+        run("--fail=no system error")
+
+
+def test_users_errors_pass_unchanged_where_value_errors_are_converted() -> None:
+    with pytest.raises(UserError, match=r"^the file is broken$"), user_errors("--network", spelled=str.upper):
+        raise UserError("the file is broken")
+    with pytest.raises(UserError, match=r"^rho: is not a radius$"), user_errors():
+        raise ValueError("rho: is not a radius")
 
 
 def test_help_and_groups() -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from test_ranks import torchrun
+from commands import torchrun
 from torch import Tensor, nn
 
 from training import validation
 from training.dataset import ImageDataset
 from training.loss import EDMLoss, VELoss
-from training.precond import EDMPrecond
+from training.networks import EDMPrecond
 from training.validation import bin_draws, held_out_loss
 
 torch.set_num_threads(1)
@@ -147,7 +147,7 @@ def test_two_processes_agree_with_one(data: ImageDataset, tmp_path: Path) -> Non
         "from torch_utils import distributed\n"
         "from training.dataset import ImageDataset\n"
         "from training.loss import EDMLoss\n"
-        "from training.precond import EDMPrecond\n"
+        "from training.networks import EDMPrecond\n"
         "from training.validation import held_out_loss\n"
         "torch.set_num_threads(1)\n"
         "distributed.init(torch.device('cpu'))\n"

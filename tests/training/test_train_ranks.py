@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import config_for, newest
-from test_train import data as data  # a fixture
+from training_runs import config_for, newest
 from vectors import ROOT
 
 from dnnlib.errors import UserError
@@ -23,8 +22,7 @@ from training.checkpoint import load_denoiser
 from training.config import Execution
 from training.dataset import ImageDataset
 from training.feed import Batch, draw_batch, feed, share
-from training.gradients import Gradients
-from training.run import Run
+from training.trainer import Gradients, Trainer
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -48,7 +46,7 @@ def split_config(data: Path, **changes: Any) -> Any:
     return config
 
 
-def rounds_of_all(dataset: ImageDataset, run: Run, ranks: int, at_most: int | None) -> list[Batch]:
+def rounds_of_all(dataset: ImageDataset, run: Trainer, ranks: int, at_most: int | None) -> list[Batch]:
     """The rounds of every rank one after the other: their sum is what the all-reduce makes of it."""
     start = run.images_seen
     rounds = [r for rank in range(ranks) for r in share(start, 8, rank=rank, ranks=ranks, at_most=at_most)]
@@ -62,7 +60,7 @@ def test_any_split_of_the_batch_gives_the_same_step(data: Path) -> None:
     x, s = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0.1, 0.5, 2, 20])
     found = {}
     for ranks, at_most in ((1, None), (1, 5), (2, None), (4, 1)):
-        run = Run(split_config(data), torch.device("cpu"))
+        run = Trainer(split_config(data), torch.device("cpu"))
         gradients, losses = [], []
         for _ in range(2):
             losses.append(run.step(rounds_of_all(dataset, run, ranks, at_most)).loss)
@@ -104,8 +102,10 @@ def test_an_error_in_a_thread_reaches_the_run(data: Path) -> None:
 # --- precision, layout, clipping --------------------------------------------------------------------------------------
 
 
-def gradient_after_a_step(data: Path, execution: Execution | None = None, **changes: Any) -> tuple[Run, torch.Tensor]:
-    run = Run(split_config(data, **changes), torch.device("cpu"), execution)
+def gradient_after_a_step(
+    data: Path, execution: Execution | None = None, **changes: Any
+) -> tuple[Trainer, torch.Tensor]:
+    run = Trainer(split_config(data, **changes), torch.device("cpu"), execution)
     run.step(rounds_of_all(ImageDataset(data, cond=True), run, 1, None))
     return run, run.gradients.values.clone()
 
@@ -133,7 +133,7 @@ def test_gradients_are_clipped_to_a_norm(data: Path) -> None:
 def test_fp16_scales_its_gradients_and_backs_off_when_they_overflow(data: Path) -> None:
     """The command allows fp16 on CUDA alone; the arithmetic is the same here, where it can be tested."""
     _, plain = gradient_after_a_step(data)
-    run = Run(split_config(data, precision="fp16"), torch.device("cpu"))
+    run = Trainer(split_config(data, precision="fp16"), torch.device("cpu"))
     run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 16.0})
     rounds = rounds_of_all(ImageDataset(data, cond=True), run, 1, None)
     assert run.step(rounds).good
@@ -165,7 +165,7 @@ def test_one_sum_carries_gradients_loss_and_stop(monkeypatch: pytest.MonkeyPatch
 
 
 def test_other_options_on_another_rank_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lead, other = (Run(split_config(data, seed=seed), torch.device("cpu")) for seed in (0, 1))
+    lead, other = (Trainer(split_config(data, seed=seed), torch.device("cpu")) for seed in (0, 1))
     sent: list[bytes] = []
 
     def from_rank0(content: bytes, device: torch.device) -> bytes:
@@ -178,7 +178,7 @@ def test_other_options_on_another_rank_are_refused(data: Path, monkeypatch: pyte
     lead.images_seen = 40
     lead.share()
     monkeypatch.setenv("RANK", "1")
-    same = Run(split_config(data), torch.device("cpu"))
+    same = Trainer(split_config(data), torch.device("cpu"))
     same.share()
     assert same.images_seen == 40
     with pytest.raises(UserError, match="rank 1 has other options or data than rank 0"):

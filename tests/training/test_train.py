@@ -20,6 +20,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from training_runs import NETWORK, config_for, newest
 
 import generate
 import train as command
@@ -32,20 +33,10 @@ from training.feed import Batch, draw_batch
 from training.folder import find_run_dir, open_run_dir
 from training.logging import append_stats, trim_stats
 from training.loop import StopRequest
-from training.networks import NETWORKS
-from training.precond import VEPrecond, VPPrecond
-from training.run import Run, StepResult
+from training.networks import PRECONDS, VEPrecond, VPPrecond
+from training.trainer import StepResult, Trainer
 from training.transfer import start_from_state, start_from_weights
 
-NETWORK = {
-    "img_resolution": 16,
-    "img_channels": 1,
-    "model_type": "SongUNet",
-    "model_channels": 4,
-    "channel_mult": [1],
-    "num_blocks": 1,
-    "dropout": 0.1,
-}
 TINY = [
     "--cbase=4", "--cres=1", "--blocks=1", "--batch=4", "--lr=1e-3", "--lr-rampup=0", "--ema=1e-5", "--augment=0",
     "--threads=1",
@@ -64,19 +55,6 @@ def _restore_torch() -> Iterator[None]:
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 images, half of them dark, half light, with their class and noise."""
-    path = tmp_path_factory.mktemp("data") / "shades"
-    path.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(10):
-        image = 40 + 150 * (i % 2) + rng.integers(0, 40, (16, 16))
-        PIL.Image.fromarray(image.astype(np.uint8)).save(path / f"{i}.png")
-    (path / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i % 2] for i in range(10)]}))
-    return path
-
-
 def run(*args: object) -> tuple[int, str]:
     result = CliRunner().invoke(command.main, [str(a) for a in args])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -90,10 +68,6 @@ def trained(data: Path, outdir: Path, *args: str) -> Path:
     assert (code, "Finished: " in output, "%|" in output) == (0, True, False), output  # a bar is for terminals
     folders = [p for p in outdir.iterdir() if p.is_dir()]
     return folders[0] if folders else outdir
-
-
-def newest(run_dir: Path) -> state.TrainingState:
-    return state.load_state(state.saved_states(run_dir)[0])
 
 
 def content(run_dir: Path) -> dict[str, Any]:
@@ -116,12 +90,6 @@ def assert_same(a: Path, b: Path, *, but: tuple[str, ...] = ()) -> None:
     assert x.keys() == y.keys()
     assert [k for k in x if not torch.equal(x[k], y[k])] == []
     assert {k: v for k, v in first.items() if k not in but} == {k: v for k, v in second.items() if k not in but}
-
-
-def config_for(data: Path, **changes: Any) -> TrainConfig:
-    network = {"class_name": "EDMPrecond", "init_kwargs": NETWORK}
-    options: dict[str, Any] = {"batch": 4, "lr_rampup": 0, "ema_halflives": (10,), **changes}
-    return TrainConfig(str(data), 10, network, **options)
 
 
 # --- what it writes -------------------------------------------------------------------------------------------------
@@ -158,11 +126,11 @@ def test_a_run_learns_and_its_snapshot_samples(data: Path, tmp_path: Path) -> No
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that count images and compute nothing: for tests of what happens between them."""
 
-    def step(self: Run, rounds: list[Batch], *, stop: bool = False) -> StepResult:
+    def step(self: Trainer, rounds: list[Batch], *, stop: bool = False) -> StepResult:
         self.images_seen += self.config.batch
         return StepResult(1.0, 1.0, good=True, stop=stop)
 
-    monkeypatch.setattr(Run, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 @pytest.mark.usefixtures("idle")
@@ -231,15 +199,15 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, *, by: signal.Signals = signal.SIGTERM) -> None:
-    original, count = Run.step, iter(range(1, 1000))
+    original, count = Trainer.step, iter(range(1, 1000))
 
-    def step(self: Run, rounds: list[Batch], *, stop: bool) -> StepResult:
+    def step(self: Trainer, rounds: list[Batch], *, stop: bool) -> StepResult:
         result = original(self, rounds, stop=stop)
         if next(count) == steps - 1:
             os.kill(os.getpid(), by)  # seen before the next step, which is the last
         return result
 
-    monkeypatch.setattr(Run, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
@@ -386,14 +354,14 @@ def test_learning_rate_and_ema(data: Path) -> None:
     assert ema_beta(config, 0, 10**6) == 0
 
 
-def step(run: Run, dataset: ImageDataset, indices: list[int]) -> StepResult:
+def step(run: Trainer, dataset: ImageDataset, indices: list[int]) -> StepResult:
     counters = range(run.images_seen, run.images_seen + len(indices))
     return run.step([draw_batch(dataset, run.config, counters, indices)])
 
 
 def test_each_ema_is_the_weighted_sum_of_the_weights(data: Path) -> None:
     dataset, config = ImageDataset(data), config_for(data, ema_halflives=(6, 3), ema_rampup_ratio=0.5)
-    run = Run(config, torch.device("cpu"))
+    run = Trainer(config, torch.device("cpu"))
     expected = [{k: p.detach().clone() for k, p in run.net.named_parameters()} for _ in range(2)]
     for i in range(4):
         step(run, dataset, list(range(4)))
@@ -411,12 +379,12 @@ def test_a_step_depends_on_seed_and_images_seen_alone(data: Path) -> None:
     dataset, config = ImageDataset(data), config_for(data)
     losses = []
     for noise in (1, 2):
-        run = Run(config, torch.device("cpu"))
+        run = Trainer(config, torch.device("cpu"))
         torch.manual_seed(noise)
         losses.append([step(run, dataset, [0, 1, 2, 3]).loss for _ in range(2)])
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[0][1]
-    other = Run(config_for(data, seed=1), torch.device("cpu"))
+    other = Trainer(config_for(data, seed=1), torch.device("cpu"))
     assert step(other, dataset, [0, 1, 2, 3]).loss != losses[0][0]
 
 
@@ -434,7 +402,7 @@ def test_transfer_starts_from_a_snapshot(data: Path, tmp_path: Path) -> None:
     weights = load_file(source)
     saved = newest(there)
     assert all(torch.equal(saved.net[k], t) and torch.allclose(saved.emas[0][k], t) for k, t in weights.items())
-    assert not all(torch.equal(t, weights[k]) for k, t in Run(config, torch.device("cpu")).net.state_dict().items())
+    assert not all(torch.equal(t, weights[k]) for k, t in Trainer(config, torch.device("cpu")).net.state_dict().items())
     source.unlink()  # going on needs the state alone
     assert trained(data, tmp_path / "there", *one_step, "--duration=8e-6") == there
 
@@ -442,9 +410,9 @@ def test_transfer_starts_from_a_snapshot(data: Path, tmp_path: Path) -> None:
 def test_transfer_takes_what_fits_and_says_what_does_not(data: Path, tmp_path: Path) -> None:
     kwargs = {**NETWORK, "model_channels": 4, "channel_mult": [1, 1], "img_channels": 3}
     source = tmp_path / "other.safetensors"
-    there = NETWORKS["VEPrecond"](**kwargs)
+    there = PRECONDS["VEPrecond"](**kwargs)
     save_snapshot(source, there, init_kwargs=kwargs)
-    run = Run(config_for(data), torch.device("cpu"))
+    run = Trainer(config_for(data), torch.device("cpu"))
     initial = {k: t.clone() for k, t in run.net.state_dict().items()}
     lines = start_from_weights(run, str(source))
     found = there.state_dict()
@@ -468,7 +436,7 @@ def test_transfer_refuses_a_network_of_which_nothing_fits(data: Path, tmp_path: 
     kwargs = {"img_resolution": 8, "img_channels": 1, "model_type": "DhariwalUNet", "model_channels": 8,
               "channel_mult": [1], "num_blocks": 1}  # fmt: skip
     source = tmp_path / "foreign.safetensors"
-    save_snapshot(source, NETWORKS["EDMPrecond"](**kwargs), init_kwargs=kwargs)
+    save_snapshot(source, PRECONDS["EDMPrecond"](**kwargs), init_kwargs=kwargs)
     code, output = run(f"--data={data}", f"--outdir={tmp_path / 'new'}", *TINY, f"--transfer={source}")
     expected = f"Error: --transfer={source}: none of its tensors fits this network; give the options of that network"
     assert (code, output.splitlines()[-1]) == (2, expected)
@@ -591,7 +559,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(data: Path, 
 
 def test_a_bad_step_leaves_no_trace_in_the_weights(data: Path) -> None:
     dataset = ImageDataset(data)
-    run = Run(config_for(data), torch.device("cpu"))
+    run = Trainer(config_for(data), torch.device("cpu"))
     step(run, dataset, [0, 1, 2, 3])
     before = copy.deepcopy(run.state())
     batch = draw_batch(dataset, run.config, range(4, 8), [0, 1, 2, 3])
@@ -631,8 +599,8 @@ def test_damaged_images_are_found_before_training(data: Path, tmp_path: Path) ->
         (["--batch=0"], "Invalid value for '--batch'"),
         (["--preset=hands-64"], "Invalid value for '--preset': 'hands-64' is not"),
         (["--lrate=1"], "No such option"),
-        (["--cres=1,2,2,2,2,2"], "img_resolution=16 cannot be halved 5 times; shorten --cres"),
-        (["--blocks=17"], "--blocks=17 is not allowed in a network file: it must be a whole number from 1 to 16"),
+        (["--cres=1,2,2,2,2,2"], "images of 16 pixels cannot be halved 5 times"),
+        (["--blocks=17"], "--blocks=17 is not allowed: it must be a whole number from 1 to 16"),
         (["--attn=16,32"], "--attn=16,32: the network has no layers at 32 pixels, only at 16; give some of these"),
         (["--desc=a/b"], "--desc=a/b does not fit in a folder's name"),
         (["--data=nowhere"], "--data=nowhere does not exist; name a folder or a zip of images"),

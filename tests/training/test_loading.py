@@ -16,7 +16,7 @@ from dnnlib.errors import UserError
 from scripts.convert import main as convert
 from torch_utils.persistence import read_pickle
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
-from training.precond import EDMPrecond
+from training.networks import EDMPrecond
 
 TOLERANCE = 1e-5
 SMALL = "edm-ncsnpp-cond"

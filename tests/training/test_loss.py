@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_utils.persistence import WIRE_CLASSES
-from training.loss import LOSSES, EDMLoss, Loss, VELoss, VPLoss, build_loss, image_draws, stream_seed
-from training.networks import EDMPrecond, VEPrecond, VPPrecond
+from training.loss import EDMLoss, Loss, VELoss, VPLoss, build_loss, image_draws, stream_seed
+from training.networks import PRECOND_OPTIONS, EDMPrecond, Precond, VPPrecond
 
 torch.set_num_threads(1)
 
@@ -107,25 +107,25 @@ def test_a_whole_run_of_draws_has_the_quantiles_of_its_law() -> None:
 
 
 def test_the_losses_are_those_that_edm_s_files_name() -> None:
-    assert list(LOSSES) == ["edm", "vp", "ve"]
-    assert {loss.__name__ for loss in LOSSES.values()} <= WIRE_CLASSES
+    assert {name: c.loss for name, c in PRECOND_OPTIONS.items()} == {"vp": VPLoss, "ve": VELoss, "edm": EDMLoss}
+    assert {loss.__name__ for loss in (EDMLoss, VPLoss, VELoss)} <= WIRE_CLASSES
 
 
 def test_a_loss_shares_the_constants_of_its_network() -> None:
-    assert build_loss("edm", {"sigma_data": 0.2, "dropout": 0.1}, P_mean=-0.6) == EDMLoss(P_mean=-0.6, sigma_data=0.2)
-    assert build_loss("edm", {}) == EDMLoss()
-    assert build_loss("ve", {"sigma_max": 50, "img_channels": 3}, P_mean=9) == VELoss(sigma_max=50)
-    assert build_loss("vp", {"epsilon_t": 1e-3}) == VPLoss(epsilon_t=1e-3)
+    assert build_loss(EDMLoss, {"sigma_data": 0.2, "dropout": 0.1}, P_mean=-0.6) == EDMLoss(P_mean=-0.6, sigma_data=0.2)
+    assert build_loss(EDMLoss, {}) == EDMLoss()
+    assert build_loss(VELoss, {"sigma_max": 50, "img_channels": 3}, P_mean=9) == VELoss(sigma_max=50)
+    assert build_loss(VPLoss, {"epsilon_t": 1e-3}) == VPLoss(epsilon_t=1e-3)
 
 
-@pytest.mark.parametrize(("name", "precond"), [("edm", EDMPrecond), ("vp", VPPrecond), ("ve", VEPrecond)])
-def test_every_loss_trains_its_network(name: str, precond: type[nn.Module]) -> None:
+@pytest.mark.parametrize("precond", PRECOND_OPTIONS.values())
+def test_every_loss_trains_its_network(precond: type[Precond]) -> None:
     torch.manual_seed(0)
     kwargs = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "augment_dim": 9}
     net = precond(8, 1, **kwargs)
     n, noise, _ = image_draws(0, range(8), (1, 8, 8), flip=False)
     y, draws = torch.zeros(8, 1, 8, 8), {"n": n, "noise": noise}
-    build_loss(name, kwargs)(net, y, None, **draws, augment_labels=torch.ones(8, 9)).sum().backward()
+    build_loss(net.loss, kwargs)(net, y, None, **draws, augment_labels=torch.ones(8, 9)).sum().backward()
     gradients = {k: p.grad for k, p in net.named_parameters()}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     assert gradients["model.map_augment.weight"].norm() > 0

@@ -1,4 +1,4 @@
-"""The layers of EDM-type U-Nets; attribute names are the parameter names of EDM's files (docs/edm-compat.md)."""
+"""The layers of EDM-type U-Nets; attribute names are the parameter names of EDM's files."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class GroupNorm(nn.Module):
     def __init__(self, num_channels: int, *, eps: float = 1e-5) -> None:
         super().__init__()
         if num_channels < 4:
-            raise ValueError(f"a normalised layer needs at least 4 channels, not {num_channels}; raise model_channels")
+            raise ValueError(f"a normalised layer needs at least 4 channels, not {num_channels}; give more channels")
         self.num_groups = min(32, num_channels // 4)
         if num_channels % self.num_groups:
             raise ValueError(

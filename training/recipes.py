@@ -1,4 +1,4 @@
-"""Architectures and whole configurations of train.py, by name."""
+"""The training recipes: whole configurations of train.py by name, and the network that its options ask for."""
 
 from __future__ import annotations
 
@@ -6,41 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.augment import NUM_LABELS
+from training.networks import ARCH_OPTIONS, ARCHITECTURES
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "ddpmpp": {
-        "model_type": "SongUNet",
-        "embedding_type": "positional",
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "channel_mult_noise": 1,
-        "resample_filter": [1, 1],
-        "model_channels": 128,
-        "channel_mult": [2, 2, 2],
-    },
-    "ncsnpp": {
-        "model_type": "SongUNet",
-        "embedding_type": "fourier",
-        "encoder_type": "residual",
-        "decoder_type": "standard",
-        "channel_mult_noise": 2,
-        "resample_filter": [1, 3, 3, 1],
-        "model_channels": 128,
-        "channel_mult": [2, 2, 2],
-    },
-    "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
-}
-"""What --arch passes to the network's constructor."""
-
-NETWORK_OPTIONS = {  # constructor argument: the option that replaces the architecture's value
+NETWORK_OPTIONS = {  # constructor argument: the option of train.py that gives its value
     "model_channels": "cbase",
     "channel_mult": "cres",
     "num_blocks": "blocks",
     "attn_resolutions": "attn",
+    "dropout": "dropout",
+    "sigma_data": "sigma_data",
 }
-
-PRECOND_CLASSES = {"vp": "VPPrecond", "ve": "VEPrecond", "edm": "EDMPrecond"}
-"""The network class of each --precond; its loss is training.loss.LOSSES[name]."""
 
 # EDM's "vp" and "ve" networks differ in --arch; both were trained with the EDM preconditioning and loss.
 _CIFAR10 = {"precond": "edm", "batch": 512, "lr": 1e-3, "dropout": 0.13, "augment": 0.12, "duration": 200.0}
@@ -75,7 +50,7 @@ _HANDS_32 = {  # small enough for two CPU cores: 1.2 M parameters, .24 GFLOP an 
     "snap": 10,
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "cifar10-32-vp": {"arch": "ddpmpp", "cond": False, **_CIFAR10},
     "cifar10-32-cond-vp": {"arch": "ddpmpp", "cond": True, **_CIFAR10},
     "cifar10-32-ve": {"arch": "ncsnpp", "cond": False, **_CIFAR10},
@@ -88,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "shapes-64": {**_HANDS_32, "cbase": 8, "attn": (16, 8), "duration": 0.2},
     "hands-64r": {**_HANDS_32, "cbase": 8, "cres": (1, 2, 4, 8), "xflip": True, "duration": 0.2},
 }
-"""The options of train.py, by their Python names, that each preset gives a default to."""
+"""The options of train.py, by their Python names, that each recipe gives a default to."""
 
 SOURCES: dict[str, str] = {
     "cifar10-32-vp": "EDM, Appendix F: CIFAR-10, DDPM++, unconditional",
@@ -103,7 +78,7 @@ SOURCES: dict[str, str] = {
     "shapes-64": "ours: hands-32 with half of its channels, for Simple Shapes at 64x64",
     "hands-64r": "ours: shapes-64 with more channels at 8x8 and mirrored images, for rendered hands at 64x64",
 }
-"""Where each preset comes from, in a line."""
+"""Where each recipe comes from, in a line."""
 
 
 def network_kwargs(
@@ -113,16 +88,13 @@ def network_kwargs(
 
     Args:
         options: `arch` and, where given and not None, `cbase`, `cres`, `blocks`, `attn`, `dropout` and `augment`;
-            others are passed over. A preset will do.
+            others are passed over. A recipe will do.
     """
-    kwargs = {
-        "img_resolution": img_resolution,
-        "img_channels": img_channels,
-        "label_dim": label_dim,
-        **ARCHITECTURES[options["arch"]],
-    }
-    for name, option in {**NETWORK_OPTIONS, "dropout": "dropout"}.items():
-        if (value := options.get(option)) is not None:
+    arch = ARCH_OPTIONS[options["arch"]]
+    known = ARCHITECTURES[arch["model_type"]].arguments
+    kwargs = {"img_resolution": img_resolution, "img_channels": img_channels, "label_dim": label_dim, **arch}
+    for name, option in NETWORK_OPTIONS.items():
+        if name in known and (value := options.get(option)) is not None:
             kwargs[name] = list(value) if isinstance(value, tuple) else value
     if options.get("augment"):
         kwargs["augment_dim"] = NUM_LABELS

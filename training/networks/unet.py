@@ -9,18 +9,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from training.blocks import BlockSettings, UNetBlock, drop_labels, level_resolutions
-from training.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
+from training.networks.architecture import Arguments, Variants, choice, integer, list_of, number
+from training.networks.blocks import BlockSettings, UNet, UNetBlock, drop_labels, level_resolutions
+from training.networks.layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
+
+EMBEDDINGS = ("positional", "fourier")
+ENCODERS, DECODERS = ("standard", "skip", "residual"), ("standard", "skip")
 
 
-class SongUNet(nn.Module):
+class SongUNet(UNet):
     """DDPM++ (positional, standard, standard), NCSN++ (fourier, residual, standard) and skip variants."""
+
+    arguments: ClassVar[Arguments] = {
+        **UNet.arguments,
+        "embedding_type": choice(*EMBEDDINGS),
+        "channel_mult_noise": integer(1, 64),
+        "encoder_type": choice(*ENCODERS),
+        "decoder_type": choice(*DECODERS),
+        "resample_filter": list_of(number(-1e6, 1e6), 1, 16),
+    }
+    variants: ClassVar[Variants] = {
+        "ddpmpp": {
+            "embedding_type": "positional",
+            "encoder_type": "standard",
+            "decoder_type": "standard",
+            "channel_mult_noise": 1,
+            "resample_filter": [1, 1],
+            "model_channels": 128,
+            "channel_mult": [2, 2, 2],
+        },
+        "ncsnpp": {
+            "embedding_type": "fourier",
+            "encoder_type": "residual",
+            "decoder_type": "standard",
+            "channel_mult_noise": 2,
+            "resample_filter": [1, 3, 3, 1],
+            "model_channels": 128,
+            "channel_mult": [2, 2, 2],
+        },
+    }
 
     def __init__(
         self,
@@ -43,16 +76,16 @@ class SongUNet(nn.Module):
         resample_filter: Sequence[int] = (1, 1),
     ) -> None:
         for name, value, known in (
-            ("embedding_type", embedding_type, ("positional", "fourier")),
-            ("encoder_type", encoder_type, ("standard", "skip", "residual")),
-            ("decoder_type", decoder_type, ("standard", "skip")),
+            ("embedding_type", embedding_type, EMBEDDINGS),
+            ("encoder_type", encoder_type, ENCODERS),
+            ("decoder_type", decoder_type, DECODERS),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(known)}")
         super().__init__()
         self.label_dropout, self.label_dim = label_dropout, label_dim
         self.encoder_type, self.decoder_type, self.num_blocks = encoder_type, decoder_type, num_blocks
-        self.resolutions = level_resolutions(img_resolution, channel_mult)
+        self.resolutions, self.attn_resolutions = level_resolutions(img_resolution, channel_mult), attn_resolutions
         emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         init = Init("xavier_uniform")
         init_zero, init_attn = Init("xavier_uniform", weight=1e-5), Init("xavier_uniform", weight=math.sqrt(0.2))
@@ -164,8 +197,10 @@ class SongUNet(nn.Module):
         return out
 
 
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(UNet):
     """ADM: adaptive group norm, 64-channel heads, attention at every listed resolution."""
+
+    variants: ClassVar[Variants] = {"adm": {"model_channels": 192, "channel_mult": [1, 2, 3, 4]}}
 
     def __init__(
         self,
@@ -184,7 +219,7 @@ class DhariwalUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.label_dropout, self.num_blocks = label_dropout, num_blocks
-        self.resolutions = level_resolutions(img_resolution, channel_mult)
+        self.resolutions, self.attn_resolutions = level_resolutions(img_resolution, channel_mult), attn_resolutions
         emb_channels = model_channels * channel_mult_emb
         init = Init("kaiming_uniform", weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
         init_zero = Init("kaiming_uniform", weight=0, bias=0)

@@ -1,8 +1,7 @@
-"""How a network is carried out: layouts, checkpoints, padding, and the choice by measurement."""
+"""How a network is executed: layouts, checkpoints, padding."""
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,9 @@ import torch
 from commands import files, generated
 from torch import Tensor, nn
 
-import generate as command
-import training.execution
 from rods.evaluation import Point, bind
-from torch_utils import machine
-from training.execution import Manner, Padded, Timed, carried_out, checkpoint_blocks, fastest, psnr, set_layout
-from training.precond import EDMPrecond
+from training.execution import ExecutionConfig, Padded, apply_execution, checkpoint_blocks, set_layout
+from training.networks import EDMPrecond
 
 
 def tiny(model: str = "SongUNet", labels: int = 0) -> nn.Module:
@@ -76,41 +72,14 @@ def test_a_padded_network_sees_one_batch_size_alone(rows: int) -> None:
     assert (padded.label_dim, padded.sigma_max) == (3, float("inf"))
 
 
-def test_the_fastest_faithful_manner_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = tiny()
-    took = {Manner(2): 1.0, Manner(1): 0.5, Manner(1, True): 0.48, Manner(1, False, "bf16"): 0.1}
-    monkeypatch.setattr(training.execution, "has_bf16_units", lambda: True)
-    monkeypatch.setattr(training.execution, "_seconds", lambda net, manner, *rest: took[manner])
-    monkeypatch.setattr(training.execution, "_denoised", lambda *_: torch.zeros(1))
-    best, tried = fastest(net, batch=2, cores=2)
-    assert best == Manner(1, False, "bf16")  # channels last gained less than 5 %
-    assert {t.manner: t.seconds for t in tried} == took
-    monkeypatch.setattr(
-        training.execution, "_denoised", lambda *_: torch.full([4], float(torch.is_autocast_enabled("cpu")))
-    )
-    assert fastest(net, batch=2, cores=2)[0] == Manner(1)  # bf16 is far off the float32 images
-    monkeypatch.setattr(training.execution, "has_bf16_units", lambda: False)
-    assert Manner(1, False, "bf16") not in [t.manner for t in fastest(net, batch=2, cores=2)[1]]
-
-
-def test_times_are_the_least_of_the_rounds_after_the_first() -> None:
-    ticks = count()
-    best, tried = fastest(tiny(), batch=1, cores=1, rounds=2, clock=lambda: float(next(ticks)))
-    assert best == Manner(1)
-    assert [t.seconds for t in tried][:2] == [1.0, 1.0]
-    assert tried[0].describe()["psnr"] == 999.0
-    assert tried[1].psnr > 80  # float32 rounding
-
-
-def test_a_manner_ends_with_its_block() -> None:
+def test_an_execution_ends_with_its_block() -> None:
     net, threads = tiny(), torch.get_num_threads()
-    with carried_out(net, Manner(1, True, "bf16")):
+    with apply_execution(net, ExecutionConfig(1, True, "bf16")):
         assert net.model.enc["8x8_block0"].conv0.weight.is_contiguous(memory_format=torch.channels_last)
         assert torch.is_autocast_enabled("cpu")
     assert net.model.enc["8x8_block0"].conv0.weight.is_contiguous()
     assert not torch.is_autocast_enabled("cpu")
     assert torch.get_num_threads() == threads
-    assert psnr(torch.zeros(3), torch.full([3], 0.02)) == pytest.approx(40)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -122,27 +91,3 @@ def test_memory_options_change_no_image(tmp_path: Path) -> None:
     generated(tmp_path / "plain", *RUN, network=None, steps=None)
     generated(tmp_path / "checked", *RUN, "--checkpoint-blocks", network=None, steps=None)
     assert files(tmp_path / "plain") == files(tmp_path / "checked")
-
-
-def test_fast_says_what_it_picked_and_keeps_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pick = Manner(1, True)
-    monkeypatch.setattr(command, "fastest", lambda net, batch, cores: (pick, [Timed(pick, 0.5, 90.0)]))
-    said = generated(tmp_path / "out", *RUN[:-2], "--seeds=0-1", "--fast", network=None, steps=None)
-    assert "--fast: 0.5000 s, 90 dB with --threads=1 --channels-last=true --dtype=float32" in said
-    monkeypatch.setattr(command, "fastest", lambda *args, **options: 1 / 0)
-    said = generated(tmp_path / "out", *RUN[:-2], "--seeds=0-1", "--fast", network=None, steps=None)
-    assert "--channels-last=true --dtype=float32, as before in this folder" in said
-
-
-# -- the machine ------------------------------------------------------------------------------------------------------
-
-
-def test_facts_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = machine.facts()
-    assert facts["torch"] == torch.__version__
-    assert facts["threads"] == torch.get_num_threads()
-    monkeypatch.setattr(machine, "_cpuinfo", lambda key: iter(["fpu avx2 amx_bf16"] if key == "flags" else []))
-    assert machine.has_bf16_units()
-    assert machine.cpu_name() == "unknown processor"
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    assert not machine.keep_freed_memory()  # the user has settled it

@@ -6,22 +6,35 @@ the result is float32 [B, C, H, W]; one call is one forward pass (1 F).
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from training.mlp import MLP
-from training.unet import DhariwalUNet, SongUNet
+from training.loss import EDMLoss, Loss, VELoss, VPLoss
+from training.networks.architecture import Architecture, Arguments, choice, flag, integer, number
+from training.networks.architectures import ARCHITECTURES
 
 Coefficients = tuple[Tensor | float, Tensor, Tensor | float, Tensor]  # c_skip, c_out, c_in, c_noise
-MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MLP": MLP}
 
 
 class Precond(nn.Module):
     """What the four classes share: the call, labels, and the precision around F."""
 
+    option: ClassVar[str | None] = None  # its name at train.py --precond; None: it is not trained here
+    loss: ClassVar[type[Loss] | None] = None
+    default_model: ClassVar[str]  # the architecture of a file that names none
+    arguments: ClassVar[Arguments] = {  # which a network file may hold, beside those of the architecture
+        "img_resolution": integer(1, 4096),
+        "img_channels": integer(1, 64),
+        "label_dim": integer(0, 100_000),
+        "use_fp16": flag,
+        "model_type": choice(*ARCHITECTURES),
+    }
     out_factor = 1  # channels that F returns per image channel
+    model: Architecture
 
     def __init__(
         self,
@@ -33,13 +46,22 @@ class Precond(nn.Module):
         model_kwargs: dict[str, Any],
     ) -> None:
         super().__init__()
-        if model_type not in MODELS:
-            raise ValueError(f"model_type={model_type!r} is unknown; use one of {', '.join(MODELS)}")
+        if model_type not in ARCHITECTURES:
+            raise ValueError(f"model_type={model_type!r} is unknown; use one of {', '.join(ARCHITECTURES)}")
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.use_fp16 = use_fp16
         self.sigma_min, self.sigma_max = 0.0, float("inf")
         out_channels = img_channels * self.out_factor
-        self.model = MODELS[model_type](img_resolution, img_channels, out_channels, label_dim, **model_kwargs)
+        self.model = ARCHITECTURES[model_type](img_resolution, img_channels, out_channels, label_dim, **model_kwargs)
+
+    @classmethod
+    def least_size(cls, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """(parameters, blocks) that a network with these checked arguments has at least."""
+        return ARCHITECTURES[kwargs["model_type"]].least_size(kwargs)
+
+    def decoder_blocks(self) -> dict[str, nn.Module]:
+        """The blocks, by their paths, whose outputs describe the image at every scale; {} if it has none."""
+        return {f"model.{path}": block for path, block in self.model.decoder_blocks().items()}
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """(c_skip, c_out, c_in, c_noise) for sigma [B or 1, 1, 1, 1] in float32."""
@@ -72,6 +94,14 @@ class Precond(nn.Module):
 
 
 class EDMPrecond(Precond):
+    option, loss, default_model = "edm", EDMLoss, "DhariwalUNet"
+    arguments: ClassVar[Arguments] = {
+        **Precond.arguments,
+        "sigma_min": number(0, math.inf),
+        "sigma_max": number(0, math.inf),
+        "sigma_data": number(1e-6, 1e6),
+    }
+
     def __init__(
         self,
         img_resolution: int,
@@ -93,6 +123,15 @@ class EDMPrecond(Precond):
 
 
 class VPPrecond(Precond):
+    option, loss, default_model = "vp", VPLoss, "SongUNet"
+    arguments: ClassVar[Arguments] = {
+        **Precond.arguments,
+        "beta_d": number(1e-6, 1e3),
+        "beta_min": number(0, 1e3),
+        "M": integer(2, 100_000),
+        "epsilon_t": number(1e-12, 1),
+    }
+
     def __init__(
         self,
         img_resolution: int,
@@ -123,6 +162,13 @@ class VPPrecond(Precond):
 
 
 class VEPrecond(Precond):
+    option, loss, default_model = "ve", VELoss, "SongUNet"
+    arguments: ClassVar[Arguments] = {
+        **Precond.arguments,
+        "sigma_min": number(0, math.inf),
+        "sigma_max": number(0, math.inf),
+    }
+
     def __init__(
         self,
         img_resolution: int,
@@ -145,6 +191,14 @@ class iDDPMPrecond(Precond):  # noqa: N801  (the name in EDM's files)
     out_factor = 2  # the second half predicts a variance that no sampler here uses
     u: Tensor
 
+    default_model = "DhariwalUNet"
+    arguments: ClassVar[Arguments] = {
+        **Precond.arguments,
+        "C_1": number(1e-12, 1),
+        "C_2": number(0, 1),
+        "M": integer(2, 10_000),
+    }
+
     def __init__(
         self,
         img_resolution: int,
@@ -166,6 +220,11 @@ class iDDPMPrecond(Precond):  # noqa: N801  (the name in EDM's files)
         self.register_buffer("u", u)
         self.sigma_min, self.sigma_max = float(u[M - 1]), float(u[0])
 
+    @classmethod
+    def least_size(cls, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        parameters, blocks = super().least_size(kwargs)
+        return parameters + kwargs.get("M", 1000), blocks
+
     def alpha_bar(self, j: int) -> Tensor:
         return (0.5 * torch.pi * torch.as_tensor(j, dtype=torch.float32) / self.M / (self.C_2 + 1)).sin() ** 2
 
@@ -181,6 +240,3 @@ class iDDPMPrecond(Precond):  # noqa: N801  (the name in EDM's files)
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         s = torch.as_tensor(sigma)
         return self.u[self.nearest(s)].to(dtype=s.dtype if s.is_floating_point() else torch.float32, device=s.device)
-
-
-PRECONDS: dict[str, type[Precond]] = {c.__name__: c for c in (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond)}

@@ -1,4 +1,4 @@
-"""The training presets: published sizes, settings that build, and one source for each."""
+"""The training recipes: published sizes, settings that build, and one source for each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from vectors import ROOT
 
 from training.augment import NUM_LABELS
 from training.checkpoint import load_snapshot
-from training.loss import LOSSES
-from training.networks import NETWORKS
-from training.presets import ARCHITECTURES, PRECOND_CLASSES, PRESETS, SOURCES, network_kwargs
+from training.networks import ARCH_OPTIONS, PRECOND_OPTIONS
+from training.recipes import RECIPES, SOURCES, network_kwargs
 from training.schema import check_init_kwargs
 
 CHANNELS = {"hands-32": 1, "mnist-32": 1, "shapes-64": 1, "hands-64r": 1}
@@ -25,11 +24,11 @@ def size_of(name: str) -> int:
 
 @functools.cache
 def built(name: str) -> nn.Module:
-    """The preset's network at the size in its name, without memory for its weights."""
-    kwargs = network_kwargs(PRESETS[name], img_resolution=size_of(name), img_channels=CHANNELS.get(name, 3))
-    class_name = PRECOND_CLASSES[PRESETS[name]["precond"]]
+    """The recipe's network at the size in its name, without memory for its weights."""
+    kwargs = network_kwargs(RECIPES[name], img_resolution=size_of(name), img_channels=CHANNELS.get(name, 3))
+    denoiser = PRECOND_OPTIONS[RECIPES[name]["precond"]]
     with torch.device("meta"):
-        return NETWORKS[class_name](**check_init_kwargs(class_name, kwargs))
+        return denoiser(**check_init_kwargs(denoiser.__name__, kwargs))
 
 
 def millions(net: nn.Module) -> float:
@@ -41,10 +40,10 @@ def test_networks_have_the_published_sizes(name: str, published: float) -> None:
     assert millions(built(name)) == pytest.approx(published, abs=0.05)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_builds_with_labels_for_its_augmentation(name: str) -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_with_labels_for_its_augmentation(name: str) -> None:
     augmented = getattr(built(name).model, "map_augment")  # noqa: B009  (nn.Module types its attributes as tensors)
-    assert (augmented is not None) == (PRESETS[name]["augment"] > 0)
+    assert (augmented is not None) == (RECIPES[name]["augment"] > 0)
     if augmented is not None:
         assert augmented.weight.shape[1] == NUM_LABELS
 
@@ -54,47 +53,46 @@ def test_the_large_hands_are_ffhq_with_a_level_more() -> None:
     assert built("hands-128-ve").model.resolutions == [128, 64, 32, 16, 8]
 
 
-def test_every_preset_has_its_source_and_known_names() -> None:
-    assert list(SOURCES) == list(PRESETS)
-    assert all(SOURCES[name].startswith(("EDM, ", "ours: ")) and "\n" not in SOURCES[name] for name in PRESETS)
-    for preset in PRESETS.values():
-        assert preset["arch"] in ARCHITECTURES
-        assert preset["precond"] in LOSSES
-    assert set(PRECOND_CLASSES) == set(LOSSES)
+def test_every_recipe_has_its_source_and_known_names() -> None:
+    assert list(SOURCES) == list(RECIPES)
+    assert all(SOURCES[name].startswith(("EDM, ", "ours: ")) and "\n" not in SOURCES[name] for name in RECIPES)
+    for recipe in RECIPES.values():
+        assert recipe["arch"] in ARCH_OPTIONS
+        assert PRECOND_OPTIONS[recipe["precond"]].loss is not None
 
 
 def test_the_values_of_the_specification() -> None:
     ffhq = {"arch": "ncsnpp", "precond": "edm", "cond": False, "batch": 256, "cres": (1, 2, 2, 2), "lr": 2e-4}
-    assert PRESETS["ffhq-64-ve"] == {**ffhq, "dropout": 0.05, "augment": 0.15, "duration": 200}
-    assert PRESETS["afhqv2-64-ve"] == {**ffhq, "dropout": 0.25, "augment": 0.15, "duration": 200}
+    assert RECIPES["ffhq-64-ve"] == {**ffhq, "dropout": 0.05, "augment": 0.15, "duration": 200}
+    assert RECIPES["afhqv2-64-ve"] == {**ffhq, "dropout": 0.25, "augment": 0.15, "duration": 200}
     cifar = {"precond": "edm", "batch": 512, "lr": 1e-3, "dropout": 0.13, "augment": 0.12, "duration": 200}
     for name, arch, cond in (("vp", "ddpmpp", False), ("cond-ve", "ncsnpp", True)):
-        assert PRESETS[f"cifar10-32-{name}"] == {**cifar, "arch": arch, "cond": cond}
+        assert RECIPES[f"cifar10-32-{name}"] == {**cifar, "arch": arch, "cond": cond}
 
 
 def test_hands_32_is_what_the_embedded_network_was_trained_with() -> None:
     header = load_snapshot(ROOT / "models" / "hands-32.safetensors").header
-    preset, trained = PRESETS["hands-32"], header.extra["training"]
-    assert network_kwargs(preset, img_resolution=32, img_channels=1) == trained["network"]["init_kwargs"]
+    recipe, trained = RECIPES["hands-32"], header.extra["training"]
+    assert network_kwargs(recipe, img_resolution=32, img_channels=1) == trained["network"]["init_kwargs"]
     for name, option in {"batch": "batch", "lr": "lr", "P_mean": "p_mean", "P_std": "p_std"}.items():
-        assert trained[name] == preset[option]
+        assert trained[name] == recipe[option]
     for name, option in {"lr_rampup": "lr_rampup", "ema_halflife": "ema"}.items():
-        assert trained[name] == round(preset[option] * 1e6)
+        assert trained[name] == round(recipe[option] * 1e6)
 
 
 @pytest.mark.parametrize("name", ["mnist-32", "shapes-64", "hands-64r"])
-def test_the_benchmark_s_networks_are_what_their_presets_build(name: str) -> None:
+def test_the_benchmark_s_networks_are_what_their_recipes_build(name: str) -> None:
     header = load_snapshot(ROOT / "models" / f"{name}.safetensors").header
-    assert network_kwargs(PRESETS[name], img_resolution=size_of(name), img_channels=1) == header.init_kwargs
+    assert network_kwargs(RECIPES[name], img_resolution=size_of(name), img_channels=1) == header.init_kwargs
     assert header.kimg is not None
-    assert header.kimg <= 1000 * PRESETS[name]["duration"]
+    assert header.kimg <= 1000 * RECIPES[name]["duration"]
     assert f"--preset={name} --data=data/{name}.zip" in (ROOT / "models" / f"{name}.md").read_text()
 
 
 def test_options_replace_the_architecture() -> None:
     size = {"img_resolution": 32, "img_channels": 1}
     plain = network_kwargs({"arch": "ddpmpp", "cbase": None, "lr": 1}, **size)
-    assert plain == {**size, "label_dim": 0, **ARCHITECTURES["ddpmpp"]}
+    assert plain == {**size, "label_dim": 0, **ARCH_OPTIONS["ddpmpp"]}
     options = {"arch": "ddpmpp", "cbase": 8, "cres": (1, 2), "blocks": 2, "attn": (8,), "dropout": 0.0, "augment": 0}
     changed = network_kwargs(options, label_dim=4, **size)
     assert changed == {
@@ -106,4 +104,4 @@ def test_options_replace_the_architecture() -> None:
         "attn_resolutions": [8],
         "dropout": 0.0,
     }
-    assert ARCHITECTURES["ddpmpp"]["channel_mult"] == [2, 2, 2]
+    assert ARCH_OPTIONS["ddpmpp"]["channel_mult"] == [2, 2, 2]
