@@ -85,8 +85,8 @@ def main() -> None:
 @main.command(cls=Command)
 @click.option("--images", metavar="DIR|ZIP", help="The images.")
 @click.option("--from-network", metavar="FILE|URL", help="Sample from this network in place of --images.")
-@click.option("--num", type=click.IntRange(2), help=f"How many images [default: all, {NUM} at most].")
-@click.option("--seed", type=int, help="Which images, where there are more than --num [default: 0].")
+@click.option("--num", type=click.IntRange(2, 10_000_000), help=f"How many images [default: all, {NUM} at most].")
+@click.option("--seed", type=click.IntRange(0), help="Which images, where there are more than --num [default: 0].")
 @click.option("--seeds", type=SeedList(), help="Seeds to sample, with --from-network [default: 0 to --num - 1].")
 @click.option("--class", "class_index", type=int, help="Class label, with --from-network [default: random per seed].")
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Sampler; its options, below, are generate.py's.")
@@ -124,7 +124,7 @@ calc.params += [p for p in add_sampler_options(Command("sampler")).params if p.n
 @click.option("--dest", metavar="NPZ", required=True, help="The file to write.")
 @click.option("--features", type=click.IntRange(0), default=10_000, show_default=True,
               help="How many features to keep for the kernel distance, drawn at random.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Which features are kept.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which features are kept.")
 @_extractor_options
 def ref(**opts: Any) -> None:
     """Reference statistics of a data set: mu and sigma, and what they were made of."""
@@ -150,7 +150,7 @@ def ref(**opts: Any) -> None:
 @click.argument("b", metavar="B")
 @click.option("--bootstrap", type=click.IntRange(2, 1_000_000), default=1000, show_default=True,
               help="Resamples behind the intervals.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the resamples.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the resamples.")
 @_reference_options
 @_extractor_options
 def compare(a: str, b: str, **opts: Any) -> None:

@@ -166,11 +166,11 @@ def table(rows: list[Row]) -> str:
     "--network", metavar="PATH|URL", default=str(MODELS / "hands-32.safetensors"), help="An EDM pickle or a snapshot."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=8, help="Images per run, and per training step.")
-@click.option("--steps", type=click.IntRange(min=1), default=20, help="Sampling steps.")
+@click.option("--steps", type=click.IntRange(1, 100_000), default=20, help="Sampling steps.")
 @click.option("--rho", type=click.FloatRange(min=0), default=1.0, help="Radius of RODS and overshoot.")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, help="Timed rounds over all runs.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="cpu", help="Where to run.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default as many as torch chooses.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default as many as torch chooses.")
 @click.option("--training/--no-training", default=True, help="Also time a training step.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="bench.json", help="The JSON to write.")
 def main(

@@ -46,12 +46,12 @@ TOP = 12  # operations listed
     help="An EDM pickle or a snapshot; ffhq-ve: the size of EDM's FFHQ network, 62.8 M random weights.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=8, help="Images at once.")
-@click.option("--steps", type=click.IntRange(min=1), default=20, help="Sampling steps of the runs.")
+@click.option("--steps", type=click.IntRange(1, 100_000), default=20, help="Sampling steps of the runs.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to run.")
 @click.option("--dtype", type=click.Choice(list(STORED_DTYPES)), default="float32", help="Inside the network.")
 @click.option("--channels-last", is_flag=True, help="Memory layout of the network's tensors.")
 @click.option("--checkpoint-blocks", "checkpointed", is_flag=True, help="Backward passes compute blocks again.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default all cores.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default all cores.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="profile.json", help="The JSON.")
 @click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), help="Also a trace of the last run (Chrome).")
 def main(

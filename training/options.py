@@ -171,7 +171,7 @@ _MACHINE = (
     click.option("--compile", "compiled", is_flag=True, help="torch.compile the network."),
     click.option("--channels-last", is_flag=True, help="Channels-last memory layout."),
     click.option("--bench", type=bool, default=True, help="Let cuDNN choose its kernels by trying them."),
-    click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads [default: torch's choice]."),
+    click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [default: torch's choice]."),
     click.option("--cache", type=bool, default=True, help="Keep decoded images in memory."),
     click.option("--workers", type=click.IntRange(0, 64), default=1, help="Threads that prepare batches ahead."),
 )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 from vectors import CONFIGS, relative_error, tensors, vector_file
 
 from dnnlib.errors import UserError
 from torch_utils.persistence import module_tensors, read_pickle
-from training.networks import ARCHITECTURES, PRECONDS
+from training.checkpoint import load_denoiser, save_snapshot
+from training.networks import ARCHITECTURES, PRECONDS, UNetBlock
+from training.networks.architecture import Architecture, Arguments, number
 from training.schema import argument_names, check_init_kwargs
 
 
@@ -58,3 +64,51 @@ def test_defaults_are_those_of_the_published_files() -> None:
         default = inspect.signature(PRECONDS[class_name]).parameters["model_type"].default
         kwargs = check_init_kwargs(class_name, {"img_resolution": 8, "img_channels": 1})
         assert default == kwargs["model_type"] == model_type
+
+
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+def test_a_unet_tells_where_it_attends_and_what_its_decoder_is_made_of(model_type: str) -> None:
+    kwargs = {"model_channels": 8, "channel_mult": [1, 1, 1], "num_blocks": 1, "attn_resolutions": [8, 5]}
+    net = PRECONDS["EDMPrecond"](16, 1, model_type=model_type, **kwargs)
+    assert net.model.attention_resolutions() == [8, 4]  # 5 is no level; the coarsest one always attends
+    names = {name.split(".")[2] for name, _ in net.named_modules() if name.endswith(".qkv")}
+    assert {int(name.split("x")[0]) for name in names} == {8, 4}
+    decoder = net.decoder_blocks()
+    assert list(decoder) == [f"model.dec.{r}x{r}_block{i}" for r in (4, 8, 16) for i in range(2)]
+    assert all(net.get_submodule(path) is block for path, block in decoder.items())
+    assert len(net.model.blocks()) == sum(isinstance(m, UNetBlock) for m in net.modules())
+
+
+class Scale(Architecture):
+    """F(x; c_noise) = w x."""
+
+    arguments: ClassVar[Arguments] = {"start": number(0, 1)}
+
+    def __init__(
+        self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0, start: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full([out_channels, 1, 1], start))
+
+    @classmethod
+    def least_size(cls, kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        return kwargs["img_channels"], 1
+
+    def forward(self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        return self.weight * x
+
+
+def test_an_architecture_is_a_class_and_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With them it can be built, saved, loaded and asked for what it has not got."""
+    monkeypatch.setitem(ARCHITECTURES, "Scale", Scale)
+    kwargs = {"img_resolution": 4, "img_channels": 2, "model_type": "Scale", "start": 0.5}
+    net = PRECONDS["EDMPrecond"](**kwargs)
+    save_snapshot(tmp_path / "scale.safetensors", net, init_kwargs=kwargs)
+    loaded = load_denoiser(tmp_path / "scale.safetensors")
+    x = torch.ones(1, 2, 4, 4)
+    assert torch.equal(loaded(x, 1.0), net(x, 1.0))
+    assert (loaded.decoder_blocks(), loaded.model.blocks(), loaded.model.attention_resolutions()) == ({}, [], [])
+    with pytest.raises(UserError, match=r"^start=2 is not allowed in a network file: it must be a number from 0 to 1$"):
+        check_init_kwargs("EDMPrecond", {**kwargs, "start": 2})
+    with pytest.raises(UserError, match=r"^--start=2 is not allowed: it must be"):
+        check_init_kwargs("EDMPrecond", {**kwargs, "start": 2}, options={"start": "--start"})

@@ -160,7 +160,7 @@ def test_dry_run_prints_the_preset_and_creates_nothing(data: Path, tmp_path: Pat
     )
     assert code == 0
     assert (
-        "Preset hands-32 (ours: drawn hands at 32x32 on two CPU cores): --arch=ddpmpp --precond=edm --cbase=16 "
+        "Recipe hands-32 (ours: drawn hands at 32x32 on two CPU cores): --arch=ddpmpp --precond=edm --cbase=16 "
         in output
     )
     config = json.loads(output[output.index("{") : output.index("\n}") + 2])

@@ -7,7 +7,7 @@ network files and to `scripts/convert.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -74,7 +74,7 @@ def flag(value: object) -> bool:
     return value
 
 
-def choice(*names: str) -> Check:
+def choice(names: Collection[str]) -> Check:
     def check(value: object) -> str:
         if not isinstance(value, str) or value not in names:
             raise ValueError(f"one of {', '.join(names)}")

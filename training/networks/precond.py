@@ -31,7 +31,7 @@ class Precond(nn.Module):
         "img_channels": integer(1, 64),
         "label_dim": integer(0, 100_000),
         "use_fp16": flag,
-        "model_type": choice(*ARCHITECTURES),
+        "model_type": choice(ARCHITECTURES),
     }
     out_factor = 1  # channels that F returns per image channel
     model: Architecture

@@ -28,10 +28,10 @@ class SongUNet(UNet):
 
     arguments: ClassVar[Arguments] = {
         **UNet.arguments,
-        "embedding_type": choice(*EMBEDDINGS),
+        "embedding_type": choice(EMBEDDINGS),
         "channel_mult_noise": integer(1, 64),
-        "encoder_type": choice(*ENCODERS),
-        "decoder_type": choice(*DECODERS),
+        "encoder_type": choice(ENCODERS),
+        "decoder_type": choice(DECODERS),
         "resample_filter": list_of(number(-1e6, 1e6), 1, 16),
     }
     variants: ClassVar[Variants] = {
