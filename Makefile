@@ -31,11 +31,9 @@ lint: .venv/.installed ## ruff: style and format
 types: .venv/.installed ## mypy, strict
 	@$(PY) -m mypy
 
-bench: .venv/.installed ## ratios in time: samplers to Euler, Frechet distances, training to a plain loop
+bench: .venv/.installed ## ratios in time: samplers to Euler, a training step to a plain loop's
 	@mkdir -p out
 	@$(PY) scripts/bench_speed.py --out=out/bench.json
-	@$(PY) scripts/bench_frechet.py
-	@$(PY) scripts/bench_train.py
 
 # The benchmark. Every line is a piece of its own, at most two hours on two quiet cores, that goes on where it stopped.
 QUALITY := $(PY) scripts/bench.py

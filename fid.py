@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import torch
 
 from dnnlib.cli import Command, Group, SeedList, with_options
 from dnnlib.errors import UserError
-from rods.bench.sources import Source, image_source, network_source, paired_sources
+from rods.config import SAMPLERS
 from rods.eval.dreamsim import dreamsim_extractor
 from rods.eval.extraction import extract
 from rods.eval.extractors import NAMES, default_extractor, open_extractor
@@ -26,15 +27,14 @@ from rods.eval.features import Extractor
 from rods.eval.metrics import METRICS, NEED_FEATURES, NEED_REFERENCE, measure, parse_metrics, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, reference_of, write_reference
-from rods.pipeline import SAMPLERS
-from rods.runs.options import given_options, sampler_choice, sampler_config, spelling
+from rods.runs.options import add_sampler_options, flag, given_options, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset
-from rods.runs.sampler_options import add_sampler_options
+from rods.runs.sources import Source, image_source, network_source, paired_sources
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
 from training.header import tool_version
+from training.model_zoo import MODELS
 
-MODELS = Path(__file__).resolve().parent / "models"
 NUM = 50_000
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,14 +85,15 @@ def main() -> None:
 @main.command(cls=Command)
 @click.option("--images", metavar="DIR|ZIP", help="The images.")
 @click.option("--from-network", metavar="FILE|URL", help="Sample from this network in place of --images.")
-@click.option("--num", type=click.IntRange(2), help=f"How many images [default: all, {NUM} at most].")
-@click.option("--seed", type=int, help="Which images, where there are more than --num [default: 0].")
+@click.option("--num", type=click.IntRange(2, 10_000_000), help=f"How many images [default: all, {NUM} at most].")
+@click.option("--seed", type=click.IntRange(0), help="Which images, where there are more than --num [default: 0].")
 @click.option("--seeds", type=SeedList(), help="Seeds to sample, with --from-network [default: 0 to --num - 1].")
 @click.option("--class", "class_index", type=int, help="Class label, with --from-network [default: random per seed].")
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Sampler; its options, below, are generate.py's.")
 @click.option("--preset", metavar="NAME|FILE", help="Settings of the sampler, as generate.py's.")
 @_reference_options
 @_extractor_options
+@partial(add_sampler_options, without=("detector",))  # --detector is what makes the features
 def calc(**opts: Any) -> None:
     """Distance of images, or of a network's samples, to reference statistics."""
     if (opts["images"] is None) == (opts["from_network"] is None):
@@ -116,15 +117,12 @@ def calc(**opts: Any) -> None:
     distributed.close()
 
 
-calc.params += [p for p in add_sampler_options(Command("sampler")).params if p.name != "detector"][::-1]
-
-
 @main.command(cls=Command)
 @click.option("--data", metavar="DIR|ZIP", required=True, help="The images.")
 @click.option("--dest", metavar="NPZ", required=True, help="The file to write.")
 @click.option("--features", type=click.IntRange(0), default=10_000, show_default=True,
               help="How many features to keep for the kernel distance, drawn at random.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Which features are kept.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which features are kept.")
 @_extractor_options
 def ref(**opts: Any) -> None:
     """Reference statistics of a data set: mu and sigma, and what they were made of."""
@@ -150,7 +148,7 @@ def ref(**opts: Any) -> None:
 @click.argument("b", metavar="B")
 @click.option("--bootstrap", type=click.IntRange(2, 1_000_000), default=1000, show_default=True,
               help="Resamples behind the intervals.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the resamples.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the resamples.")
 @_reference_options
 @_extractor_options
 def compare(a: str, b: str, **opts: Any) -> None:
@@ -254,7 +252,7 @@ def _refuse_idle_options(opts: dict[str, Any]) -> None:
         return
     own = {"seeds": "--seeds", "class_index": "--class", "sampler": "--sampler", "preset": "--preset"}
     idle = [option for name, option in own.items() if opts[name] is not None]
-    if idle := idle + [spelling(name) for name in _sampler_options(opts)]:
+    if idle := idle + [flag(name) for name in _sampler_options(opts)]:
         raise UserError(f"{idle[0]} is for --from-network; leave it out with --images")
 
 
@@ -263,9 +261,9 @@ def _network(opts: dict[str, Any], device: torch.device) -> Source:
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
     snapshot = load_snapshot(opts["from_network"], device=device)
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
-    config = sampler_config(sampler, given, preset, snapshot.name)
+    chosen = sampler_from_options(sampler, given, preset, snapshot.name)
     seeds = opts["seeds"] or list(range(opts["num"] or NUM))
-    return network_source(snapshot, config, seeds, batch=opts["batch"], device=device, class_index=opts["class_index"])
+    return network_source(snapshot, chosen, seeds, batch=opts["batch"], device=device, class_index=opts["class_index"])
 
 
 def _report(

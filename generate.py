@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import textwrap
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores must not spin; read once, by torch's import
@@ -15,12 +14,12 @@ import click
 import torch
 
 from dnnlib.cli import Command, SeedList
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.execution_options import add_execution_options
-from rods.runs.folder import OPTIONS_NAME, OutputFolder, read_identity
+from rods.runs.folder import OutputFolder
 from rods.runs.options import add_sampler_options, flag, given_options, respell, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset
 from rods.runs.records import restart_summary, risk_summary, selection_summary
@@ -29,10 +28,10 @@ from rods.runs.select import add_selection_options, selection
 from torch_utils import distributed
 from torch_utils.machine import keep_freed_memory
 from training.checkpoint import load_snapshot
-from training.execution import Manner, checkpoint_blocks, compiled, fastest, set_layout
+from training.execution import ExecutionConfig, checkpoint_blocks, compiled, set_layout
 from training.header import tool_version
+from training.model_zoo import MODELS
 
-MODELS = Path(__file__).resolve().parent / "models"
 EMBEDDED = MODELS / "hands-32.safetensors"
 HEADER = 200  # characters of a preset's source that are printed; options.json has all
 
@@ -145,18 +144,18 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         notes.append(f"Note: preset {preset.name} is for network {preset.network}; {snapshot.name} may need another")
     check_network(snapshot.net, chosen_sampler, opts["class_index"])
     chosen = selection(opts, preset)
-    manner = manner_of(opts, snapshot.net, say=notes.append)
+    execution = ExecutionConfig(torch.get_num_threads(), opts["channels_last"], opts["dtype"])
     chunks = cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch")
     chosen.check(chosen_sampler, chunks, snapshot.net)
     job = Job(
-        denoiser=carried_out(opts, snapshot.net, manner),
+        denoiser=executed(opts, snapshot.net, execution),
         sampler=chosen_sampler,
         chunks=chunks,
         device=device,
         network_sha256=snapshot.sha256,
         batch=opts["batch"],
         class_index=opts["class_index"],
-        dtype=manner.dtype,
+        dtype=execution.dtype,
         rng=opts["rng"],
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         subdirs=opts["subdirs"],
@@ -164,7 +163,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         selection=chosen,
         trajectory=trajectory_steps(opts, chosen_sampler),
         probe_batch=opts["probe_batch"],
-        channels_last=manner.channels_last,
+        channels_last=execution.channels_last,
     )
     applied = f"{preset.name} ({preset.source})" if preset and applies else None
     about = {
@@ -177,30 +176,9 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     return job, about, [*notes, f"Network {snapshot.describe()}", *describe(job, applied)]
 
 
-def manner_of(opts: dict[str, Any], net: Any, *, say: Any) -> Manner:
-    """Threads, layout and precision: as given, as this folder's images were made, or as a measurement says."""
-    asked = Manner(torch.get_num_threads(), opts["channels_last"], opts["dtype"])
-    if not opts["fast"]:
-        return asked
-    if opts["channels_last"] or opts["dtype"] != "float32":
-        raise UserError("--fast chooses --channels-last and --dtype itself; leave them out, or --fast")
-    if distributed.world_size() > 1:
-        raise UserError(f"--fast measures one process; run it so once, and give what it says ({asked.describe()} ...)")
-    if earlier := read_identity(Path(opts["outdir"]) / OPTIONS_NAME):
-        manner = Manner(earlier["threads"] or asked.threads, earlier.get("channels_last", False), earlier["dtype"])
-        say(f"--fast: {manner.describe()}, as before in this folder")
-        return manner
-    manner, tried = fastest(net, batch=opts["batch"], cores=asked.threads)
-    for timed in tried:
-        say(f"--fast: {timed.seconds:.4f} s, {timed.psnr:.0f} dB with {timed.manner.describe()}")
-    say(f"--fast: {manner.describe()} it is")
-    return manner
-
-
-def carried_out(opts: dict[str, Any], net: Any, manner: Manner) -> Any:
+def executed(opts: dict[str, Any], net: Any, execution: ExecutionConfig) -> Any:
     """The network as it will be called."""
-    torch.set_num_threads(manner.threads)
-    set_layout(net, channels_last=manner.channels_last)
+    set_layout(net, channels_last=execution.channels_last)
     if opts["checkpoint_blocks"]:
         checkpoint_blocks(net)
     return compiled(net, batch=opts["batch"]) if opts["compile_network"] else net
@@ -222,11 +200,9 @@ def check_network(net: Any, sampler: Sampler, class_index: int | None) -> None:
     """UserError where these options do not suit the network."""
     if net.img_channels not in CHANNELS and net.img_resolution > 1:
         raise UserError(f"--network makes images of {net.img_channels} channels; a PNG has 1 or 3")
-    try:
+    with user_errors(spelled=respell):
         check_class(class_index, net.label_dim)
         sampler.check(net)
-    except ValueError as e:
-        raise UserError(respell(str(e))) from None
 
 
 def describe(job: Job, preset: str | None) -> list[str]:

@@ -13,17 +13,19 @@ import torch
 from click.core import ParameterSource
 
 from dnnlib.cli import Command
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, user_errors
 from torch_utils import distributed
 from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
 from training.feed import standard_deviation
 from training.folder import find_run_dir
 from training.loop import Draw, start, train
+from training.networks import PRECOND_OPTIONS
 from training.options import add_training_options
-from training.presets import NETWORK_OPTIONS, PRECOND_CLASSES, network_kwargs
-from training.run import AUTOCAST, Run
+from training.recipes import NETWORK_OPTIONS, network_kwargs
+from training.schema import check_init_kwargs
 from training.state import saved_states
+from training.trainer import AUTOCAST, Trainer
 from training.validation import held_out_loss
 
 
@@ -55,16 +57,16 @@ def main(ctx: click.Context, **opts: Any) -> None:
         opts["sigma_data"] = measured_sigma_data(dataset, device)
     with distributed.rank0_first():
         config = train_config(opts, dataset)
-        run = build_run(config, device, opts)
+        trainer = build_trainer(config, device, opts)
         settings = run_settings(opts, config, dataset)
     if distributed.rank() == 0:
-        describe(run, dataset)
+        describe(trainer, dataset)
     if not opts["dry_run"]:
-        validate = None if held_out is None else partial(validation, run=run, dataset=held_out)
-        train(run, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
+        validate = None if held_out is None else partial(validation, trainer=trainer, dataset=held_out)
+        train(trainer, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
     elif distributed.rank() == 0:
         if not saved_states(settings.run_dir):
-            start(run)
+            start(trainer)
         click.echo(f"Would train in {settings.run_dir}")
     distributed.close()
 
@@ -93,10 +95,7 @@ def held_out_data(opts: dict[str, Any], dataset: ImageDataset) -> ImageDataset |
     """The images of --val, which have to be like those of --data. Raises UserError."""
     if opts["val"] is None:
         return None
-    try:
-        held_out = ImageDataset(opts["val"], cond=opts["cond"], cache=opts["cache"])
-    except UserError as e:
-        raise UserError(str(e).replace("--data=", "--val=")) from None
+    held_out = ImageDataset(opts["val"], cond=opts["cond"], cache=opts["cache"], option="--val")
     for name, what in (("resolution", "pixels"), ("num_channels", "channels"), ("label_dim", "numbers a label")):
         theirs, ours = getattr(held_out, name), getattr(dataset, name)
         if theirs != ours:
@@ -106,11 +105,11 @@ def held_out_data(opts: dict[str, Any], dataset: ImageDataset) -> ImageDataset |
     return held_out
 
 
-def validation(net: torch.nn.Module, *, run: Run, dataset: ImageDataset) -> dict[str, Any]:
+def validation(net: torch.nn.Module, *, trainer: Trainer, dataset: ImageDataset) -> dict[str, Any]:
     """The held-out loss of `net`, in the precision of the training."""
-    dtype = AUTOCAST[run.config.precision]
-    with torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32):
-        return held_out_loss(net, run.loss, dataset, device=run.device)
+    dtype = AUTOCAST[trainer.config.precision]
+    with torch.autocast(trainer.device.type, dtype, enabled=dtype != torch.float32):
+        return held_out_loss(net, trainer.loss, dataset, device=trainer.device)
 
 
 def measured_sigma_data(dataset: ImageDataset, device: torch.device) -> float:
@@ -136,7 +135,7 @@ def train_config(opts: dict[str, Any], dataset: ImageDataset) -> TrainConfig:
     return TrainConfig(
         data=opts["data"],
         num_images=len(dataset),
-        network={"class_name": PRECOND_CLASSES[opts["precond"]], "init_kwargs": kwargs},
+        network={"class_name": PRECOND_OPTIONS[opts["precond"]].__name__, "init_kwargs": kwargs},
         cond=opts["cond"],
         batch=opts["batch"],
         lr=opts["lr"],
@@ -155,23 +154,21 @@ def train_config(opts: dict[str, Any], dataset: ImageDataset) -> TrainConfig:
     )
 
 
-def build_run(config: TrainConfig, device: torch.device, opts: dict[str, Any]) -> Run:
-    """The run, its errors in the words of the command line."""
+def build_trainer(config: TrainConfig, device: torch.device, opts: dict[str, Any]) -> Trainer:
+    """The trainer; UserError where the options describe no network."""
     execution = Execution(opts["batch_gpu"], compiled=opts["compiled"], channels_last=opts["channels_last"])
-    try:
-        run = Run(config, device, execution)
-    except ValueError as e:
-        text = str(e)
-        for argument, option in {**NETWORK_OPTIONS, "sigma_data": "sigma-data"}.items():
-            text = text.replace(argument, f"--{option}")
-        raise UserError(f"this network cannot be built: {text}") from None
-    levels, wanted = resolutions(run.net), config.network["init_kwargs"].get("attn_resolutions", ())
+    class_name, kwargs = config.network["class_name"], config.network["init_kwargs"]
+    spelled = {argument: f"--{option.replace('_', '-')}" for argument, option in NETWORK_OPTIONS.items()}
+    check_init_kwargs(class_name, kwargs, options=spelled)
+    with user_errors("--cbase, --cres and --attn describe no network of this size"):
+        trainer = Trainer(config, device, execution)
+    levels, wanted = trainer.net.model.resolutions, kwargs.get("attn_resolutions", ())
     if unused := [r for r in wanted if r not in levels]:
         raise UserError(
             f"--attn={','.join(map(str, wanted))}: the network has no layers at {unused[0]} pixels, "
             f"only at {', '.join(map(str, levels))}; give some of these"
         )
-    return run
+    return trainer
 
 
 def run_settings(opts: dict[str, Any], config: TrainConfig, dataset: ImageDataset) -> RunSettings:
@@ -191,29 +188,23 @@ def run_settings(opts: dict[str, Any], config: TrainConfig, dataset: ImageDatase
     )
 
 
-def describe(run: Run, dataset: ImageDataset) -> None:
+def describe(trainer: Trainer, dataset: ImageDataset) -> None:
     """Prints what will be trained."""
-    click.echo(json.dumps(run.config.options(), indent=2))
+    click.echo(json.dumps(trainer.config.options(), indent=2))
     size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
     classes = f", labels of {dataset.label_dim} numbers" if dataset.label_dim else ""
     click.echo(f"Data: {len(dataset):,} images, {size}{classes}")
-    attention = ", ".join(map(str, resolutions(run.net, of="qkv")))
-    millions = sum(p.numel() for p in run.net.parameters()) / 1e6
+    attention = ", ".join(map(str, trainer.net.model.attention_resolutions()))
+    millions = sum(p.numel() for p in trainer.net.parameters()) / 1e6
     ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""
-    click.echo(f"Network: {millions:.2f} M parameters, attention at {attention} pixels, on {run.device}{ranks}")
+    click.echo(f"Network: {millions:.2f} M parameters, attention at {attention} pixels, on {trainer.device}{ranks}")
     if busy := distributed.oversubscription(torch.get_num_threads()):
         click.echo(f"Slow: {busy}; --threads=N divides the cores")
 
 
-def resolutions(net: torch.nn.Module, *, of: str = "") -> list[int]:
-    """The resolutions at which the U-Net has layers, or blocks with a layer `of` this name; finest first."""
-    found = [re.search(rf"\.(\d+)x\d+_.*{of}", name) for name, _ in net.named_modules()]
-    return sorted({int(m[1]) for m in found if m}, reverse=True)
-
-
 def picture(device: torch.device) -> Draw:
     """What draws the pictures of --grid: training knows nothing of samplers."""
-    from rods.runs.grids import draw_grid
+    from rods.runs.snapshot_grid import draw_grid
 
     return partial(draw_grid, device=device)
 

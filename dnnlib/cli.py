@@ -1,8 +1,7 @@
-"""What the commands share: option types, and errors as one line with exit code 2."""
+"""What the commands share: option types, and users' errors as one line with exit code 2."""
 
 from __future__ import annotations
 
-import dis
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +12,6 @@ import click
 from dnnlib.errors import UserError
 
 MAX_SEEDS = 10_000_000
-_OUR_PACKAGES = ("rods", "training", "torch_utils", "dnnlib", "scripts", "generate", "train", "fid", "__main__")
-
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,19 +85,20 @@ class _OneLineErrors(click.Command):
         except click.Abort:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
-        except OSError as e:
-            if e.filename is None:
-                raise
-            _fail(f"{e.filename}: {e.strerror}")
-        except ValueError as e:
-            if not _is_for_users(e):
-                raise
+        except UserError as e:
             _fail(str(e))
+        except OSError as e:  # of the system: a file that cannot be read or written, a full disk
+            if e.errno is None:
+                raise
+            _fail(f"{e.filename}: {e.strerror}" if e.filename is not None else str(e.strerror))
         sys.exit(code if isinstance(code, int) else 0)
 
 
 class Command(_OneLineErrors):
-    """A command whose users see one line, `Error: ...`, and exit code 2 for every mistake that they can mend."""
+    """A command whose users see one line, `Error: ...`, and exit code 2 for every UserError and system error.
+
+    Everything else is a bug and keeps its traceback.
+    """
 
 
 class Group(_OneLineErrors, click.Group):
@@ -116,16 +114,3 @@ class Group(_OneLineErrors, click.Group):
 def _fail(message: str) -> NoReturn:
     click.echo("Error: " + " ".join(message.split()), err=True)
     sys.exit(2)
-
-
-def _is_for_users(error: ValueError) -> bool:
-    """Whether a `raise` statement of this project made it; from int("x") or inside torch it is a bug."""
-    if isinstance(error, UserError):
-        return True
-    last = error.__traceback__
-    assert last is not None
-    while last.tb_next is not None:
-        last = last.tb_next
-    code = last.tb_frame.f_code.co_code
-    package = str(last.tb_frame.f_globals.get("__name__")).split(".")[0]
-    return package in _OUR_PACKAGES and code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]

@@ -1,6 +1,9 @@
-"""The one exception type for mistakes that a user can mend."""
+"""The one exception type for mistakes that a user can mend, and where a library's ValueError becomes one."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -8,6 +11,25 @@ class UserError(ValueError):
 
     Commands print it as `Error: ...` and exit with code 2; anything else is a bug and keeps its traceback.
     """
+
+
+@contextmanager
+def user_errors(where: str = "", *, spelled: Callable[[str], str] = str) -> Iterator[None]:
+    """Within the block, a ValueError is the user's: it becomes `UserError("where: text")`.
+
+    For the boundary between a command and the library, around the one call that checks what the user gave: the
+    construction of a config, a reader of a text. Around more, it would hide bugs.
+
+    Args:
+        where: the option, or the option and its value; empty where the text names it.
+        spelled: the library's text in the command's words, such as argument names as options.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as e:
+        raise UserError(f"{where}: {spelled(str(e))}" if where else spelled(str(e))) from e
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -11,8 +11,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs without installing the project
 
-from rods import Correction, bind, gate, trajectory, within
 from rods.evaluation import norms
+
+from rods import Correction, bind, gate, trajectory, within
 from rods.schedules import edm_grid
 from training.checkpoint import load_denoiser
 

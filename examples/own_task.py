@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs without installing the project
 
-from rods.bench.embedded import exact_network
-from rods.bench.task import AuditLine, DrawnData, Task
+from rods.bench.task import AuditLine, DrawnData, Task, exact_network
 from rods.bench.tasks.image_audit import image_audit
 from rods.bench.tasks.real_data import as_samples, real_seed
 from rods.bench.tasks.tone_control import as_unit, normalise

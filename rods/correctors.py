@@ -7,17 +7,17 @@ rods/config.py becomes a sampler of its own: Euler steps, corrected in a window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isnan
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rods.denoiser import TINY, State, no_rows, norms, per_sample, unit
-from rods.detectors import Detector, Lid, StepDetector, check_radius
-from rods.schedules import Window, check_window, in_window
-from rods.trajectory import Correction, Corrector, only
+from rods.denoiser import TINY, State, norms, per_sample, unit
+from rods.detectors import Lid, check_radius
+from rods.schedules import Window
+from rods.trajectory import Correction, Corrector
 from rods.types import Probe, Step, option
 
 

@@ -38,7 +38,7 @@ class Preset:
         return self.detect_eps[name] if own else None
 
     def sampler(self, name: str, given: Mapping[str, Any]) -> Sampler:
-        """The sampler of a name: this preset's options for it, if any, with `given` over them. ValueError as `build`'s."""
+        """The sampler of a name: this preset's options for it, if any, with `given` over them. Raises as `build`."""
         return changed(self.samplers[name], given) if name in self.samplers else build(name, given)
 
 

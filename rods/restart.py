@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from rods.base_samplers import Sampler, check_solver
-from rods.correctors import Corrector, NamedCorrector
+from rods.correctors import NamedCorrector
 from rods.denoiser import BoundDenoiser, Noise, bind
 from rods.detectors import Detector, Lid
-from rods.trajectory import Solver, trajectory
+from rods.trajectory import Corrector, Solver, trajectory
 from rods.types import AnyDenoiser, RodsResult, Step, Verdict, option
 
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from rods.base_samplers import MAX_STEPS, Churned, Edm, Euler, Sampler, check_solver
 from rods.combinators import Every, Gate, Within
-from rods.correctors import Cas, Corrector, NamedCorrector, Sas
+from rods.correctors import Cas, NamedCorrector, Sas
 from rods.denoiser import Gradient, Noise
 from rods.detectors import CurvatureIndex, Detector
 from rods.records import Recorder
 from rods.schedules import Window
-from rods.trajectory import Solver, trajectory
+from rods.trajectory import Corrector, Solver, trajectory
 from rods.types import AnyDenoiser, RodsResult, Step, option
 
 # -- RODS -------------------------------------------------------------------------------------------------------------

@@ -26,9 +26,8 @@ from dnnlib.cli import Command, Group, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.compare import compare as compare_runs
-from rods.bench.embedded import MODELS
 from rods.bench.labelled import LabelledRun, read_run
-from rods.bench.methods import BASELINE, METHODS, Experiment, Method, read_experiments, resolve, split_methods
+from rods.bench.methods import BASELINE, METHODS, ExperimentTable, Method, read_experiments, resolve, split_methods
 from rods.bench.plots.drawing import has_matplotlib
 from rods.bench.report import NO_FIGURES, audit_record, report_parts, write_report
 from rods.bench.run import Place, label_run, run_methods
@@ -41,6 +40,7 @@ from rods.presets import Preset
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset
 from torch_utils import distributed
+from training.model_zoo import MODELS
 
 ALL = "all"
 SEEDS = SeedList()
@@ -119,7 +119,7 @@ def run(experiment: Path | None, **opts: Any) -> None:
     distributed.close()
 
 
-def run_table(table: Experiment, out: Path, device: torch.device) -> None:
+def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
     """One table of an experiment: all of its runs on their seeds, those of equal seeds in turns."""
     if table.task not in TASKS:
         raise UserError(f"task {table.task!r} is unknown; use {', '.join(TASKS)}")
@@ -241,9 +241,7 @@ def use_device(name: str, threads: int | None) -> torch.device:
     return device
 
 
-def chosen_methods(
-    texts: Sequence[str], task: Task, preset: Preset | None, network: LoadedNetwork
-) -> list[Method]:
+def chosen_methods(texts: Sequence[str], task: Task, preset: Preset | None, network: LoadedNetwork) -> list[Method]:
     """The methods that were asked for, the baseline first; `all` leaves out what has no settings, and says so.
 
     It takes the first of two methods that come to the same.

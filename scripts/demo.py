@@ -19,24 +19,24 @@ from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.compare import Comparison, compare
-from rods.bench.embedded import MODELS
-from rods.bench.methods import Setting, resolve
+from rods.bench.labelled import LabelledRun, read_run
+from rods.bench.methods import Method, resolve
 from rods.bench.qualitative import Pair, control, pair_sheet, stacked, tone_line
-from rods.bench.results import Results, read_results
 from rods.bench.run import Place, run_methods
 from rods.bench.stored import load_images
 from rods.bench.tables import outcome_table
 from rods.bench.task import LoadedNetwork, Task
 from rods.bench.tasks import TASKS
-from rods.eval.detection import auroc, confusion
+from rods.config import to_json
+from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from rods.presets import Preset
-from rods.readout import shortened
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset
 from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot
+from training.model_zoo import MODELS
 
 SHOWN = 24  # pairs in the picture
 KINDS = ("NEWLY BROKEN", "repaired", "still hallucinated", "uncertain", "still valid")  # in the order of the picture
@@ -52,71 +52,51 @@ def demo_preset(network: str) -> Preset:
     return preset
 
 
-def demo_settings(task: Task, preset: Preset) -> list[Setting]:
+def demo_methods(task: Task, preset: Preset) -> list[Method]:
     """Euler, Heun and the calibrated corrections, all with the same number of steps.
 
     H is measured once, with CAS: SAS goes without detection where the preset corrects every sample anyway.
     """
-    every = preset.config("rods-sas", {}).options["eps"] == 0
+    every = getattr(preset.sampler("rods-sas", {}), "eps", None) == 0
     names = ["euler", "heun", "rods-cas", "rods-sas-all" if every else "rods-sas", "overshoot"]
     return [resolve(name, task, preset) for name in [*names, *(["restart"] if "restart" in preset.samplers else [])]]
 
 
-def settings_line(setting: Setting) -> str:
-    shown = ("eps", "rho", "window", "sas_sign", "detector", "lid_sigma", "threshold", "sigma_r", "rounds")
-    described = setting.config.describe()
-    return f"  {setting.name}: " + shortened(", ".join(f"{k} {described[k]}" for k in shown if k in described))
+def settings_line(method: Method) -> str:
+    shown = ("eps", "rho", "window", "sas_sign", "detector", "threshold", "sigma_r", "score_at", "rounds")
+    described = to_json(method.sampler)
+    return f"  {method.name}: " + ", ".join(f"{k} {described[k]}" for k in shown if k in described)
 
 
-def risk_threshold(setting: Setting, preset: Preset) -> float | None:
-    """The H from which an image is flagged: the gate's eps, else the preset's."""
-    eps: float = setting.config.options["eps"]
-    return eps or preset.risk_threshold(setting.config)
-
-
-def pictures_of(place: Place, run: Results) -> np.ndarray:
-    """The pictures [N, C, H, W] of a run."""
-    found = load_images(place, run)
+def images_of(run: LabelledRun) -> np.ndarray:
+    """The images [N, C, H, W] of a run."""
+    found = load_images(run)
     if found is None:
-        raise UserError(f"pictures are missing below {place.out}; remove that folder and run again")
+        raise UserError(f"images are missing in {run.path}; remove that folder and run again")
     return stacked(found, run.seeds.tolist())
 
 
 def choose_pairs(
-    task: Task, base: Results, run: Results, pictures: Sequence[np.ndarray], at_risk: np.ndarray
+    task: Task, base: LabelledRun, run: LabelledRun, images: Sequence[np.ndarray]
 ) -> tuple[list[Pair], dict[str, int]]:
-    """The pairs worth seeing, Euler against RODS-CAS: broken, repaired, still bad, then the largest changes."""
+    """The pairs worth seeing, Euler against a corrected run: broken, repaired, then the largest changes."""
     seeds = base.seeds.tolist()
-    before, after = pictures
+    before, after = images
     change = np.abs(after.astype(np.int16) - before).mean(axis=(1, 2, 3))
     kinds = [NAMES.get((Label(a), Label(b)), "uncertain") for a, b in zip(base.labels, run.labels, strict=True)]
     ranked = sorted(range(len(seeds)), key=lambda i: (KINDS.index(kinds[i]), -change[i]))[:SHOWN]
     say = task.faults or (lambda x: [""] * len(x))
     was, became = ([fault or "valid" for fault in say(x[ranked] / 127.5 - 1)] for x in (before, after))
     pairs = [
-        Pair(
-            before[i],
-            after[i],
-            f"seed {seeds[i]}: {a} -> {b}, {kinds[i]}\nmax H {run.scores[i]:.3g}" + (", flagged" if at_risk[i] else ""),
-            bool(at_risk[i]),
-        )
+        Pair(before[i], after[i], f"seed {seeds[i]}: {kinds[i]}\n{a} -> {b}", kinds[i] == "NEWLY BROKEN")
         for i, a, b in zip(ranked, was, became, strict=True)
     ]
     return pairs, {k: kinds.count(k) for k in KINDS}
 
 
-def detection_lines(scores: np.ndarray, bad: np.ndarray, eps: float, threshold: float | None) -> list[str]:
+def detection_line(scores: np.ndarray, bad: np.ndarray) -> str:
     """What the curvature index said about the baseline's hallucinations, as it stands."""
-    lines = [f"AUROC of max H, hallucinated against all other images: {auroc(scores, bad):.2f} (.5 is chance)."]
-    if eps == 0:
-        lines.append("eps 0: RODS-CAS corrects every sample; the threshold below only flags images.")
-    if threshold is not None:
-        c = confusion(scores, bad, threshold)
-        lines.append(
-            f"Flagged (H >= {threshold:g} at some step): {c.risk_bad + c.risk_good} of {len(bad)}; among them "
-            f"{c.risk_bad} of {bad.sum()} hallucinated, {c.risk_good} of {(~bad).sum()} others."
-        )
-    return lines
+    return f"AUROC of max H, hallucinated against all other images: {auroc(scores, bad):.2f} (.5 is chance)."
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
@@ -132,44 +112,43 @@ def detection_lines(scores: np.ndarray, bad: np.ndarray, eps: float, threshold: 
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
 @click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/demo"), help="Where the results go.")
 def main(**opts: Any) -> None:
-    """Sample the same seeds with Euler, Heun, RODS-CAS, RODS-SAS and overshoot; count fingers; show pairs and price."""
+    """Sample the same seeds with Euler, Heun, RODS, overshoot and restart; count fingers; show pairs and price."""
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
     snapshot, outdir = load_snapshot(opts["network"]), opts["outdir"]
     preset = demo_preset(snapshot.name)
     task = replace(TASKS["hands-32"](), num_steps=opts["steps"])
-    settings = demo_settings(task, preset)
+    methods = demo_methods(task, preset)
     click.echo(f"Network {snapshot.describe()}\n{len(opts['seeds'])} seeds, {opts['steps']} steps; settings:")
-    for setting in settings[2:]:
-        click.echo(settings_line(setting))
+    for method in methods[2:]:
+        click.echo(settings_line(method))
 
     network = LoadedNetwork(cast(Denoiser, snapshot.net), snapshot.name, snapshot.sha256)
-    run_methods(task, network, settings, opts["seeds"], out=outdir, batch=opts["batch"])
+    run_methods(task, network, methods, opts["seeds"], out=outdir, batch=opts["batch"])
     place = Place(outdir, task.name, snapshot.name)
-    runs = {s.name: read_results(place.results(s)).only(set(opts["seeds"])) for s in settings}
-    base, cas = runs["euler"], runs["rods-cas"]
+    runs = {m.name: read_run(place.run(m)).only(set(opts["seeds"])) for m in methods}
+    base, best = runs["euler"], runs.get("restart", runs["rods-cas"])
     rows = [compare(base, run) for run in runs.values()]
-    bad, threshold = base.labels == Label.BAD, risk_threshold(settings[2], preset)
-    at_risk = cas.scores >= threshold if threshold is not None else np.zeros(len(bad), bool)
-    pictures = [pictures_of(place, run) for run in (base, cas)]
-    pairs, kinds = choose_pairs(task, base, cas, pictures, at_risk)
+    images = [images_of(run) for run in (base, best)]
+    pairs, kinds = choose_pairs(task, base, best, images)
+    scores = runs["rods-cas"].scores
     lines = [
         outcome_table(rows).markdown(),
         "",
-        f"RODS-CAS against Euler: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}.",
-        *detection_lines(cas.scores, bad, settings[2].config.options["eps"], threshold),
-        tone_line("RODS-CAS", control(task, *pictures)),
+        f"{best.name} against Euler: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}.",
+        *([detection_line(scores, base.labels == Label.BAD)] if scores is not None else []),
+        tone_line(best.name, control(task, *images)),
     ]
     click.echo("\n" + "\n".join(lines))
-    heading = "Euler | RODS-CAS | what changed (green: added, red: removed). Red frame: flagged by H."
+    heading = f"Euler | {best.name} | what changed (green: added, red: removed). Red frame: newly broken."
     save_png(pair_sheet(pairs, heading=heading), outdir / "pairs.png")
     write_results(outdir, lines, [row_record(row, runs[row.name]) for row in rows])
-    click.echo(f"\nPicture: {outdir / 'pairs.png'}   table: {outdir / 'demo.md'}   samples: {place.folder}")
+    click.echo(f"\nPairs: {outdir / 'pairs.png'}   table: {outdir / 'demo.md'}   runs: {place.folder}")
 
 
-def row_record(row: Comparison, run: Results) -> dict[str, Any]:
+def row_record(row: Comparison, run: LabelledRun) -> dict[str, Any]:
     """A row of the table with the recipe of its numbers."""
-    return {**asdict(row), "recipe": run.recipe, "runs": run.runs}
+    return {**asdict(row), "recipe": run.options, "machines": list(run.machines)}
 
 
 def write_results(outdir: Path, lines: list[str], rows: list[dict[str, Any]]) -> None:

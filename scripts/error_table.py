@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command
 from dnnlib.util import atomic_write
 from training.checkpoint import save_snapshot
-from training.precond import EDMPrecond
+from training.networks import EDMPrecond
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATE = "generate.py --outdir=out --network="
@@ -54,7 +54,6 @@ MISTAKES = (
     ("EDM's `--rho` (its exponent) with EDM's sampler", GENERATE + "plain.safetensors --sampler=edm --rho=7"),
     ("`--eps` without a RODS sampler", GENERATE + "plain.safetensors --eps=.1"),
     ("an ablation option with a RODS sampler", GENERATE + "plain.safetensors --sampler=rods-cas --disc=vp"),
-    ("`--fast` and a precision of your own", GENERATE + "plain.safetensors --fast --dtype=bf16"),
     ("no steps", GENERATE + "plain.safetensors --steps=0"),
     ("no range of noise levels", GENERATE + "plain.safetensors --sigma_min=90"),
     ("an exponent that is none", GENERATE + "plain.safetensors --time-rho=0"),

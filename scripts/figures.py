@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from dnnlib.cli import Command, Group, SeedList, with_options
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.embedded import MODELS
 from rods.bench.paper import CAS, EULER, INDEX, Experiment, open_experiment
 from rods.bench.paper_figures import PLANS, draw
 from rods.bench.paper_tables import PaperTable, batch_seconds, correction_table, quality_table, reference_for
@@ -27,6 +26,7 @@ from rods.eval.dreamsim import dreamsim_extractor
 from rods.eval.extractors import NAMES, default_extractor, open_extractor
 from rods.eval.metrics import parse_metrics
 from torch_utils import distributed
+from training.model_zoo import MODELS
 
 EXACT: dict[str, Callable[[Path], Path]] = {"fig2": theory.fig2, "theorems": theory.theorems}
 TABLE_1, TABLE_2 = (EULER, "heun", CAS), (EULER, "heun", "euler-200", CAS)

@@ -22,22 +22,23 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
+from rods.bench.results import read_results
+from rods.readout import fingerprint, write_readout
+
 from dnnlib.cli import Command, NumberList, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.methods import BASELINE, resolve
-from rods.bench.rating_report import settle
 from rods.bench.readout_fit import chosen_levels, decoder_blocks, fit, judge, learning_curve, pooled_activations
-from rods.bench.results import read_results
 from rods.bench.run import Place, run_methods
 from rods.bench.stored import load_images
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
+from rods.labels.agreement import settle
+from rods.labels.session import NORMAL, read_answers
 from rods.presets import parse_preset, with_readout
-from rods.readout import fingerprint, write_readout
 from rods.runs.presets import beside_preset, read_preset
-from rods.runs.rating import NORMAL, read_answers
 from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot

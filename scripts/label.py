@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from dnnlib.cli import Command, Group
 from dnnlib.errors import UserError
 from dnnlib.util import alone
-from rods.bench.rating_report import agreements, confusion, hallucination_rate, outcomes, settle, verdicts
 from rods.eval.correction import Proportion, proportion_interval
-from rods.runs.rating import CATEGORIES, Answers, open_session, read_answers
-from rods.runs.rating_server import serve as serve_session
-from rods.runs.sampling import largest_score
+from rods.labels.agreement import agreements, confusion, hallucination_rate, outcomes, settle, verdicts
+from rods.labels.server import serve as serve_session
+from rods.labels.session import CATEGORIES, Answers, open_session, read_answers
+from rods.runs.records import largest_score
 
 SAMPLES = "samples.jsonl"
 

@@ -1,29 +1,34 @@
-"""Measures where a sampling run's time and memory go and how far the network is from this device's limits: one JSON."""
+"""Profiles sampling runs on this device by torch.profiler: speed, FLOP, memory, and the costliest operations."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.embedded import MODELS
-from rods.bench.profiling import breakdown, roofline
-from rods.bench.speed import peak_mib
-from rods.pipeline import SamplerConfig
+from rods.base_samplers import Sampler
+from rods.config import build
 from torch_utils import distributed
 from torch_utils.machine import facts, keep_freed_memory
 from training.checkpoint import STORED_DTYPES, load_snapshot
-from training.execution import checkpoint_blocks, set_layout
-from training.precond import VEPrecond
+from training.execution import ExecutionConfig, apply_execution, checkpoint_blocks
+from training.model_zoo import MODELS
+from training.networks import VEPrecond
 
 # EDM's FFHQ network at 64x64 (its ddpmpp/ncsnpp options), with random weights: its speed is that of the real one.
 FFHQ_VE: dict[str, Any] = {
@@ -31,6 +36,7 @@ FFHQ_VE: dict[str, Any] = {
     "resample_filter": (1, 3, 3, 1), "embedding_type": "fourier", "encoder_type": "residual", "augment_dim": 9,
 }  # fmt: skip
 SAMPLERS: dict[str, dict[str, Any]] = {"euler": {}, "rods-cas": {"eps": 0.0, "rho": 1.0}}
+TOP = 12  # operations listed
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
@@ -41,42 +47,43 @@ SAMPLERS: dict[str, dict[str, Any]] = {"euler": {}, "rods-cas": {"eps": 0.0, "rh
     help="An EDM pickle or a snapshot; ffhq-ve: the size of EDM's FFHQ network, 62.8 M random weights.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=8, help="Images at once.")
-@click.option("--steps", type=click.IntRange(min=1), default=20, help="Sampling steps of the runs.")
-@click.option("--repeats", type=click.IntRange(min=1), default=3, help="Timed rounds; medians are reported.")
+@click.option("--steps", type=click.IntRange(1, 100_000), default=20, help="Sampling steps of the runs.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to run.")
 @click.option("--dtype", type=click.Choice(list(STORED_DTYPES)), default="float32", help="Inside the network.")
 @click.option("--channels-last", is_flag=True, help="Memory layout of the network's tensors.")
-@click.option("--checkpoint-blocks", is_flag=True, help="Backward passes compute blocks again.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default all cores.")
+@click.option("--checkpoint-blocks", "checkpointed", is_flag=True, help="Backward passes compute blocks again.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default all cores.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="profile.json", help="The JSON.")
-def main(**opts: Any) -> None:
-    """Profile a network and two samplers on this device. The CUDA branch was never run by its authors."""
-    out: Path = opts["out"]
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.parent}; make it first")
-    device, dtype = distributed.pick_device(opts["device"]), opts["dtype"]
+@click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), help="Also a trace of the last run (Chrome).")
+def main(
+    network: str, batch: int, steps: int, device: str, dtype: str, channels_last: bool, checkpointed: bool,
+    threads: int | None, out: Path, trace: Path | None,
+) -> None:  # fmt: skip
+    """Profile Euler and RODS-CAS with one network on this device."""
+    for option, path in (("--out", out), ("--trace", trace)):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise UserError(f"{option}={path}: there is no folder {path.parent}; make it first")
     keep_freed_memory()
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
-    name, net = load(opts["network"], device)
-    set_layout(net, channels_last=opts["channels_last"])
-    if opts["checkpoint_blocks"]:
+    where = distributed.pick_device(device)
+    name, net = load(network, where)
+    execution = ExecutionConfig(threads or distributed.usable_cores(), channels_last, dtype)
+    if checkpointed:
         checkpoint_blocks(net)
-    shape = (opts["batch"], net.img_channels, net.img_resolution, net.img_resolution)
-    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
-    result: dict[str, Any] = {
-        **facts(),
-        "network": name,
-        "device": str(device),
-        **{key: opts[key] for key in ("batch", "steps", "repeats", "dtype", "channels_last", "checkpoint_blocks")},
-        "roofline": roofline(net, x, dtype=STORED_DTYPES[dtype], repeats=opts["repeats"]),
-    }
-    result["runs"] = [
-        profiled(net, SamplerConfig(s, {"num_steps": opts["steps"], **options}), x, opts, device)
-        for s, options in SAMPLERS.items()
-    ]
-    click.echo(text(result))
+    shape = (batch, net.img_channels, net.img_resolution, net.img_resolution)
+    latents = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(where)
+    about: dict[str, Any] = {
+        "network": name, "device": str(where), "batch": batch, "steps": steps, "dtype": dtype,
+        "channels_last": channels_last, "checkpoint_blocks": checkpointed, **facts(),
+    }  # fmt: skip
+    click.echo("\n".join(f"{key}: {value}" for key, value in about.items()))
+    runs = []
+    with apply_execution(net, execution):
+        for sampler, options in SAMPLERS.items():
+            run = profiled(net, build(sampler, {"num_steps": steps, **options}), latents, trace=trace)
+            runs.append({"sampler": sampler, **run})
+            click.echo(text(runs[-1]))
     with atomic_write(out) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.write_text(json.dumps({**about, "runs": runs}, indent=2) + "\n")
     click.echo(f"wrote {out}")
 
 
@@ -90,41 +97,68 @@ def load(network: str, device: torch.device) -> tuple[str, Any]:
     return f"ffhq-ve, {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M random weights", net
 
 
-def profiled(
-    net: Any, config: SamplerConfig, x: torch.Tensor, opts: dict[str, Any], device: torch.device
-) -> dict[str, Any]:
-    """The time of one sampler's run by its parts, and the peak memory of a process that does nothing else."""
+class Flops(TorchDispatchMode):
+    """Adds up the FLOP of products and convolutions. (torch's FlopCounterMode cannot follow a gradient to an input.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def profiled(net: Any, sampler: Sampler, latents: Tensor, *, trace: Path | None) -> dict[str, Any]:
+    """Time, passes, FLOP and peak memory (of a GPU) of one run, and its costliest operations. Cost: 4 runs."""
+    device, B = latents.device, len(latents)
+    with Flops() as work:  # also the run that warms up
+        records = sampler.sample(net, latents).records
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    run = breakdown(net, config, batch=len(x), device=device, dtype=opts["dtype"], repeats=opts["repeats"])
+    seconds = min(clocked(lambda: sampler.sample(net, latents), device) for _ in range(2))
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as p:
+        clocked(lambda: sampler.sample(net, latents), device)
+    if trace is not None:
+        p.export_chrome_trace(str(trace))
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(p.key_averages(), key=lambda e: -float(getattr(e, key)))
+    total = sum(float(getattr(e, key)) for e in events) or 1.0
+    return {
+        "seconds": seconds,
+        "images_per_s": B / seconds,
+        "forward": sum(r.forward for r in records) / B,
+        "backward": sum(r.backward for r in records) / B,
+        "gflop_per_image": work.total / B / 1e9,
+        "gflop_per_s": work.total / seconds / 1e9,
+        "peak_mib": peak,
+        "operations": [
+            {"name": e.key, "share": float(getattr(e, key)) / total, "calls": e.count} for e in events[:TOP]
+        ],
+    }
+
+
+def clocked(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a run; on a GPU until its work is done."""
+    start = time.perf_counter()
+    run()
     if device.type == "cuda":
-        return {**run, "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
-    return {**run, "peak_mib": peak_mib(net, x.float(), config)}
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
-def text(result: dict[str, Any]) -> str:
-    """What the JSON says, for people."""
-    limits = result["roofline"]
-    lines = [f"{key}: {value}" for key, value in result.items() if key not in ("roofline", "runs")]
-    lines.append(f"matrix product {limits['matmul_flop_per_s'] / 1e9:.1f} GFLOP/s, copy "
-                 f"{limits['copy_bytes_per_s'] / 1e9:.1f} GB/s")  # fmt: skip
-    for name in ("forward", "probe"):
-        e = limits[name]
-        far = f", {e['times_the_peak']:.2f} times the time at the matrix product's speed" if e["times_the_peak"] else ""
-        lines.append(
-            f"{name}: {e['seconds']:.4f} s, {e['flop_per_image'] / 1e9:.3f} GFLOP and "
-            f"{e['bytes_per_image'] / 1e6:.1f} MB an image{far}"
-        )
-        lines.append("  " + ", ".join(f"{o['name']} {o['share']:.0%}" for o in e["operations"][:6]))
-    for run in result["runs"]:
-        parts = ("random_numbers", "network_forward", "sampler_and_backward", "files")
-        lines.append(
-            f"{run['sampler']['sampler']}: {run['images_per_s']:.2f} images/s, F {run['forward']:.0f} + B "
-            f"{run['backward']:.0f}, peak {run['peak_mib']:.0f} MiB; seconds: "
-            + ", ".join(f"{part.replace('_', ' ')} {run[part]:.4f}" for part in parts)
-            + f" ({run['files_share']:.1%} of all)"
-        )
-    return "\n".join(lines)
+def text(run: dict[str, Any]) -> str:
+    """What the JSON says of a run, for people."""
+    peak = f", {run['peak_mib']:.0f} MiB at most" if run["peak_mib"] else ""
+    operations = ", ".join(f"{o['name']} {o['share']:.0%}" for o in run["operations"][:6])
+    return (
+        f"{run['sampler']}: {run['images_per_s']:.2f} images/s, F {run['forward']:.0f} + B {run['backward']:.0f}, "
+        f"{run['gflop_per_image']:.2f} GFLOP an image, {run['gflop_per_s']:.0f} GFLOP/s{peak}\n  {operations}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rods.bench.results import Results, read_results
 
 from rods.bench.methods import Setting, resolve
-from rods.bench.results import Results, read_results
 from rods.bench.run import Place, run_methods
 from rods.bench.task import LoadedNetwork, Task
 from rods.densities import Mixture

@@ -114,7 +114,7 @@ FILES: dict[str, Payload] = {
 
 def integers() -> bytes:
     """Every tensor in place, but as whole numbers."""
-    from training.precond import EDMPrecond
+    from training.networks import EDMPrecond
 
     net = EDMPrecond(**HEADER["init_kwargs"])
     return snapshot(HEADER, {k: t.to(torch.int32).contiguous() for k, t in net.state_dict().items()})

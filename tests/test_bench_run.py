@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from bench_tasks import PICTURES, POINTS
+from rods.bench.results import read_results
+from rods.pipeline import SAMPLERS
 
 from dnnlib.errors import UserError
 from rods.bench.compare import total_variance
 from rods.bench.methods import METHODS, resolve, split_methods
-from rods.bench.results import read_results
 from rods.bench.run import PICTURES as PICTURES_FOLDER
 from rods.bench.run import Place, run_methods
 from rods.eval.labels import Label
-from rods.pipeline import SAMPLERS
 from rods.presets import Preset
 from rods.runs.images import to_uint8
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SMALL, files, generated, options_json, records
+from rods.pipeline import SamplerConfig
 from vectors import ROOT
 
-from rods.pipeline import SamplerConfig
 from rods.presets import parse_preset
 from training.checkpoint import load_denoiser
 

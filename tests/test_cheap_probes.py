@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import pytest
+import rods.evaluation
 import torch
-from click.testing import CliRunner
-from exact import GOLDEN, Axes, Counting, close, golden, latents, mixture
+from exact import Axes, Counting, close, golden, latents, mixture
+from rods.evaluation import norms, unit
 from torch import Tensor
 
-import rods.evaluation
 from rods import (
     BoundDenoiser,
     Correction,
@@ -33,15 +31,9 @@ from rods import (
     trajectory,
     within,
 )
-from rods.bench.gradients import compare_gradients, table
 from rods.correctors import every
 from rods.detectors import curvature
-from rods.evaluation import norms, unit
 from rods.types import Probe
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import compare_gradients as command
 
 EPS = float(golden("rods/mixture")["eps_gate"])
 EPS2 = float(golden("rods/mixture")["eps_gate2"])
@@ -128,41 +120,6 @@ def test_finals_are_near_those_of_the_backward() -> None:
         assert close(cheap.images, full.images, tol=1e-2)
         for a, b in zip(cheap.records, full.records, strict=True):
             assert all(abs(h - known) <= 0.1 * known for h, known in zip(a.H, b.H, strict=True))
-
-
-def test_the_comparison_says_where_the_difference_will_do() -> None:
-    """Symmetric: cosine 1. v = M x, M far from symmetric: the cosine of M v and M^T v, and H of either."""
-    axes = Axes(torch.linspace(0.1, 4, 18, dtype=torch.float64).reshape(2, 3, 3))
-    for row in compare_gradients(axes, latents(), num_steps=6, rho=0.1):
-        assert row.difference_least > 1 - 1e-9
-        assert row.H_error < 1e-4
-    M = torch.eye(18, dtype=torch.float64) + 0.2 * torch.randn(
-        18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(7)
-    )
-
-    def crooked(x: Tensor, sigma: Tensor) -> Tensor:
-        return x - 1e-3 * sigma**2 * (x.flatten(1) @ M.T).reshape(x.shape)
-
-    rows = compare_gradients(crooked, latents(), num_steps=3, rho=0.1)
-    v = 80 * latents().double().flatten(1) @ M.T
-    expected = torch.cosine_similarity(v @ M, v @ M.T).median()
-    assert rows[0].difference == pytest.approx(float(expected), rel=1e-6)
-    assert rows[0].d == pytest.approx(float(torch.cosine_similarity(v @ M, v).median()), rel=1e-6)
-    assert expected < 0.95
-    lines = table(rows).splitlines()
-    assert len(lines) == 4
-    assert lines[1].split()[:2] == ["0", "80.0000"]
-
-
-def test_the_command_prints_a_line_per_step() -> None:
-    network = f"--network={GOLDEN / 'pickles' / 'edm-ddpmpp-uncond.pkl'}"
-    result = CliRunner().invoke(command.main, [network, "--batch=1", "--steps=2", "--rho=.1"])
-    assert result.exit_code == 0, result.output
-    assert len(result.output.splitlines()) == 5
-    assert "1 samples, rho 0.1" in result.output
-    missing = CliRunner().invoke(command.main, ["--network=nowhere.pkl"])
-    assert missing.exit_code == 2
-    assert "nowhere.pkl: there is no such file" in missing.output
 
 
 # -- passes -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rods import Mixture, curvature_index, euler_sampler, gaussian
-from rods.continuation import (
+from rods.schedules import edm_grid
+from rods.theory import (
     continuation_method,
     curvature_limit,
     diffusion_as_continuation,
@@ -22,7 +23,6 @@ from rods.continuation import (
     step_size,
     theorem_1_constant,
 )
-from rods.schedules import edm_grid
 
 
 def a_mixture(seed: int, *, s0: float = 0.4, K: int = 3) -> Mixture:

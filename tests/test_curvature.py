@@ -9,6 +9,7 @@ import torch
 from exact import Axes, Counting, close, golden, latents, mixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rods.evaluation import norms, unit
 from torch import Tensor
 
 from rods import (
@@ -23,7 +24,6 @@ from rods import (
     sas,
     trajectory,
 )
-from rods.evaluation import norms, unit
 
 
 def same(x: Tensor, y: Tensor) -> bool:

@@ -14,8 +14,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from commands import SMALL, generated
-from test_ranks import torchrun
+from commands import SMALL, generated, torchrun
 from vectors import ROOT
 
 import fid

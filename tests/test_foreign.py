@@ -8,7 +8,7 @@ from exact import latents, mixture
 from torch import Tensor
 
 from rods import rods_sampler
-from rods.foreign import FunctionDenoiser, Prediction, from_k_diffusion, from_vp_steps, time_of
+from rods.wrappers import FunctionDenoiser, Prediction, from_k_diffusion, from_vp_steps, time_of
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DDPM
 ALPHAS = (1 - BETAS).cumprod(0)

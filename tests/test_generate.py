@@ -12,13 +12,13 @@ import click
 import numpy as np
 import PIL.Image
 import pytest
+import rods.runs.sampling as sampling
 import torch
 from commands import LABELLED, PLAIN, RESTART, RODS, SMALL, files, generate, generated, options_json, records, tiny
+from rods.pipeline import SamplerConfig
 
 import generate as command
-import rods.runs.sampling as sampling
 from rods import edm_sampler
-from rods.pipeline import SamplerConfig
 from training.checkpoint import load_denoiser
 
 # -- the option set ---------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ OURS = {
     "--threshold", "--sigma-r", "--rounds", "--margin", "--detector", "--lid-sigma", "--draws", "--tvf-sigma",
     "--strength", "--eta", "--probes", "--probe-radius", "--score-at", "--inside", "--inside-solver",
     "--gradient", "--probe-every", "--filter", "--keep", "--filter-threshold", "--rejected", "--accept", "--max-tries",
-    "--trajectory", "--probe-batch", "--checkpoint-blocks", "--channels-last", "--compile", "--fast",
+    "--trajectory", "--probe-batch", "--checkpoint-blocks", "--channels-last", "--compile",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 
@@ -417,10 +417,6 @@ REFUSED = {
     "unknown preset": ((SMALL, *RODS, "--preset=best"), "--preset=best is unknown; use a JSON file or one of edm-afhq"),
     "preset of another sampler": ((SMALL, "--preset=hands-128-ve"), "has no settings for --sampler=edm"),
     "misspelt": ((SMALL, "--seed=3"), "No such option '--seed'. (Did you mean"),
-    "fast and dtype": (
-        (SMALL, "--fast", "--dtype=bf16"),
-        "--fast chooses --channels-last and --dtype itself; leave them",
-    ),
     "no cuda": ((SMALL, "--device=cuda"), "--device=cuda: torch finds no CUDA device here; use --device=cpu"),
     "wrong checksum": ((SMALL, "--sha256=" + "0" * 64), "expected 0000"),
     "missing network": ((Path("nowhere.pkl"),), "nowhere.pkl: there is no such file; check the path"),

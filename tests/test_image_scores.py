@@ -11,16 +11,16 @@ import torch
 from exact import Counting, latents, mixture
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
-
-from rods import SigmaWindow, bind, curvature_index, gaussian, lid, trajectory, tvf
 from rods.combined_scores import Learned, Screened, Term, logistic
 from rods.evaluation import norms
 from rods.image_scores import HIndex, LambdaMax, Lid, Lmi, Score, Tvf
 from rods.pipeline import SAMPLERS, SamplerConfig, cut_chunks, sample_chunk
-from rods.schedules import edm_grid
 from rods.score_text import format_score, learned_as_json, learned_of_json, parse_score
 from rods.scoring import Limit, whole_draws
+from torch import Tensor
+
+from rods import SigmaWindow, bind, curvature_index, gaussian, lid, trajectory, tvf
+from rods.schedules import edm_grid
 from rods.types import Step
 from torch_utils.rng import SeedStreams
 

@@ -133,7 +133,7 @@ def test_every_zone_has_files() -> None:
         ("rods.runs", "from rods.eval import labels"),
         ("training", "import rods"),
         ("training", "from rods.eval.labels import Label"),
-        ("torch_utils", "from training import unet"),
+        ("torch_utils", "from training import networks"),
         ("dnnlib", "from torch_utils.rng import SeedStreams"),
         ("rods.bench", "from rendered_hands import render_hands"),
         ("command", "import rendered_hands.mesh"),

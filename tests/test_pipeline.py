@@ -12,10 +12,6 @@ import torch
 from exact import golden, mixture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-
-from rods import euler_sampler, gaussian, restart_sampler, rods_sampler
-from rods.correctors import SigmaWindow
 from rods.pipeline import (
     MAX_STEPS,
     REQUIRED,
@@ -28,6 +24,10 @@ from rods.pipeline import (
     sample_chunk,
     sampler_options,
 )
+from torch import Tensor
+
+from rods import euler_sampler, gaussian, restart_sampler, rods_sampler
+from rods.correctors import SigmaWindow
 from torch_utils.rng import SeedStreams
 
 CPU = torch.device("cpu")

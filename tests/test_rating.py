@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dnnlib.errors import UserError
-from rods.bench.rating_report import agreements, confusion, hallucination_rate, outcomes, settle, verdicts
 from rods.eval.agreement import cohen_kappa
-from rods.runs.rating import Answers, ConflictError, Session, open_session, read_answers
-from rods.runs.rating_server import make_app
+from rods.labels.agreement import agreements, confusion, hallucination_rate, outcomes, settle, verdicts
+from rods.labels.server import make_app
+from rods.labels.session import Answers, ConflictError, Session, open_session, read_answers
 from scripts import label
 
 

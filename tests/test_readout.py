@@ -15,6 +15,12 @@ import torch
 from click.testing import CliRunner
 from commands import SMALL, generate, generated, options_json, records
 from exact import latents, mixture
+from rods.combined_scores import Screened
+from rods.image_scores import Lid, Score
+from rods.pipeline import SamplerConfig
+from rods.readout import Readout, activations, fingerprint, pooled, products, read_readout, shortened, write_readout
+from rods.room import Room
+from rods.score_text import format_score, parse_score
 
 from rods import bind
 from rods.bench.readout_fit import (
@@ -28,15 +34,9 @@ from rods.bench.readout_fit import (
     pooled_activations,
     standardised,
 )
-from rods.combined_scores import Screened
 from rods.eval.detection import auroc
-from rods.image_scores import Lid, Score
-from rods.pipeline import SamplerConfig
+from rods.labels.session import Answers, open_session
 from rods.presets import with_readout
-from rods.readout import Readout, activations, fingerprint, pooled, products, read_readout, shortened, write_readout
-from rods.room import Room
-from rods.runs.rating import Answers, open_session
-from rods.score_text import format_score, parse_score
 from scripts.fit_readout import main
 from training.checkpoint import load_denoiser
 
@@ -260,9 +260,9 @@ def test_a_few_labels_are_too_few() -> None:
         judge(at, np.arange(600) < 9, report=lambda _: None)
 
 
-def test_blocks_of_the_way_up_are_read() -> None:
+def test_decoder_blocks_are_read() -> None:
     assert decoder_blocks(network()) == (BLOCK, "model.dec.8x8_block1")
-    with pytest.raises(ValueError, match="no U-Net blocks"):
+    with pytest.raises(ValueError, match="no decoder blocks"):
         decoder_blocks(torch.nn.Linear(2, 2))
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     done: list[int] = []

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from exact import Counting, latents, mixture
+from rods.image_scores import Lid
+from rods.scoring import Limit
 from torch import Tensor
 
 from rods import RodsResult, bind, edm_sampler, euler_sampler, gaussian, lid, restart_sampler, trajectory
-from rods.image_scores import Lid
 from rods.restart import image_score
 from rods.schedules import edm_grid
-from rods.scoring import Limit
 from torch_utils.rng import SeedStreams
 
 CPU = torch.device("cpu")

@@ -16,13 +16,13 @@ from typing import Any
 
 import PIL.Image
 import pytest
+import rods.runs.sampling as sampling
 from commands import LABELLED, RODS, SMALL, files, generate, generated, options_json, records
 from vectors import ROOT
 
-import rods.runs.outputs as outputs
-import rods.runs.sampling as sampling
+import rods.runs.folder as outputs
 from dnnlib.errors import UserError
-from rods.runs.outputs import OutputFolder
+from rods.runs.folder import OutputFolder
 
 
 def modified(outdir: Path) -> dict[str, int]:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from commands import generated
 from exact import Counting, close, latents, mixture
+from rods.evaluation import norms
+from rods.pipeline import SAMPLERS
 from torch import Tensor
 from vectors import ROOT
 
@@ -34,8 +36,6 @@ from rods import (
     tag,
     tag_sampler,
 )
-from rods.evaluation import norms
-from rods.pipeline import SAMPLERS
 from torch_utils.rng import SeedStreams
 
 CPU = torch.device("cpu")

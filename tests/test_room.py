@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from exact import latents, mixture
-from torch import Tensor
-
-from rods import bind, euler_sampler, rods_sampler
 from rods.evaluation import Point
 from rods.room import Room, is_out_of_memory
 from rods.scores import lid_gradient
+from torch import Tensor
+
+from rods import bind, euler_sampler, rods_sampler
 
 ERRORS: dict[str, Callable[[], Exception]] = {
     "cuda": lambda: torch.cuda.OutOfMemoryError("CUDA out of memory."),

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from rods.pipeline import SamplerConfig
+from rods.runs.sampling import write_grid
+from rods.runs.summaries import risk_summary
 from vectors import ROOT
 
 from dnnlib.errors import UserError
-from rods.pipeline import SamplerConfig
 from rods.presets import PAPER_PRESETS, parse_preset
 from rods.runs.images import RED, contact_sheet, save_png, to_pil, to_uint8
 from rods.runs.options import respell, sampler_choice
 from rods.runs.presets import find_preset, read_preset
-from rods.runs.sampling import write_grid
-from rods.runs.summaries import risk_summary
 
 GOOD: dict[str, Any] = {
     "name": "mine", "network": "my-net", "source": "seeds 0-99", "samplers": {"rods-cas": {"eps": 0.1, "rho": 2}},

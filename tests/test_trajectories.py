@@ -11,11 +11,11 @@ import pytest
 import torch
 from commands import PLAIN, RESTART, RODS, files, generate, generated, records
 from numpy.typing import NDArray
-
-from rods.bench.sources import image_source
 from rods.pipeline import SAMPLERS, Chunk, SamplerConfig, sample_chunk
+
+from rods.labels.session import open_session
 from rods.runs.images import to_uint8
-from rods.runs.rating import open_session
+from rods.runs.sources import image_source
 from rods.runs.trajectories import GAP, Recorder, tiles_of
 from training.checkpoint import load_denoiser
 

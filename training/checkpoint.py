@@ -23,8 +23,8 @@ from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write, check_sha256, looks_like_html, open_url
 from torch_utils.persistence import PersistentObject, module_tensors, read_pickle
 from training.header import Header, checked_labels, format_header, parse_header, tool_version
-from training.precond import PRECONDS, iDDPMPrecond
-from training.schema import check_init_kwargs, least_size
+from training.networks import PRECONDS, Precond, iDDPMPrecond
+from training.schema import check_init_kwargs
 
 STORED_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,7 +34,7 @@ _READABLE = (torch.float32, torch.float16, torch.bfloat16)
 class Snapshot:
     """A network ready for use, and where it came from."""
 
-    net: nn.Module
+    net: Precond
     header: Header
     source: str  # as given: a path or an address
     name: str  # the file's name without its suffix, by which presets are recognised
@@ -51,7 +51,7 @@ class Snapshot:
 
 def load_denoiser(
     source: str | os.PathLike[str], *, device: str | torch.device = "cpu", sha256: str | None = None
-) -> nn.Module:
+) -> Precond:
     """The denoiser in a file, in eval mode and without gradients for its parameters.
 
     It is called as D(x, sigma, class_labels=None, augment_labels=None) with x [B, C, H, W] in float32.
@@ -167,7 +167,7 @@ def _read_safetensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
         raise UserError(f"not a valid safetensors file: {shown(str(e), 160)}; fetch it again") from None
 
 
-def _construct(header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _construct(header: Header, tensors: Mapping[str, Tensor]) -> Precond:
     """The network of `header` with the values of `tensors`, in float32."""
     net = _build(header, tensors)
     net.load_state_dict({name: t.to(torch.float32) for name, t in tensors.items()}, strict=True)
@@ -176,7 +176,7 @@ def _construct(header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
     return net
 
 
-def _build(header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _build(header: Header, tensors: Mapping[str, Tensor]) -> Precond:
     """A new network as `header` describes it. Raises UserError unless `tensors` have its names and shapes.
 
     A description that needs more than `tensors` hold is refused before anything is allocated, by a lower bound. (The
@@ -185,7 +185,7 @@ def _build(header: Header, tensors: Mapping[str, Tensor]) -> nn.Module:
     if odd := [f"{name} is {t.dtype}" for name, t in tensors.items() if t.dtype not in _READABLE]:
         raise UserError(f"{odd[0]}; a network's tensors are float32, float16 or bfloat16")
     held = sum(t.numel() for t in tensors.values())
-    needed, blocks = least_size(header.class_name, header.init_kwargs)
+    needed, blocks = PRECONDS[header.class_name].least_size(header.init_kwargs)
     if needed > held or blocks > len(tensors):
         raise UserError(
             f"it describes a network of more than {needed:,} parameters in {blocks:,} blocks, "

@@ -20,14 +20,16 @@ class ImageDataset:
     Order is by name, so the same files give the same indices everywhere. Images are decoded on first use and, with
     `cache`, kept in memory (C H W bytes each).
 
+    Args:
+        option: the option that named `path`, for messages.
     Raises:
         UserError: no such path, no images, one that cannot be decoded or is not 8-bit grey or RGB, images of several
             shapes, labels that are missing, of several kinds, or leave out a class.
     """
 
-    def __init__(self, path: str | Path, *, cond: bool = False, cache: bool = True) -> None:
+    def __init__(self, path: str | Path, *, cond: bool = False, cache: bool = True, option: str = "--data") -> None:
         self.path = Path(path)
-        self._files = ImageFiles(self.path)
+        self._files = ImageFiles(self.path, option=option)
         self._names = self._files.names
         self._cache: dict[int, np.ndarray] | None = {} if cache else None
         self._shape: tuple[int, ...] | None = None

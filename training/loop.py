@@ -24,8 +24,8 @@ from training.dataset import ImageDataset
 from training.feed import feed
 from training.folder import open_run_dir, refuse_other_options
 from training.logging import RunLog, say
-from training.run import Run, StepResult
 from training.state import dump_name, keep_newest, load_newest, save_state, saved_states, state_name
+from training.trainer import StepResult, Trainer
 from training.transfer import start_from_state, start_from_weights
 
 Draw = Callable[[nn.Module, Path], None]  # a picture of what the network draws, into this file
@@ -59,7 +59,7 @@ class StopRequest:
 
 
 def train(
-    run: Run,
+    trainer: Trainer,
     settings: RunSettings,
     dataset: ImageDataset,
     *,
@@ -78,74 +78,74 @@ def train(
     """
     lead = distributed.rank() == 0
     if lead and not saved_states(settings.run_dir):
-        start(run)  # before the folder is made, for it may fail
-    with open_run_dir(settings.run_dir, run.config.options()) if lead else nullcontext(), StopRequest() as stop:
+        start(trainer)  # before the folder is made, for it may fail
+    with open_run_dir(settings.run_dir, trainer.config.options()) if lead else nullcontext(), StopRequest() as stop:
         if lead:
-            _go_on(run, settings, dataset, stop)
-        run.share()
-        log = RunLog(settings.run_dir, run.images_seen) if lead else None
-        _train_on(run, settings, dataset, stop, log, draw, validate)
+            _go_on(trainer, settings, dataset, stop)
+        trainer.share()
+        log = RunLog(settings.run_dir, trainer.images_seen) if lead else None
+        _train_on(trainer, settings, dataset, stop, log, draw, validate)
         if log is not None:
             log.close()
-            if run.images_seen >= settings.total_images:
-                say(f"Finished: {write_snapshots(run, dataset, settings.run_dir, draw)}")
+            if trainer.images_seen >= settings.total_images:
+                say(f"Finished: {write_snapshots(trainer, dataset, settings.run_dir, draw)}")
             else:
-                say(f"Stopped at {run.images_seen / 1000:.1f} kimg; the same command goes on from here")
+                say(f"Stopped at {trainer.images_seen / 1000:.1f} kimg; the same command goes on from here")
         distributed.barrier()
 
 
-def start(run: Run) -> None:
+def start(trainer: Trainer) -> None:
     """What --resume or --transfer ask for, and what is to say about it. UserError where it cannot be had."""
     lines: list[str] = []
-    if run.config.resume:
-        lines += start_from_state(run, run.config.resume)
-    elif run.config.transfer:
-        lines += start_from_weights(run, run.config.transfer)
+    if trainer.config.resume:
+        lines += start_from_state(trainer, trainer.config.resume)
+    elif trainer.config.transfer:
+        lines += start_from_weights(trainer, trainer.config.transfer)
     for line in lines:
         say(line)
 
 
-def _go_on(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> None:
+def _go_on(trainer: Trainer, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> None:
     state, problems = load_newest(settings.run_dir)
     if state is None:
         say(f"Starting in {settings.run_dir}")
         _decode_all(dataset, stop)
         return
-    refuse_other_options(settings.run_dir, state.options, run.config.options())
-    run.restore(state)
+    refuse_other_options(settings.run_dir, state.options, trainer.config.options())
+    trainer.restore(state)
     for problem in problems:
         say(f"Passed over: {problem}")
-    say(f"Going on in {settings.run_dir} at {run.images_seen / 1000:.1f} kimg")
+    say(f"Going on in {settings.run_dir} at {trainer.images_seen / 1000:.1f} kimg")
 
 
-def _steps(run: Run, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> Iterator[StepResult]:
+def _steps(trainer: Trainer, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> Iterator[StepResult]:
     """Trains and yields the result of every step, up to the end or a stop, at the same step on every rank."""
     ranks = distributed.world_size()
     batches = feed(
         dataset,
-        run.config,
-        run.images_seen,
+        trainer.config,
+        trainer.images_seen,
         rank=distributed.rank(),
         ranks=ranks,
-        batch_gpu=run.execution.batch_gpu,
+        batch_gpu=trainer.execution.batch_gpu,
         workers=settings.workers,
     )
     with batches as rounds:
-        while run.images_seen < settings.total_images:
-            result = run.step(next(rounds), stop=stop.received)
+        while trainer.images_seen < settings.total_images:
+            result = trainer.step(next(rounds), stop=stop.received)
             yield result
-            if run.bad_in_a_row >= settings.max_bad_steps:
+            if trainer.bad_in_a_row >= settings.max_bad_steps:
                 raise UserError(
-                    f"gradients are not finite in {run.bad_in_a_row} steps in a row, up to image {run.images_seen:,}; "
-                    "the last good state is kept. Lower --lr, set --grad-clip or use --precision=fp32, and --resume "
-                    "from a state or --transfer from a snapshot"
+                    f"gradients are not finite in {trainer.bad_in_a_row} steps in a row, up to image "
+                    f"{trainer.images_seen:,}; the last good state is kept. Lower --lr, set --grad-clip or use "
+                    "--precision=fp32, and --resume from a state or --transfer from a snapshot"
                 )
             if result.stop:
                 return
 
 
 def _train_on(
-    run: Run,
+    trainer: Trainer,
     settings: RunSettings,
     dataset: ImageDataset,
     stop: StopRequest,
@@ -158,26 +158,28 @@ def _train_on(
     results, tick_time = list[StepResult](), time.time()
 
     def passed(every: int) -> bool:
-        return every > 0 and (run.images_seen - run.config.batch) // every < run.images_seen // every
+        return every > 0 and (trainer.images_seen - trainer.config.batch) // every < trainer.images_seen // every
 
     # disable=None: a bar on terminals only
-    with tqdm(total=total, initial=run.images_seen, unit="img", disable=True if log is None else None) as progress:
-        for result in _steps(run, settings, dataset, stop):
+    with tqdm(total=total, initial=trainer.images_seen, unit="img", disable=True if log is None else None) as progress:
+        for result in _steps(trainer, settings, dataset, stop):
             results.append(result)
-            progress.update(run.config.batch)
-            done = run.images_seen >= total
+            progress.update(trainer.config.batch)
+            done = trainer.images_seen >= total
             if not (done or result.stop or passed(tick)):
                 continue
-            record = _record(run, settings, results, time.time() - tick_time)
-            record.update(validate(run.emas[0]) if validate else {})  # the ranks share this work
+            record = _record(trainer, settings, results, time.time() - tick_time)
+            record.update(validate(trainer.emas[0]) if validate else {})  # the ranks share this work
             if log is not None:
                 log.write(record)
                 if passed(tick * settings.snapshot_ticks):
-                    write_snapshots(run, dataset, settings.run_dir, draw)
+                    write_snapshots(trainer, dataset, settings.run_dir, draw)
                 if result.good or done or result.stop:  # in a row of bad steps, older states are worth more
                     if passed(tick * settings.dump_ticks):
-                        save_state(settings.run_dir / dump_name(run.images_seen), run.state())
-                    save_state(settings.run_dir / state_name(run.images_seen), run.state())  # last: else done again
+                        save_state(settings.run_dir / dump_name(trainer.images_seen), trainer.state())
+                    save_state(
+                        settings.run_dir / state_name(trainer.images_seen), trainer.state()
+                    )  # last: else done again
                     keep_newest(settings.run_dir, settings.keep_states)
             results, tick_time = [], time.time()
 
@@ -190,44 +192,44 @@ def _decode_all(dataset: ImageDataset, stop: StopRequest) -> None:
         dataset.image(i)
 
 
-def write_snapshots(run: Run, dataset: ImageDataset, run_dir: Path, draw: Draw | None = None) -> Path:
+def write_snapshots(trainer: Trainer, dataset: ImageDataset, run_dir: Path, draw: Draw | None = None) -> Path:
     """The EMAs, for `load_denoiser` and generate.py; the path of the first one, `network-snapshot-{kimg:06d}`.
 
     The others' names end with their half-life in millions of images, `-ema0.5`. `draw` gets the first EMA.
     """
-    kimg = run.images_seen // 1000
+    kimg = trainer.images_seen // 1000
     paths = [run_dir / f"network-snapshot-{kimg:06d}.safetensors"]
     paths += [
         run_dir / f"network-snapshot-{kimg:06d}-ema{halflife / 1e6:g}.safetensors"
-        for halflife in run.config.ema_halflives[1:]
+        for halflife in trainer.config.ema_halflives[1:]
     ]
-    for path, ema, halflife in zip(paths, run.emas, run.config.ema_halflives, strict=True):
+    for path, ema, halflife in zip(paths, trainer.emas, trainer.config.ema_halflives, strict=True):
         save_snapshot(
             path,
             ema,
-            init_kwargs=run.config.network["init_kwargs"],
-            kimg=run.images_seen / 1000,
+            init_kwargs=trainer.config.network["init_kwargs"],
+            kimg=trainer.images_seen / 1000,
             dataset=dataset.name,
-            extra={"training": run.config.options(), "ema_halflife": halflife},
+            extra={"training": trainer.config.options(), "ema_halflife": halflife},
         )
     if draw is not None:
-        draw(run.emas[0], run_dir / f"grid-{kimg:06d}.png")
+        draw(trainer.emas[0], run_dir / f"grid-{kimg:06d}.png")
     return paths[0]
 
 
-def _record(run: Run, settings: RunSettings, results: list[StepResult], seconds: float) -> dict[str, Any]:
+def _record(trainer: Trainer, settings: RunSettings, results: list[StepResult], seconds: float) -> dict[str, Any]:
     """A line of stats.jsonl: means over the good steps of a tick."""
     good = [r for r in results if r.good]
-    rate = len(results) * run.config.batch / max(seconds, 1e-9)
+    rate = len(results) * trainer.config.batch / max(seconds, 1e-9)
     record: dict[str, Any] = {
-        "kimg": round(run.images_seen / 1000, 3),
-        "images_seen": run.images_seen,
+        "kimg": round(trainer.images_seen / 1000, 3),
+        "images_seen": trainer.images_seen,
         "loss": float(np.mean([r.loss for r in good])) if good else None,
         "grad_norm": float(np.mean([r.grad_norm for r in good])) if good else None,
-        "bad_steps": run.bad_steps,
-        "lr": learning_rate(run.config, run.images_seen),
+        "bad_steps": trainer.bad_steps,
+        "lr": learning_rate(trainer.config, trainer.images_seen),
         "images_per_s": round(rate, 2),
-        "eta_s": round(max(settings.total_images - run.images_seen, 0) / max(rate, 1e-9)),
+        "eta_s": round(max(settings.total_images - trainer.images_seen, 0) / max(rate, 1e-9)),
         "ranks": distributed.world_size(),
         "rss_gib": round(psutil.Process().memory_info().rss / 2**30, 3),
         "time": round(time.time(), 1),

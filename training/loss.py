@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
 class Loss:
     """What the losses share: the weighted error. Each defines `sigma(n)` and `weight(sigma)`."""
 
@@ -92,20 +93,16 @@ class VELoss(Loss):
         return 1 / sigma**2
 
 
-LOSSES: dict[str, type[EDMLoss] | type[VPLoss] | type[VELoss]] = {"edm": EDMLoss, "vp": VPLoss, "ve": VELoss}
-"""The loss of each preconditioning, by the names of --precond."""
-
-
-def build_loss(precond: str, init_kwargs: Mapping[str, Any], *, P_mean: float = -1.2, P_std: float = 1.2) -> Loss:
-    """The loss of `precond` for a network with these constructor arguments: it shares the constants of the network.
+def build_loss(kind: type[Loss], init_kwargs: Mapping[str, Any], *, P_mean: float = -1.2, P_std: float = 1.2) -> Loss:
+    """The loss of a network with these constructor arguments: it shares the constants of the network.
 
     Args:
-        precond: a key of LOSSES.
+        kind: the loss of the network's preconditioning, `net.loss`.
         init_kwargs: sigma_data of EDM, sigma_min and sigma_max of VE, beta_d, beta_min and epsilon_t of VP are read.
         P_mean, P_std: the noise levels of the EDM loss; the others have none to choose.
     """
     known = {"P_mean": P_mean, "P_std": P_std, **init_kwargs}
-    return LOSSES[precond](**{f.name: known[f.name] for f in fields(LOSSES[precond]) if f.name in known})
+    return kind(**{f.name: known[f.name] for f in fields(kind) if f.name in known})
 
 
 def uniform(n: Tensor) -> Tensor:

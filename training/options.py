@@ -10,7 +10,8 @@ import click
 
 from dnnlib.cli import NumberList, with_options
 from torch_utils import distributed
-from training.presets import ARCHITECTURES, PRESETS, SOURCES
+from training.networks import ARCH_OPTIONS, PRECOND_OPTIONS
+from training.recipes import RECIPES, SOURCES
 
 MAX_SEED = 2**32 - 1
 
@@ -44,14 +45,31 @@ class Halflives(NumberList):
         return numbers
 
 
-def _apply_preset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """A preset replaces the defaults; options given on the command line replace the preset."""
+class RecipeName(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """The name of a training recipe; it is --preset here too, and the presets of generate.py are something else."""
+
+    def __init__(self) -> None:
+        super().__init__(sorted(RECIPES))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in RECIPES:
+            self.fail(
+                f"{value!r} is not a training recipe (presets of generate.py are settings of its samplers, not of a "
+                f"training); use one of {', '.join(sorted(RECIPES))}",
+                param,
+                ctx,
+            )
+        return value
+
+
+def _apply_recipe(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A recipe replaces the defaults; options given on the command line replace the recipe."""
     if value is not None:
-        ctx.default_map = {**(ctx.default_map or {}), **PRESETS[value]}
-        settings = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in PRESETS[value].items()}
+        ctx.default_map = {**(ctx.default_map or {}), **RECIPES[value]}
+        settings = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in RECIPES[value].items()}
         if distributed.rank() == 0:
             click.echo(
-                f"Preset {value} ({SOURCES[value]}): "
+                f"Recipe {value} ({SOURCES[value]}): "
                 + " ".join(f"--{k.replace('_', '-')}={v}" for k, v in settings.items())
             )
     return value
@@ -64,18 +82,18 @@ def _by_architecture(name: str, kind: Any, help: str) -> Any:
 _WHAT = (
     click.option(
         "--preset",
-        type=click.Choice(sorted(PRESETS)),
+        type=RecipeName(),
         is_eager=True,
         expose_value=False,
-        callback=_apply_preset,
-        help="Start from a named configuration; it prints what it sets.",
+        callback=_apply_recipe,
+        help="Training recipe: a named configuration to start from; it prints what it sets.",
     ),
     click.option("--outdir", metavar="DIR", required=True, help="Where to put the run folder."),
     click.option("--data", metavar="ZIP|DIR", required=True, help="Training images, a zip or a folder."),
     click.option("--cond", type=bool, default=False, help="Train class-conditionally on dataset.json's labels."),
-    click.option("--arch", type=click.Choice(sorted(ARCHITECTURES)), default="ddpmpp", help="Network architecture."),
+    click.option("--arch", type=click.Choice(sorted(ARCH_OPTIONS)), default="ddpmpp", help="Network architecture."),
     click.option(
-        "--precond", type=click.Choice(["vp", "ve", "edm"]), default="edm", help="Preconditioning, and its loss."
+        "--precond", type=click.Choice(list(PRECOND_OPTIONS)), default="edm", help="Preconditioning, and its loss."
     ),
 )
 _NETWORK = (
@@ -153,7 +171,7 @@ _MACHINE = (
     click.option("--compile", "compiled", is_flag=True, help="torch.compile the network."),
     click.option("--channels-last", is_flag=True, help="Channels-last memory layout."),
     click.option("--bench", type=bool, default=True, help="Let cuDNN choose its kernels by trying them."),
-    click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads [default: torch's choice]."),
+    click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [default: torch's choice]."),
     click.option("--cache", type=bool, default=True, help="Keep decoded images in memory."),
     click.option("--workers", type=click.IntRange(0, 64), default=1, help="Threads that prepare batches ahead."),
 )

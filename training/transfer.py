@@ -6,13 +6,13 @@ from pathlib import Path
 
 from dnnlib.errors import UserError
 from training.checkpoint import load_snapshot
-from training.run import Run
 from training.state import TrainingState, load_state
+from training.trainer import Trainer
 
 _SHOWN = 8
 
 
-def start_from_weights(run: Run, source: str) -> list[str]:
+def start_from_weights(trainer: Trainer, source: str) -> list[str]:
     """Net and EMAs from a snapshot, tensor by tensor where name and shape agree; what to say about it.
 
     Tensors that do not agree keep their initial values. Raises UserError: no such file, a state, or no tensor fits.
@@ -23,12 +23,12 @@ def start_from_weights(run: Run, source: str) -> list[str]:
         snapshot = load_snapshot(source)
     except UserError as e:
         raise UserError(f"--transfer={e}") from None
-    found, wanted = snapshot.net.state_dict(), run.net.state_dict()
+    found, wanted = snapshot.net.state_dict(), trainer.net.state_dict()
     fits = {k: t for k, t in found.items() if k in wanted and t.shape == wanted[k].shape}
-    trained = {name for name, _ in run.net.named_parameters()}
+    trained = {name for name, _ in trainer.net.named_parameters()}
     if not trained & fits.keys():
         raise UserError(f"--transfer={source}: none of its tensors fits this network; give the options of that network")
-    for net in (run.net, *run.emas):
+    for net in (trainer.net, *trainer.emas):
         net.load_state_dict(fits, strict=False)
     shapes = [
         f"{k} {list(t.shape)} there, {list(wanted[k].shape)} here"
@@ -39,7 +39,7 @@ def start_from_weights(run: Run, source: str) -> list[str]:
     lines += _listed("mismatched, left at their initial values", shapes)
     lines += _listed("missing there, left at their initial values", [k for k in wanted if k not in found])
     lines += _listed("not used", [k for k in found if k not in wanted])
-    if (theirs := snapshot.header.class_name) != (ours := run.config.network["class_name"]):
+    if (theirs := snapshot.header.class_name) != (ours := trainer.config.network["class_name"]):
         lines.append(f"  it was trained as {theirs}, and this run is {ours}: the network has to learn other inputs")
     return lines
 
@@ -51,7 +51,7 @@ def _listed(what: str, names: list[str]) -> list[str]:
     return [f"  {len(names)} {what}: {'; '.join(names[:_SHOWN])}{more}"]
 
 
-def start_from_state(run: Run, source: str) -> list[str]:
+def start_from_state(trainer: Trainer, source: str) -> list[str]:
     """Everything from a state of another run, whose options may differ in all but the network; what to say about it.
 
     Raises UserError: no such file, no state, or one of another network.
@@ -65,12 +65,12 @@ def start_from_state(run: Run, source: str) -> list[str]:
         state = load_state(path)
     except UserError:
         raise UserError(f"--resume={path}: that is no training state, or damaged; name a training-state-*.pt") from None
-    theirs, ours = state.options, run.config.options()
+    theirs, ours = state.options, trainer.config.options()
     if theirs["network"] != ours["network"]:
         raise UserError(f"--resume={source} is the state of another network; --transfer takes the weights that fit")
     halflives = [int(n) for n in theirs["ema_halflives"]]
-    emas = [state.emas[halflives.index(n) if n in halflives else 0] for n in run.config.ema_halflives]
-    run.restore(TrainingState(**{**vars(state), "emas": emas}))
+    emas = [state.emas[halflives.index(n) if n in halflives else 0] for n in trainer.config.ema_halflives]
+    trainer.restore(TrainingState(**{**vars(state), "emas": emas}))
     changed = [f"{k}={ours[k]} instead of {theirs[k]}" for k in ours if k not in ("resume",) and ours[k] != theirs[k]]
     lines = [f"State of {source} at {state.images_seen / 1000:.1f} kimg"]
     return lines + _listed("options differ from there", changed)

@@ -257,5 +257,3 @@ def pooled(x: F64) -> list[str]:
     unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
     means = adaptive_avg_pool2d(unit, POOLED).numpy()
     return [base64.b64encode(np.rint(255 * m).astype(np.uint8).tobytes()).decode() for m in means]
-
-

@@ -24,7 +24,7 @@ from rods.types import Denoiser
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]
 
 BASELINE = "euler"
 FINE_STEPS = 200  # of euler-200
@@ -149,7 +149,7 @@ def _option(text: str, method: str) -> tuple[str, Any]:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentTable:
     """A table of the benchmark: a network, its methods, and seeds."""
 
     task: str
@@ -160,7 +160,7 @@ class Experiment:
     methods: Sequence[tuple[str, str, Mapping[str, Any], str | None]]  # name, method, options, seeds of its own
 
 
-def read_experiments(path: Path) -> list[Experiment]:
+def read_experiments(path: Path) -> list[ExperimentTable]:
     """The tables of a TOML file: `[[table]]` with task, network, preset, batch, seeds, and `[[table.run]]` in it.
 
     A run is a `method`, or several as `methods`, with options; `name` is its folder's where two are of one method.
@@ -176,7 +176,7 @@ def read_experiments(path: Path) -> list[Experiment]:
         raise UserError(f"{path} is not an experiment: {e}; experiments/hands-32.toml shows one") from None
 
 
-def _experiment(table: dict[str, Any]) -> Experiment:
+def _experiment(table: dict[str, Any]) -> ExperimentTable:
     methods = []
     for run in table.pop("run"):
         run = dict(run)
@@ -184,10 +184,8 @@ def _experiment(table: dict[str, Any]) -> Experiment:
         for method in names if names is not None else [run.pop("method")]:
             own = {k: v for k, v in run.items() if k != "name"}
             methods.append((str(run.get("name", method)), str(method), own, seeds))
-    found = Experiment(str(table.pop("task")), *(table.pop(k, None) for k in ("network", "preset", "batch", "seeds")),
-                       methods)  # fmt: skip
+    network, preset, batch, seeds = (table.pop(key, None) for key in ("network", "preset", "batch", "seeds"))
+    found = ExperimentTable(str(table.pop("task")), network, preset, batch, seeds, methods)
     if table:
         raise ValueError(f"unknown key {next(iter(table))!r}")
     return found
-
-

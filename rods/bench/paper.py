@@ -16,24 +16,27 @@ import torch
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
-from rods.bench.embedded import MODELS
-from rods.bench.methods import resolve
+from rods.base_samplers import Sampler
+from rods.bench.methods import Method, resolve, split_methods
 from rods.bench.paper_values import BATCH, STEPS, STUDIES, Study, study_of
-from rods.bench.rating_report import Settled, settle, verdicts
 from rods.bench.task import Task
 from rods.bench.tasks import TASKS
+from rods.config import to_json
 from rods.eval.correction import PairedOutcomes, paired_outcomes
 from rods.eval.labels import Label
-from rods.pipeline import SamplerConfig, cut_chunks
+from rods.labels.agreement import Settled, settle, verdicts
+from rods.labels.session import NORMAL, open_session, read_answers
 from rods.presets import PAPER_PRESETS, Preset
-from rods.runs.grids import radius
+from rods.runs.chunk import cut_chunks
+from rods.runs.folder import OutputFolder
 from rods.runs.images import U8
-from rods.runs.outputs import OutputFolder
 from rods.runs.presets import find_preset
-from rods.runs.rating import NORMAL, open_session, read_answers
-from rods.runs.sampling import CHANNELS, Job, largest_score, run_chunks
+from rods.runs.records import largest_score
+from rods.runs.run import CHANNELS, Job, run_chunks
+from rods.runs.snapshot_grid import radius
 from training.checkpoint import Snapshot, load_snapshot
 from training.header import tool_version
+from training.model_zoo import MODELS
 
 EULER, CAS, INDEX = "euler", "rods-cas", "h-index"
 OWN_BATCH = 32  # of networks that are not the paper's
@@ -86,29 +89,30 @@ class Experiment:
         }
         return {**((self.task and self.task.settings) or {}), "rods-cas": rule, "rods-sas": rule}
 
-    def config(self, method: str) -> SamplerConfig:
+    def sampler(self, method: str) -> Sampler:
         """Raises UserError: an unknown method, an option that it does not have, a sampler without settings."""
-        return resolve(method, self, self.preset).config
+        return self.method(method).sampler
+
+    def method(self, text: str) -> Method:
+        """A method with its options, such as `rods-cas eps=inf`."""
+        ((name, given),) = split_methods(text)
+        return resolve(name, self, self.preset, given=given, name=text)
 
     def path(self, method: str) -> Path:
-        name = resolve(method, self, self.preset).file_name.removesuffix(".jsonl")
+        name = self.method(method).folder
         return self.folder / (f"{name}-trajectories" if self.trajectory else name)
 
     def job(self, method: str) -> Job:
-        config = self.config(method)
+        sampler = self.sampler(method)
         return Job(
             denoiser=self.snapshot.net,
             network_sha256=self.snapshot.sha256,
-            config=config,
+            sampler=sampler,
             chunks=cut_chunks(self.seeds, batch=self.batch, per_batch=self.per_batch),
             batch=self.batch,
             device=self.device,
-            class_index=None,
-            dtype="float32",
-            rng="device",
             threads=torch.get_num_threads() if self.device.type == "cpu" else None,
-            subdirs=False,
-            detect_eps=self.preset.risk_threshold(config) if self.preset else None,
+            detect_eps=self.preset.risk_threshold(sampler) if self.preset else None,
             trajectory=self.trajectory,
         )
 
@@ -158,7 +162,7 @@ class Experiment:
 
         A threshold was calibrated on the latter there. Up to its first flag an image's corrected run is Euler's.
         """
-        return CAS if self.config(CAS).options["eps"] == 0 else INDEX
+        return CAS if getattr(self.sampler(CAS), "eps", None) == 0 else INDEX
 
     def threshold(self, run: str) -> tuple[float, str]:
         """(H from which an image is flagged, where that number comes from); where from H itself, the H of that run."""
@@ -240,7 +244,7 @@ class Experiment:
 
     def rods_settings(self) -> str:
         """RODS-CAS's settings and their source, in words."""
-        options = self.config(CAS).describe()
+        options = to_json(self.sampler(CAS))
         known = self.preset is not None and CAS in self.preset.samplers
         source = f"preset {self.preset.name}" if self.preset is not None and known else "a rule of thumb"
         return f"rho {options['rho']:g}, window {options['window']}, eps {float(options['eps']):g}, by {source}"

@@ -32,8 +32,8 @@ from rods.bench.qualitative import as_samples
 from rods.eval.bootstrap import bootstrap
 from rods.eval.detection import auroc, detection_curve
 from rods.eval.labels import Label
+from rods.labels.session import CATEGORIES
 from rods.runs.images import U8
-from rods.runs.rating import CATEGORIES
 from rods.runs.trajectories import tiles_of
 
 SIDE_BY_SIDE = (EULER, "heun", "rods-sas", CAS)

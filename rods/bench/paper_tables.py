@@ -14,7 +14,6 @@ import torch
 from dnnlib.errors import UserError
 from rods.bench.paper import CAS, EULER, Experiment
 from rods.bench.paper_values import Correction
-from rods.bench.sources import image_source
 from rods.bench.tables import Table
 from rods.eval.correction import PairedOutcomes, Proportion, proportion_interval
 from rods.eval.extraction import extract
@@ -23,7 +22,8 @@ from rods.eval.labels import Label
 from rods.eval.metrics import Result, measure, size_warnings
 from rods.eval.reference import Reference, read_reference, reference_of
 from rods.runs.images import to_uint8
-from rods.runs.sampling import sample_job
+from rods.runs.run import sample_job
+from rods.runs.sources import image_source
 from training.header import tool_version
 
 FEATURE_BATCH = 64

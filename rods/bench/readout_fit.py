@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dnnlib.errors import UserError
 from rods.eval.detection import auroc
 from rods.eval.logistic import fit_logistic
 from rods.evaluation import bind
 from rods.readout import Readout, activations, products
 from rods.types import Denoiser
 from torch_utils.rng import SeedStreams
-from training.blocks import UNetBlock
+from training.networks import Precond
 
 F64 = NDArray[np.float64]
 Measured = Mapping[tuple[str, float], F64]
@@ -52,17 +53,10 @@ class Judged:
 
 
 def decoder_blocks(network: torch.nn.Module) -> tuple[str, ...]:
-    """The paths of the U-Net blocks on the way up that keep the resolution: what the image is made of, at every size.
-
-    Raises ValueError where there are none.
-    """
-    paths = tuple(
-        path
-        for path, module in network.named_modules()
-        if isinstance(module, UNetBlock) and ".dec." in f".{path}" and "_block" in path
-    )
+    """The paths of the decoder's blocks: what the image is made of, at every size. UserError where there are none."""
+    paths = tuple(network.decoder_blocks()) if isinstance(network, Precond) else ()
     if not paths:
-        raise ValueError("network: it has no U-Net blocks below a part named dec; name its modules by --blocks")
+        raise UserError("--network has no decoder blocks; name its modules by --blocks")
     return paths
 
 
@@ -155,11 +149,11 @@ def together(found: Sequence[Judged], measured: Measured) -> list[Kind]:
 def judge(measured: Measured, bad: NDArray[np.bool_], *, report: Callable[[Judged], None]) -> list[Judged]:
     """Every kind of readout, best first: all at one ridge, and the best at the others.
 
-    `measured` has activations [N, K] by block and noise level, `bad` [N] labels. Raises ValueError where a fold holds
+    `measured` has activations [N, K] by block and noise level, `bad` [N] labels. Raises UserError where a fold holds
     labels of one kind only.
     """
     if min(bad.sum(), (~bad).sum()) < 2 * FOLDS:
-        raise ValueError(
+        raise UserError(
             f"labels: {int(bad.sum())} bad and {int((~bad).sum())} good images are too few to learn from; label more"
         )
     found = []
@@ -208,7 +202,7 @@ def learning_curve(kind: Kind, measured: Measured, bad: NDArray[np.bool_]) -> li
 
 
 def chosen_levels(text: Sequence[float]) -> tuple[float, ...]:
-    """Noise levels, each once. Raises ValueError for one that is none."""
+    """Noise levels, each once. Raises UserError for one that is none."""
     if not text or not all(0 < t < np.inf for t in text):
-        raise ValueError(f"--levels={','.join(map(str, text))}: give noise levels > 0, such as .3,.5,.8")
+        raise UserError(f"--levels={','.join(map(str, text))}: give noise levels > 0, such as .3,.5,.8")
     return tuple(dict.fromkeys(text))

@@ -17,18 +17,18 @@ from rods.bench.compare import (
     score_curve,
     step_aurocs,
 )
+from rods.bench.labelled import LabelledRun
 from rods.bench.methods import BASELINE
 from rods.bench.plots import benchmark as charts
 from rods.bench.plots.drawing import REMEDY, has_matplotlib
 from rods.bench.qualitative import changed_seeds, control, png, sheet_of_changes, stacked, tone_line
-from rods.bench.labelled import LabelledRun
 from rods.bench.stored import Section
 from rods.bench.tables import Table, detection_table, outcome_table, quality_table, share
 from rods.bench.task import AuditLine
 
 CLOUDS = (BASELINE, "heun", "rods-cas", "restart")  # the methods whose points are drawn
-INTRODUCTION = """Every number below is computed from labelled run folders, which name the sampler, its options, the seeds,
-the network's SHA-256, the versions and the machine; `docs/benchmark.md` explains the protocol and its limits. All
+INTRODUCTION = """Every number below is computed from labelled run folders, which name the sampler, its options, the
+seeds, the network's SHA-256, the versions and the machine; `docs/benchmark.md` explains the protocol and its limits. All
 methods of a task start from the same seeds. **Hallucination rate**: the share of images that are hallucinated at every
 reading of the labeller; **uncertain**: the readings differ; the others are **valid**. **Repaired**: of the baseline's
 hallucinated images, those that became valid; **newly broken**: of its valid ones, those that became hallucinated.
@@ -304,6 +304,8 @@ def machine_lines(runs: Sequence[LabelledRun]) -> list[str]:
     """The machines and versions behind the files, each once."""
     keys = ("version", "torch", "threads", "python", "machine")
     lines = [
-        ", ".join(f"{k} {about.get(k)}" for k in keys) + f" ({about['started'][:10]})" for r in runs for about in r.machines
+        ", ".join(f"{k} {about.get(k)}" for k in keys) + f" ({about['started'][:10]})"
+        for r in runs
+        for about in r.machines
     ]
     return list(dict.fromkeys(lines))

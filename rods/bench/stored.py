@@ -10,8 +10,8 @@ from typing import Any
 
 from dnnlib.errors import UserError
 from rods.bench.compare import Reference, reference
-from rods.bench.methods import BASELINE, METHODS
 from rods.bench.labelled import LabelledRun, read_run
+from rods.bench.methods import BASELINE, METHODS
 from rods.bench.run import Place
 from rods.bench.task import Task
 from rods.labels.labels import LABELS_NAME

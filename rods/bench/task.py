@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
+from rods.densities import Mixture
 from rods.eval.correction import Proportion, proportion_interval
 from rods.eval.labels import Label
 from rods.types import Denoiser
+from training.checkpoint import load_snapshot
+from training.model_zoo import MODELS, find_model
 
 if TYPE_CHECKING:
     from rods.bench.tasks.labeller_training import LabellerTraining
@@ -110,3 +115,22 @@ def load_network(task: Task, name: str | None) -> LoadedNetwork:
     if name not in task.networks:
         raise UserError(f"--network={name}: {task.name} has {', '.join(task.networks)}")
     return task.networks[name]()
+
+
+def embedded_network(name: str, *, made_by: str, folder: Path = MODELS) -> LoadedNetwork:
+    """The network NAME.safetensors of `folder`.
+
+    Raises UserError where there is no such file, with `made_by`, the command that makes it, or where it is damaged.
+    """
+    snapshot = load_snapshot(find_model(name, made_by=made_by, folder=folder))
+    # A Module has the attributes of a Denoiser, which mypy cannot see: hence the cast.
+    return LoadedNetwork(cast(Denoiser, snapshot.net), snapshot.name, snapshot.sha256)
+
+
+def exact_network(name: str, density: Mixture) -> LoadedNetwork:
+    """A density's own denoiser; the checksum is that of its parameters (mu, weights, s0 in float64)."""
+    digest = hashlib.sha256()
+    for array in (density.mu.numpy(), density.weights.numpy()):
+        digest.update(array.astype("<f8").tobytes())
+    digest.update(float(density.s0).hex().encode())
+    return LoadedNetwork(cast(Denoiser, density), name, digest.hexdigest())

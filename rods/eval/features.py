@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dnnlib.errors import UserError
+
 F32 = NDArray[np.float32]
 
 
@@ -33,18 +35,20 @@ class Extractor:
     def __call__(self, images: Tensor) -> F32:
         """Features float32 [B, d] of images uint8 [B, C, H, W], C = 1 (repeated) or 3.
 
-        Raises ValueError: other channels, another number of features than `dim`, or features that are not finite.
+        Raises:
+            ValueError: images of other channels.
+            UserError: another number of features than `dim`, or features that are not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images: {images.dtype} of shape {list(images.shape)}; pass uint8 [B, 1 or 3, H, W]")
         with torch.inference_mode():
             features = self.extract(images.to(self.device).expand(-1, 3, -1, -1)).float().cpu().numpy()
         if features.shape != (len(images), self.dim):
-            raise ValueError(
+            raise UserError(
                 f"--detector={self.name} gives features of shape {list(features.shape)}, not [B, {self.dim}]"
             )
         if not np.isfinite(features).all():
-            raise ValueError(f"--detector={self.name} gives features that are not finite; its file may be damaged")
+            raise UserError(f"--detector={self.name} gives features that are not finite; its file may be damaged")
         return np.asarray(features)
 
     @property

@@ -45,12 +45,6 @@ EXECUTION_OPTIONS = (
         type=click.IntRange(1, 1024),
         help="CPU threads per rank [default: all cores]. Equal --threads give equal bytes for any number of ranks.",
     ),
-    click.option(
-        "--fast",
-        is_flag=True,
-        help="Measure at start which --channels-last, --dtype and threads (1, or all of --threads) are fastest here, "
-        "at 40 dB or more to float32; a run that is taken up again keeps to them.",
-    ),
 )
 
 

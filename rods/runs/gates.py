@@ -31,9 +31,9 @@ def read_readout(path: Path, *, option: str) -> Readout:
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["readout"])
-            arrays = {name: tuple(file.get_tensor(name).astype(np.float64).tolist()) for name in _ARRAYS}
+            mean, scale, linear, quadratic = (tuple(file.get_tensor(name).tolist()) for name in _ARRAYS)
         blocks = tuple(map(str, about["blocks"]))
         numbers = float(about["sigma"]), int(about["draws"]), str(about["network"]), float(about["bias"])
-        return Readout(blocks, *numbers, **arrays)
+        return Readout(blocks, *numbers, mean, scale, linear, quadratic)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{option}: {path} is not a readout ({e}); scripts/fit_readout.py writes one") from None

@@ -28,11 +28,11 @@ from rods.config import (
     window_from_text,
     window_to_text,
 )
-from rods.correctors import Corrector
 from rods.detectors import Detector
 from rods.legacy import detector_text
 from rods.presets import Preset
 from rods.schedules import SigmaWindow, Window, check_window
+from rods.trajectory import Corrector
 
 F = TypeVar("F", bound=Callable[..., Any])
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
@@ -214,5 +214,3 @@ def respell(message: str) -> str:
     if not found or not all(part.isidentifier() for part in names.split(", ")):
         return message
     return ", ".join(flag(part) for part in names.split(", ")) + ": " + rest
-
-

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rods.eval.labels import Label
-from rods.runs.rating import NORMAL, Answers, open_session
+from rods.labels.session import NORMAL, Answers, open_session
 
 Labels = Mapping[str, Label]  # by image name
 

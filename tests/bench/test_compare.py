@@ -8,6 +8,7 @@ import bench_tasks
 import numpy as np
 import pytest
 from bench_tasks import POINTS
+from rods.bench.results import Results
 
 from rods.bench.compare import (
     compare,
@@ -20,7 +21,6 @@ from rods.bench.compare import (
     variance_kept,
 )
 from rods.bench.qualitative import ADDED, REMOVED, Pair, change_map, pair_sheet
-from rods.bench.results import Results
 from rods.bench.tables import detection_table, outcome_table, quality_table, share
 from rods.eval.correction import proportion_interval
 from rods.eval.labels import Label

@@ -89,11 +89,21 @@ RUNS = [
     # restart: scores of finished images and in flight
     Run("restart, preset: readout in flight", "--sampler=restart --steps=10"),
     Run("restart, readout, finished", f"{RESTART} --detector=readout --score-at=0 --threshold=.1 --margin=.1"),
-    Run("restart, lid, finished", f"{RESTART} --detector=lid --score-at=0 --lid-sigma=1.2 --draws=4 --threshold=16",
-        f"{RESTART} --detector=lid:sigma=1.2,draws=4 --score-at=0 --threshold=16"),
-    Run("restart, lid in two stages", f"{RESTART} --detector=lid:draws=4,first=2,near=.3 --score-at=.5 --threshold=16", REMOVED),
-    Run("restart, tvf", f"{RESTART} --detector=tvf --tvf-sigma=2 --score-at=0 --threshold=0 --rounds=1",
-        f"{RESTART} --detector=tvf:sigma=2 --score-at=0 --threshold=0 --rounds=1"),
+    Run(
+        "restart, lid, finished",
+        f"{RESTART} --detector=lid --score-at=0 --lid-sigma=1.2 --draws=4 --threshold=16",
+        f"{RESTART} --detector=lid:sigma=1.2,draws=4 --score-at=0 --threshold=16",
+    ),
+    Run(
+        "restart, lid in two stages",
+        f"{RESTART} --detector=lid:draws=4,first=2,near=.3 --score-at=.5 --threshold=16",
+        REMOVED,
+    ),
+    Run(
+        "restart, tvf",
+        f"{RESTART} --detector=tvf --tvf-sigma=2 --score-at=0 --threshold=0 --rounds=1",
+        f"{RESTART} --detector=tvf:sigma=2 --score-at=0 --threshold=0 --rounds=1",
+    ),
     Run("restart, h-index, finished", f"{RESTART} --detector=h-index:rho=4,lo=.3,hi=2 --score-at=0 --threshold=.5"),
     Run(
         "restart, h-index in flight",
@@ -102,11 +112,21 @@ RUNS = [
     Run("restart, lambda-max", f"{RESTART} --detector=lambda-max --score-at=0 --threshold=0 --rounds=1"),
     Run("restart, lmi", f"{RESTART} --detector=lmi --score-at=0 --threshold=0 --rounds=1"),
     Run("restart, learned", f"{RESTART} --detector=learned --score-at=0 --threshold=.3", REMOVED),
-    Run("restart, screen", f"{RESTART} --detector=screen(tvf:sigma=.5>1e-5;lid:draws=2) --score-at=0 --threshold=14", REMOVED),
-    Run("restart, cas inside", f"{RESTART} --threshold=.01 --rho=2 --inside=cas --ascent-steps=2",
-        f"{RESTART} --threshold=.01 --inside=cas:rho=2,ascent_steps=2"),
-    Run("restart, sas inside", f"{RESTART} --threshold=.01 --rho=2 --inside=sas --sas-sign=downhill",
-        f"{RESTART} --threshold=.01 --inside=sas:rho=2,sas_sign=downhill"),
+    Run(
+        "restart, screen",
+        f"{RESTART} --detector=screen(tvf:sigma=.5>1e-5;lid:draws=2) --score-at=0 --threshold=14",
+        REMOVED,
+    ),
+    Run(
+        "restart, cas inside",
+        f"{RESTART} --threshold=.01 --rho=2 --inside=cas --ascent-steps=2",
+        f"{RESTART} --threshold=.01 --inside=cas:rho=2,ascent_steps=2",
+    ),
+    Run(
+        "restart, sas inside",
+        f"{RESTART} --threshold=.01 --rho=2 --inside=sas --sas-sign=downhill",
+        f"{RESTART} --threshold=.01 --inside=sas:rho=2,sas_sign=downhill",
+    ),
     Run(
         "restart, overshoot inside, heun inside",
         f"{RESTART} --threshold=.01 --rho=4 --inside=overshoot --solver=heun",
@@ -115,7 +135,10 @@ RUNS = [
     Run("restart on heun", f"{RESTART} --threshold=.01 --solver=heun"),
     # what becomes of finished images
     Run("filter", "--sampler=euler --steps=10 --filter=lid --filter-threshold=15"),
-    Run("filter, by the preset", "--sampler=euler --steps=40 --filter=readout --filter-threshold=.1 --rejected --seeds=0-2"),
+    Run(
+        "filter, by the preset",
+        "--sampler=euler --steps=40 --filter=readout --filter-threshold=.1 --rejected --seeds=0-2",
+    ),
     Run(
         "filter of restart, rejected",
         f"{RESTART} --threshold=.1 --filter=lid:sigma=1.2,draws=2 --filter-threshold=13 --rejected",

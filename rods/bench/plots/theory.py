@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rods.bench.plots.drawing import figure, save
-from rods.continuation import curvature_limit, diffusion_as_continuation, f_t, theorem_1_constant
 from rods.densities import Mixture
 from rods.detectors import curvature_index
 from rods.schedules import edm_grid
+from rods.theory import curvature_limit, diffusion_as_continuation, f_t, theorem_1_constant
 
 LEVELS = (4.0, 1.5, 0.8, 0.4, 0.15, 0.0)
 EXTENT = 3.0

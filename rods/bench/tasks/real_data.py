@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
-from rods.bench.embedded import MODELS
 from training.dataset import ImageDataset
+from training.model_zoo import MODELS
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]

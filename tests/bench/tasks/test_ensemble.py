@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from dnnlib.errors import UserError
-from rods.bench.embedded import MODELS
 from rods.bench.tasks import TASKS
 from rods.bench.tasks.ensemble import HEADER, Ensemble, Member, load_ensemble, prepare, save_ensemble
 from rods.bench.tasks.mnist import labeller as mnist
 from rods.bench.tasks.rendered import labeller as rendered
 from rods.eval.labels import Label
+from training.model_zoo import MODELS
 
 MODULES = {"mnist": mnist, "hands-64r": rendered}
 learned = pytest.mark.parametrize("name", MODULES)

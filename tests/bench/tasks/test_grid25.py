@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from rods.pipeline import SamplerConfig
 
 from dnnlib.errors import UserError
-from rods.bench.embedded import embedded_network, exact_network
+from rods.bench.task import embedded_network, exact_network
 from rods.bench.tasks.grid25 import task as grid25
 from rods.bench.tasks.grid25.training import PointTraining, measured_sigma_data, save_points, train_points
 from rods.densities import Mixture
 from rods.eval.labels import Label
-from rods.pipeline import SamplerConfig
 from training.checkpoint import load_snapshot
-from training.mlp import MLP
+from training.networks import MLP
 
 TINY = PointTraining(seed=3, steps=40, batch=64, hidden=16, num_layers=2)
 

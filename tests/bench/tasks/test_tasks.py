@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from dnnlib.errors import UserError
-from rods.bench.embedded import MODELS
 from rods.bench.task import audit_line
 from rods.bench.tasks import TASKS
 from rods.bench.tasks.examples import COLOURS, examples
@@ -15,6 +14,7 @@ from rods.bench.tasks.image_audit import CHANGES, tone_lines
 from rods.bench.tasks.real_data import picked
 from rods.bench.tasks.tone_control import as_unit
 from rods.eval.labels import Label, combine_readings
+from training.model_zoo import MODELS
 
 N = 40
 MOST_UNCERTAIN_OR_WRONG, MOST_HALLUCINATED = 0.1, 0.05  # of real samples

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rods.bench.embedded import embedded_network, exact_network
-from rods.bench.task import AuditLine, LoadedNetwork, Task, audit_line
+from rods.bench.task import AuditLine, LoadedNetwork, Task, audit_line, embedded_network, exact_network
 from rods.densities import Mixture
 from rods.eval.labels import Label, combine_readings
 

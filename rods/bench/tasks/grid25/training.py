@@ -15,7 +15,7 @@ import torch
 from rods.bench.tasks.grid25.task import SD, draw_points, modes
 from training.checkpoint import save_snapshot
 from training.loss import EDMLoss
-from training.precond import EDMPrecond
+from training.networks import EDMPrecond
 
 _TRAIN_STREAM = 25_000  # of random numbers; the benchmark's real points come from others
 MEASURED_ON = 1_000_000  # points

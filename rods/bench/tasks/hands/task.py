@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench.embedded import embedded_network
-from rods.bench.task import AuditLine, DrawnData, Task
+from rods.bench.task import AuditLine, DrawnData, Task, embedded_network
 from rods.bench.tasks.hands.data import MAX_RESOLUTION, MIN_RESOLUTION, draw_hands
 from rods.bench.tasks.hands.hand_counter import FINGERS, NO_HAND, THRESHOLDS, count_fingers, label_hands
 from rods.bench.tasks.image_audit import image_audit

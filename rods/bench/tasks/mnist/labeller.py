@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from dnnlib.util import file_sha256
-from rods.bench.embedded import MODELS
 from rods.bench.tasks.corruptions import digit_negatives
 from rods.bench.tasks.ensemble import Ensemble, EnsembleSpec, load_ensemble, prepare
 from rods.bench.tasks.labeller_training import Batches, LabellerTraining, Recipe, measure, reached_by
 from rods.bench.tasks.mnist import data
 from rods.bench.tasks.real_data import data_folder
 from rods.bench.tasks.tone_control import normalise
+from training.model_zoo import MODELS
 
 U8 = NDArray[np.uint8]
 Int = NDArray[np.int64]

@@ -7,8 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from rods.bench.embedded import embedded_network
-from rods.bench.task import AuditLine, Task, audit_line
+from rods.bench.task import AuditLine, Task, audit_line, embedded_network
 from rods.bench.tasks.image_audit import tone_lines
 from rods.bench.tasks.mnist import data, labeller
 from rods.bench.tasks.mnist.data import PLANTED, U8, Int, plant_errors

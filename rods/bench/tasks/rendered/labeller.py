@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from rods.bench.embedded import MODELS
 from rods.bench.tasks.corruptions import bend, blur, corrupt_hands, field, symmetric
 from rods.bench.tasks.ensemble import F32, Ensemble, EnsembleSpec, load_ensemble, prepare
 from rods.bench.tasks.labeller_training import Batches, LabellerTraining, Recipe, measure
 from rods.bench.tasks.rendered import data
+from training.model_zoo import MODELS
 
 U8 = NDArray[np.uint8]
 

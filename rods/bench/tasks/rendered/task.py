@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench.embedded import embedded_network
-from rods.bench.task import AuditLine, Task, audit_line
+from rods.bench.task import AuditLine, Task, audit_line, embedded_network
 from rods.bench.tasks.image_audit import image_audit
 from rods.bench.tasks.real_data import picked
 from rods.bench.tasks.rendered import data, labeller

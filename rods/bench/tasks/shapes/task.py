@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench.embedded import embedded_network
-from rods.bench.task import AuditLine, DrawnData, Task
+from rods.bench.task import AuditLine, DrawnData, Task, embedded_network
 from rods.bench.tasks.image_audit import image_audit
 from rods.bench.tasks.real_data import as_samples, real_seed
 from rods.bench.tasks.shapes.data import RESOLUTION, draw_shapes

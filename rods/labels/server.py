@@ -1,0 +1,130 @@
+"""The labelling page's server: a local address with a random token, nothing outside the session's images."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import mimetypes
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnnlib.errors import UserError
+from rods.labels.session import CONSENSUS, RATER, Answers, ConflictError, raters
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+PAGE = Path(__file__).with_name("page.html")
+MAX_BODY = 16_384
+HOSTS = ("127.0.0.1", "localhost")
+
+
+def make_app(answers: Answers, *, token: str) -> Flask:
+    """The Flask application of a session; every address starts with the token.
+
+    Raises UserError: flask is not installed.
+    """
+    try:
+        from flask import Flask, Response, abort, jsonify, request
+    except ImportError:
+        raise UserError("the labelling page needs flask, which is not installed: pip install 'flask>=3'") from None
+    app, session = Flask(__name__, static_folder=None), answers.session
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    modes = [mode for mode in ("image", "pair") if session.of_mode(mode)]
+
+    @app.before_request
+    def guard() -> None:
+        given = request.path.split("/")[1]
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            abort(404)
+        if (request.host or "").split(":")[0] not in HOSTS:  # another name for this machine: DNS rebinding
+            abort(403)
+
+    @app.after_request
+    def harden(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["X-Frame-Options"] = "DENY"
+        response.headers["Cache-Control"] = "private" if (response.mimetype or "").startswith("image/") else "no-store"
+        return response
+
+    @app.get(f"/{token}/")
+    def start() -> Response:
+        return page({"page": "start", "modes": modes, "progress": progress()})
+
+    @app.get(f"/{token}/rate/<rater>/<mode>")
+    def rate(rater: str, mode: str) -> Response:
+        known(rater, mode)
+        return page({"page": "rate", "rater": rater, "mode": mode, "answers": session.answers_to(mode)})
+
+    @app.get(f"/{token}/items/<rater>/<mode>")
+    def items(rater: str, mode: str) -> Response:
+        known(rater, mode)
+        return jsonify(answers.view(rater, mode))
+
+    @app.post(f"/{token}/items/<rater>/<mode>")
+    def record(rater: str, mode: str) -> tuple[Response, int]:
+        known(rater, mode)
+        data = request.get_json(silent=True)
+        if not isinstance(data, dict):
+            abort(400)
+        try:
+            answers.record(rater, data)
+        except ConflictError as e:
+            return jsonify(error=str(e)), 409
+        except ValueError as e:
+            return jsonify(error=str(e)), 400
+        return jsonify(saved=data["id"]), 200
+
+    @app.get(f"/{token}/image/<key>")
+    def image(key: str) -> Response:
+        path = session.images.get(key)  # the only paths that exist here: nothing of the address reaches the disk
+        if path is None:
+            abort(404)
+        return Response(path.read_bytes(), mimetype=mimetypes.guess_type(path)[0])
+
+    def known(rater: str, mode: str) -> None:
+        if not RATER.fullmatch(rater) or mode not in modes:
+            abort(404)
+
+    def progress() -> list[dict[str, Any]]:
+        rows = []
+        for rater in [*raters(answers.lines), CONSENSUS]:
+            for mode in modes:
+                view = answers.view(rater, mode)
+                rows.append({"rater": rater, "mode": mode, "total": len(view)})
+                rows[-1]["done"] = sum(row["answer"] is not None for row in view)
+        return rows
+
+    def page(data: dict[str, Any]) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        text = json.dumps({**data, "root": f"/{token}/", "consensus": CONSENSUS}).replace("<", "\\u003c")
+        html = PAGE.read_text().replace("{{nonce}}", nonce).replace("{{data}}", text)
+        policy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        policy += f"style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+        return Response(html, headers={"Content-Security-Policy": policy}, mimetype="text/html")
+
+    return app
+
+
+def serve(answers: Answers, *, port: int, token: str, say: Any = print) -> None:
+    """Serve the session on 127.0.0.1 until interrupted. Raises UserError: the port is taken."""
+    app = make_app(answers, token=token)
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            """The address holds the token: it goes to no log."""
+
+    try:
+        server = make_server("127.0.0.1", port, app, threaded=True, request_handler=Quiet)
+    except (OSError, SystemExit):  # werkzeug exits by itself where the port is taken
+        raise UserError(f"--port={port} is taken on 127.0.0.1; give another, or 0 for any that is free") from None
+    say(f"http://127.0.0.1:{server.server_port}/{token}/")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()

@@ -1,0 +1,125 @@
+"""Images for the metrics, in blocks: from a folder or zip, from two of them in pairs, or from a network.
+
+A block is a batch. Blocks are cut before ranks are considered, so that an image has the same batch mates, and the same
+features to the bit, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib.errors import UserError, user_errors
+from rods.base_samplers import Sampler
+from rods.config import to_json
+from rods.runs.chunk import check_class, cut_chunks
+from rods.runs.folder import TRAJECTORIES
+from rods.runs.options import respell
+from rods.runs.run import CHANNELS, Job, sample_pixels
+from training.checkpoint import Snapshot
+from training.dataset import ImageDataset
+
+CONTACT_SHEET = "grid.png"  # of generate.py --grid
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images in blocks."""
+
+    what: str
+    num: int
+    num_blocks: int
+    load: Callable[[int], Tensor]  # block -> uint8 [b, C, H, W]
+    left_out: int = 0  # images without a partner
+
+
+def image_source(
+    path: str,
+    *,
+    option: str,
+    batch: int,
+    num: int | None = None,
+    most: int | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> Source:
+    """The images of a folder or zip in EDM's format; generate.py's contact sheet and strips are none of them.
+
+    Args:
+        option: the option that named `path`, for messages.
+        names: these images and no others, in their order in the folder; None for all.
+        num: how many; None for all, or for `most` of them. Where there are more, a random choice by `seed`.
+    Raises:
+        UserError: no such images, fewer than `num`, or fewer than two.
+    """
+    dataset, indices = _open(path, option)
+    if names is not None:
+        wanted_names = set(names)
+        indices = [i for i in indices if dataset.names[i] in wanted_names]
+    if num is not None and num > len(indices):
+        raise UserError(f"--num={num}: {option}={path} has {len(indices)} images; give --num={len(indices)} or fewer")
+    if len(indices) < 2:
+        raise UserError(f"{option}={path} has one image; a spread needs two or more")
+    wanted = num or min(most or len(indices), len(indices))
+    if wanted < len(indices):
+        chosen = np.random.default_rng(seed).choice(len(indices), wanted, replace=False)
+        indices = [indices[i] for i in np.sort(chosen)]
+    return _source(dataset, indices, batch)
+
+
+def paired_sources(a: str, b: str, *, batch: int) -> tuple[Source, Source]:
+    """The images of equal file names in two folders or zips, in one order. Raises UserError for fewer than 4 pairs."""
+    sides = [_open(path, option) for path, option in ((a, "A"), (b, "B"))]
+    tables = [{PurePosixPath(dataset.names[i]).name: i for i in indices} for dataset, indices in sides]
+    common = sorted(tables[0].keys() & tables[1].keys())
+    if len(common) < 4:
+        raise UserError(
+            f"A={a} and B={b} have {len(common)} images of equal names; compare runs of the same 4 seeds or more"
+        )
+    one, two = (
+        _source(dataset, [table[name] for name in common], batch, left_out=len(indices) - len(common))
+        for (dataset, indices), table in zip(sides, tables, strict=True)
+    )
+    return one, two
+
+
+def network_source(
+    snapshot: Snapshot,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    *,
+    batch: int,
+    device: torch.device,
+    class_index: int | None = None,
+) -> Source:
+    """The samples of a network, made when they are needed and never written: the pixels that generate.py saves.
+
+    Raises UserError: options that do not suit the network.
+    """
+    made = snapshot.header.init_kwargs
+    if made["img_channels"] not in CHANNELS:
+        raise UserError(f"--from-network makes images of {made['img_channels']} channels; features need 1 or 3")
+    with user_errors(spelled=respell):
+        check_class(class_index, made.get("label_dim", 0))
+        sampler.check(snapshot.net)
+    chunks = cut_chunks(seeds, batch=batch)
+    job = Job(denoiser=snapshot.net, sampler=sampler, chunks=chunks, device=device, network_sha256=snapshot.sha256,
+              batch=batch, class_index=class_index)  # fmt: skip
+    what = f"{snapshot.describe()}, {to_json(sampler)}, {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
+    return Source(what, len(seeds), len(chunks), lambda block: sample_pixels(job, chunks[block]))
+
+
+def _open(path: str, option: str) -> tuple[ImageDataset, list[int]]:
+    dataset = ImageDataset(path, cache=False, option=option)
+    own = [name == CONTACT_SHEET or name.startswith(f"{TRAJECTORIES}/") for name in dataset.names]
+    return dataset, [i for i, is_own in enumerate(own) if not is_own]
+
+
+def _source(dataset: ImageDataset, indices: list[int], batch: int, *, left_out: int = 0) -> Source:
+    blocks = [indices[i : i + batch] for i in range(0, len(indices), batch)]
+    return Source(str(dataset.path), len(indices), len(blocks), lambda k: dataset.batch(blocks[k])[0], left_out)

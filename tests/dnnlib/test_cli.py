@@ -1,0 +1,136 @@
+"""Option types and errors that the commands share: one line, exit code 2, and bugs keep their tracebacks."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dnnlib.cli import MAX_SEEDS, Command, Group, NumberList, SeedList
+from dnnlib.errors import UserError, shown, user_errors
+from dnnlib.util import EasyDict
+
+
+@click.command(cls=Command)
+@click.option("--seeds", type=SeedList(), default="0-3")
+@click.option("--window", type=NumberList(float, length=2))
+@click.option("--cres", type=NumberList(int))
+@click.option("--fail", default="")
+def command(seeds: list[int], window: tuple[float, float], cres: tuple[int, ...], fail: str) -> None:
+    match fail:
+        case "user":
+            raise UserError("the file is\nbroken")
+        case "converted":
+            with user_errors("--eps", spelled=str.upper):
+                raise ValueError("must be positive")
+        case "bug":
+            raise ValueError("channels do not divide")
+        case "folder":
+            Path("/nowhere/at/all").write_text("")
+        case "full disk":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        case "no system error":
+            raise OSError("could not get source code")
+        case "interrupt":
+            raise KeyboardInterrupt
+    click.echo(f"{seeds} {window} {cres}")
+
+
+def run(*args: str) -> tuple[int, str]:
+    result = CliRunner().invoke(command, list(args))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds"), [("5", [5]), ("0-3,70", [0, 1, 2, 3, 70]), ("7,1, 3", [7, 1, 3]), ("4-4", [4])]
+)
+def test_seeds_are_read_in_the_order_given(given: str, seeds: list[int]) -> None:
+    assert run(f"--seeds={given}") == (0, f"{seeds} None None\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("3-1", "'3-1' runs backwards; write 1-3"),
+        ("-1", "'-1' is not a seed or a range of seeds; write for example 0-63,70"),
+        ("", "'' is not a seed"),
+        ("1,,2", "'' is not a seed"),
+        ("a-b", "'a-b' is not a seed"),
+        ("1.5", "'1.5' is not a seed"),
+        (f"0-{MAX_SEEDS}", "lists more than 10,000,000 seeds; give fewer"),
+        ("0-999999999999999999", "lists more than 10,000,000 seeds"),
+        ("9" * 100, "is not a seed"),
+        ("0-3,2", "lists a seed twice"),
+    ],
+)
+def test_bad_seeds_are_one_clear_line(given: str, says: str) -> None:
+    code, output = run(f"--seeds={given}")
+    assert code == 2
+    assert output.startswith("Error: Invalid value for '--seeds': ")
+    assert says in output
+    assert output.count("\n") == 1
+
+
+def test_number_lists() -> None:
+    assert run("--window=.1,.5", "--cres=1,2,2") == (0, "[0, 1, 2, 3] (0.1, 0.5) (1, 2, 2)\n")
+    for bad in ("--window=.1", "--window=.1,nan", "--window=a,b", "--cres=1.5", "--cres="):
+        code, output = run(bad)
+        assert (code, output.count("\n")) == (2, 1), output
+
+
+def test_users_errors_are_one_line() -> None:
+    assert run("--fail=user") == (2, "Error: the file is broken\n")
+    assert run("--fail=converted") == (2, "Error: --eps: MUST BE POSITIVE\n")
+    assert run("--fail=folder") == (2, "Error: /nowhere/at/all: No such file or directory\n")
+    assert run("--fail=full disk") == (2, "Error: No space left on device\n")
+    assert run("--seed=1")[0] == 2
+    code, output = run("--fail=interrupt")
+    assert code == 130
+    assert output.strip() == "Interrupted."
+
+
+def test_bugs_keep_their_tracebacks() -> None:
+    """A ValueError that nobody converted, and an OSError that is none of the system's."""
+    with pytest.raises(ValueError, match="do not divide"):
+        run("--fail=bug")
+    with pytest.raises(OSError, match="source code"):
+        run("--fail=no system error")
+
+
+def test_users_errors_pass_unchanged_where_value_errors_are_converted() -> None:
+    with pytest.raises(UserError, match=r"^the file is broken$"), user_errors("--network", spelled=str.upper):
+        raise UserError("the file is broken")
+    with pytest.raises(UserError, match=r"^rho: is not a radius$"), user_errors():
+        raise ValueError("rho: is not a radius")
+
+
+def test_help_and_groups() -> None:
+    group = Group("fid", commands={"calc": command})
+    assert run("--help")[0] == 0
+    result = CliRunner().invoke(group, [])
+    assert (result.exit_code, "calc" in result.output) == (0, True)
+    result = CliRunner().invoke(group, ["calc", "--seeds=3-1"])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    result = CliRunner().invoke(group, ["nonsense"])
+    assert (result.exit_code, result.output) == (2, "Error: No such command 'nonsense'.\n")
+
+
+def test_untrusted_text_is_shown_safely() -> None:
+    assert shown("a\x1b[2J\nb") == r"'a\x1b[2J\nb'"
+    assert len(shown("x" * 10_000)) == 80
+    assert shown([[1]]) == "a list"
+    assert shown(3) == "3"
+
+
+def test_easy_dict_entries_are_attributes() -> None:
+    d = EasyDict(a=1)
+    d.b = 2
+    del d.a
+    assert d == {"b": 2}
+    with pytest.raises(AttributeError):
+        _ = d.a

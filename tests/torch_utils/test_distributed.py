@@ -1,0 +1,76 @@
+"""Ranks: without processes nothing is needed, chunks are shared out, and devices are picked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dnnlib.errors import UserError
+from torch_utils import distributed
+
+
+def test_alone_nothing_is_needed() -> None:
+    distributed.init(torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+    distributed.barrier()
+    with distributed.rank0_first():
+        pass
+    distributed.close()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.shard([1, 2, 3]) == [1, 2, 3]
+    assert distributed.oversubscription(1000) is None
+
+
+def test_a_rank_that_waits_for_a_lost_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "barrier", lost)
+    with pytest.raises(UserError, match=r"^rank 2 stops because another rank has failed; its message says why$"):
+        distributed.barrier()
+
+
+def test_rank_0_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, order in (("0", ["block", "barrier"]), ("1", ["barrier", "block"])):
+        happened: list[str] = []
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(distributed, "barrier", lambda happened=happened: happened.append("barrier"))
+        with distributed.rank0_first():
+            happened.append("block")
+        assert happened == order
+
+
+def test_ranks_share_out_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        shares.append(list(distributed.shard(range(8))))
+    assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert distributed.pick_device("auto") == distributed.pick_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "mps"):
+        with pytest.raises(UserError, match=f"^--device={name}: torch finds no {name.upper()} device here"):
+            distributed.pick_device(name)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.pick_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.pick_device("cuda") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="local rank 2 has no GPU, for there are 2; use --nproc_per_node=2"):
+        distributed.pick_device("cuda")
+
+
+def test_too_many_threads_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "usable_cores", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert distributed.oversubscription(2) is None
+    assert distributed.oversubscription(3) == "2 ranks with 3 threads share 4 cores"
