@@ -1,7 +1,8 @@
 """Registries, and the one place where text and JSON become values: samplers, detectors, correctors, windows.
 
-To add a detector or a corrector, write a frozen dataclass and enter it here: it is then an option of every command
-(`--detector`, `--filter`, `--accept`; a corrector: a `--sampler`), of presets and of the benchmark.
+To add a detector, a corrector or a sampler, write a frozen dataclass and enter it here: it is then an option of every
+command (`--detector`, `--filter`, `--accept`; a corrector: `--inside`, and a `--sampler`), of presets and of the
+benchmark. Options are generated when a command is imported: who registers from outside does it before (docs/extending.md).
 
     lid:sigma=1.6,draws=8      a detector or corrector by name, with options
     .1,.5   sigma:1.2,5        a window, in fractions of the steps or in noise levels
@@ -95,10 +96,13 @@ class Option:
         return {int: "a whole number", bool: "true or false", float: "a number"}.get(self.kind, "a name with options")
 
 
-@cache
 def options(sampler: str) -> dict[str, Option]:
     """The options of a sampler by name, its own before the grid's. Raises ValueError for an unknown sampler."""
-    kind = _entry(sampler)
+    return _sampler_options(_entry(sampler))
+
+
+@cache
+def _sampler_options(kind: type[Sampler] | type[NamedCorrector]) -> dict[str, Option]:
     if issubclass(kind, NamedCorrector):
         found = {**_options_of(kind), **_options_of(Corrected)}
         window = kind.window
