@@ -97,7 +97,9 @@ def activations(
     for block in blocks:
         rows = [part[block] for part in seen if block in part]
         if sum(map(len, rows)) != len(noise) * len(image):
-            raise ValueError(f"gate: evaluations do not show {block}; leave out --compile, which hides it")
+            raise ValueError(
+                f"gate: evaluations do not show {block}; leave out --compile, which hides it"
+            )
         found.append(torch.cat(rows).reshape(*noise.shape[:2], -1).mean(dim=0))
     return tuple(found)
 

@@ -89,7 +89,9 @@ class Job:
         return names
 
 
-def sample_for_folder(job: Job, chunk: Chunk, folder: OutputFolder, micro_batches: MicroBatches) -> Callable[[], None]:
+def sample_for_folder(
+    job: Job, chunk: Chunk, folder: OutputFolder, micro_batches: MicroBatches
+) -> Callable[[], None]:
     """Sample a chunk; what is returned writes its files."""
     strips = Strips(job.trajectory)
     done = sample_job(job, chunk, strips=strips if job.trajectory else None, micro_batches=micro_batches)
