@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
 from rods import rods_sampler
-from rods.foreign import from_vp_steps
+from rods.wrappers import from_vp_steps
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs without installing the project
 
 from rods import rods_sampler
-from rods.foreign import from_k_diffusion
+from rods.wrappers import from_k_diffusion
 from training.checkpoint import load_denoiser
 
 

@@ -20,7 +20,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.correctors import (
     Cas,
-    Corrector,
     Iq,
     Laplacian,
     NamedCorrector,
@@ -35,6 +34,7 @@ from rods.gate import Readout
 from rods.restart import Restart
 from rods.samplers import Corrected, RodsCas, RodsSas
 from rods.schedules import SigmaWindow, Window
+from rods.trajectory import Corrector
 
 DETECTORS: dict[str, type[Detector]] = {
     "lid": Lid,

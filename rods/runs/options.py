@@ -29,12 +29,13 @@ from rods.config import (
     window_from_text,
     window_to_text,
 )
-from rods.correctors import Corrector, NamedCorrector
+from rods.correctors import NamedCorrector
 from rods.detectors import Detector
 from rods.legacy import detector_text
 from rods.presets import Preset
 from rods.samplers import Rods
 from rods.schedules import SigmaWindow, Window, check_window
+from rods.trajectory import Corrector
 
 F = TypeVar("F", bound=Callable[..., Any])
 ABLATION_OPTIONS = ("solver", "discretization", "schedule", "scaling")
