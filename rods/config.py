@@ -1,7 +1,8 @@
 """Registries, and the one place where text and JSON become values: samplers, detectors, correctors, windows.
 
-To add a detector or a corrector, write a frozen dataclass and enter it here: it is then an option of every command
-(`--detector`, `--filter`, `--accept`; a corrector: a `--sampler`), of presets and of the benchmark.
+To add a detector, a corrector or a sampler, write a frozen dataclass and enter it here: it is then an option of every
+command (`--detector`, `--filter`, `--accept`; a corrector: `--inside`, and a `--sampler`), of presets and of the
+benchmark. A command generates its options when it is imported: register before that (docs/extending.md).
 
     lid:sigma=1.6,draws=8      a detector or corrector by name, with options
     .1,.5   sigma:1.2,5        a window, in fractions of the steps or in noise levels
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from functools import cache
 from math import inf
 from types import NoneType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -95,7 +95,6 @@ class Option:
         return {int: "a whole number", bool: "true or false", float: "a number"}.get(self.kind, "a name with options")
 
 
-@cache
 def options(sampler: str) -> dict[str, Option]:
     """The options of a sampler by name, its own before the grid's. Raises ValueError for an unknown sampler."""
     kind = _entry(sampler)
@@ -116,7 +115,13 @@ def _entry(sampler: str) -> type[Sampler] | type[NamedCorrector]:
     return SAMPLERS[sampler]
 
 
+_KNOWN: dict[type[Any], dict[str, Option]] = {}  # by class and not by name, which may be registered anew
+
+
 def _options_of(kind: type[Any]) -> dict[str, Option]:
+    """The options of a registered class, read from its fields once."""
+    if kind in _KNOWN:
+        return _KNOWN[kind]
     hints = get_type_hints(kind)
     found = {}
     for f in fields(kind):
@@ -129,6 +134,7 @@ def _options_of(kind: type[Any]) -> dict[str, Option]:
         flag = f.metadata.get("flag") or "--" + f.name.replace("_", "-")
         what, least, most = (f.metadata.get(key) for key in ("help", "least", "most"))
         found[f.name] = Option(f.name, main, optional, f.default, what or "", flag, least, most)
+    _KNOWN[kind] = found
     return found
 
 

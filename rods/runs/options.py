@@ -6,6 +6,7 @@ A library's error is "argument: what is wrong; remedy"; here the argument gets i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
 from math import inf
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import click
 
 from dnnlib.cli import with_options
 from dnnlib.errors import UserError
-from rods.base_samplers import Sampler
+from rods.base_samplers import Ablation, Churned, Sampler
 from rods.config import (
     CORRECTORS,
     DETECTORS,
@@ -28,9 +29,11 @@ from rods.config import (
     window_from_text,
     window_to_text,
 )
+from rods.correctors import NamedCorrector
 from rods.detectors import Detector
 from rods.legacy import detector_text
 from rods.presets import Preset
+from rods.samplers import Rods
 from rods.schedules import SigmaWindow, Window, check_window
 from rods.trajectory import Corrector
 
@@ -62,9 +65,10 @@ class WindowText(click.ParamType):  # type: ignore[type-arg]
 class ValueText(click.ParamType):  # type: ignore[type-arg]
     """A detector or corrector, `name:option=value,...`. It stays a text until the preset is known that may name it."""
 
+    name = "name[:option=value,...]"
+
     def __init__(self, kind: type[Detector] | type[Corrector]) -> None:
-        names = DETECTORS | FITTED if kind is Detector else CORRECTORS
-        self.kind, self.name = kind, "|".join(names) + "[:option=value,...]"
+        self.kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
@@ -77,13 +81,21 @@ class ValueText(click.ParamType):  # type: ignore[type-arg]
 
 
 def all_options() -> dict[str, dict[str, Option]]:
-    """The options that commands offer, each as the samplers that have it see it: option -> sampler -> `Option`."""
+    """The options that commands offer, each as the samplers that have it see it: option -> sampler -> `Option`.
+
+    In the order of --help: the grid's, RODS's, those of the others, churn, and what only the ablation sampler has.
+    """
     found: dict[str, dict[str, Option]] = {}
     for sampler in SAMPLERS:
         for name, option in options(sampler).items():
             if option.help:
                 found.setdefault(name, {})[sampler] = option
-    return found
+    order: list[str] = [f.name for f in fields(Sampler)]
+    last = [f.name for f in fields(Churned) if f.name not in order]
+    last += [name for name, kinds in found.items() if [SAMPLERS[s] for s in kinds] == [Ablation]]
+    for sampler in sorted(SAMPLERS, key=lambda name: not issubclass(SAMPLERS[name], Rods)):
+        order += [name for name in options(sampler) if name in found and name not in (*order, *last)]
+    return {name: found[name] for name in [*order, *last]}
 
 
 def flag(argument: str) -> str:
@@ -117,21 +129,34 @@ def _click_type(option: Option) -> Any:
 
 def _help(kinds: Mapping[str, Option]) -> str:
     """What each group of samplers says of an option, with its default."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    said: dict[str, dict[str, list[str]]] = {}  # help -> default -> samplers
     for sampler, option in kinds.items():
-        groups.setdefault((option.help.removesuffix("."), _default(option)), []).append(sampler)
-    said: dict[str, list[tuple[list[str], str]]] = {}
-    for (what, default), samplers in groups.items():
-        said.setdefault(what, []).append((samplers, default))
+        said.setdefault(option.help.removesuffix("."), {}).setdefault(_default(option), []).append(sampler)
     parts = []
-    for what, cases in said.items():
-        owners = [s for samplers, _ in cases for s in samplers]
-        prefix = "" if len(owners) == len(SAMPLERS) else f"{', '.join(owners)}: "
-        usual = max(cases, key=lambda case: len(case[0]))
-        defaults = [f"{', '.join(s)}: {d}" for s, d in cases if d and (s, d) != usual]
-        defaults += [usual[1] if len(cases) == 1 else f"others: {usual[1]}"] if usual[1] else []
-        parts.append(f"{prefix}{what}" + (f" [default: {'; '.join(defaults)}]" if defaults else ""))
-    return "; ".join(parts) + "."
+    for what, defaults in said.items():
+        owners = [s for samplers in defaults.values() for s in samplers]
+        prefix = "" if len(owners) == len(SAMPLERS) else f"{_these(owners)}: "
+        *others, (usual, _) = sorted(defaults.items(), key=lambda case: len(case[1]))
+        known = [f"{_these(samplers)}: {default or 'none'}" for default, samplers in others]
+        known += [f"others: {usual}" if others else usual] if usual else []
+        parts.append(prefix + what + (f" [default: {'; '.join(known)}]" if known else ""))
+    names = _names(next(iter(kinds.values())))
+    return "; ".join(parts) + "." + (f" Names: {', '.join(names)}." if names else "")
+
+
+def _names(option: Option) -> list[str]:
+    """The names that an option's value may begin with; none where it is no detector or corrector."""
+    if option.kind is Detector:
+        return [*DETECTORS, *FITTED]
+    if option.kind is Corrector:  # inside a restart, where none may draw
+        return [n for n, kind in CORRECTORS.items() if not (issubclass(kind, NamedCorrector) and kind.random)]
+    return []
+
+
+def _these(samplers: Collection[str]) -> str:
+    """Their names, or those of the others where these are fewer."""
+    rest = [name for name in SAMPLERS if name not in samplers]
+    return f"all but {', '.join(rest)}" if len(rest) < len(samplers) else ", ".join(samplers)
 
 
 def _default(option: Option) -> str:

@@ -211,7 +211,7 @@ SELECTION_OPTIONS = (
     click.option(
         "--filter",
         type=ValueText(Detector),
-        help="Drop finished images by a score, such as tvf, lid or h-index:rho=4,lo=.5,hi=2 (docs/rivals.md).",
+        help="Drop finished images by a score, named as for --detector, such as tvf or h-index:rho=4,lo=.5,hi=2.",
     ),
     click.option(
         "--filter-threshold", type=float, help="filter: drop images that score higher; inf only records the scores."
@@ -221,9 +221,9 @@ SELECTION_OPTIONS = (
     ),
     click.option(
         "--accept",
-        metavar="SCORE<LIMIT",
-        help="Draw an image again, from a derived seed, unless its score is below a limit, such as 'lid<12'; the best "
-        "of all tries is kept.",
+        metavar="NAME[:OPTION=VALUE,...]<LIMIT",
+        help="Draw an image again, from a derived seed, unless its score, named as for --detector, is below a limit, "
+        "such as 'lid<12'; the best of all tries is kept.",
     ),
     click.option(
         "--max-tries", type=click.IntRange(1, 16), help="accept: images that are drawn at most per seed [default: 4]."
