@@ -1,102 +1,87 @@
-"""Gated restart on exact densities: bit-equality, independence, bounds, measured passes."""
+"""Gated restart on exact densities: what goes back, what is kept, what is scored and when, what it costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from exact import Counting, latents, mixture
+from exact import SEEDS, Counting, isotropic, latents, mixture, second_stream
 from torch import Tensor
 
 from rods import (
+    Cas,
+    CurvatureIndex,
+    Detector,
+    Lid,
     Mixture,
+    Overshoot,
+    RandomShift,
+    Restart,
     RodsResult,
-    SigmaWindow,
+    Sas,
+    Tvf,
     bind,
     edm_sampler,
     euler_sampler,
     finite_dataset,
-    gaussian,
-    lid,
     restart_sampler,
     trajectory,
-    tvf,
 )
 from rods.schedules import edm_grid
-from torch_utils.rng import SeedStreams
 
-CPU = torch.device("cpu")
-SEEDS = [11, 3, 7, 29, 5, 2]
-OPTIONS: dict[str, Any] = {"sigma_r": 2.0, "lid_sigma": 0.7, "draws": 3, "num_steps": 10}
+GRID = [*edm_grid(10, sigma_min=0.002, sigma_max=80, time_rho=7).tolist(), 0.0]
 BELOW = 6  # steps of the restarted part: sigma_r, and the levels of the 10-step grid below it
+LID, TVF = Lid(sigma=0.7, draws=3), Tvf(sigma=1.5)
 
 
-def noise(seeds: list[int] = SEEDS) -> Callable[[Tensor], Tensor]:
-    return SeedStreams(seeds, CPU).second().randn_like
+def restart(denoiser: Any = None, rows: list[int] | None = None, **options: Any) -> RodsResult:
+    order = list(range(6)) if rows is None else rows
+    draw = second_stream([SEEDS[b] for b in order])
+    given = {"sigma_r": 2.0, "num_steps": 10, "detector": LID, "randn_like": draw, **options}
+    return restart_sampler(denoiser or mixture(), latents()[order], **given)
 
 
-def restart(denoiser: Any = None, x: Tensor | None = None, **options: Any) -> RodsResult:
-    given = {"randn_like": noise(), **OPTIONS, **options}
-    return restart_sampler(denoiser or mixture(), latents() if x is None else x, **given)
+def tries(result: RodsResult) -> list[tuple[tuple[float, ...], int]]:
+    return [(r.restart.scores, r.restart.kept) for r in result.records if r.restart is not None]
 
 
 def first_scores(denoiser: Any = None, **options: Any) -> list[float]:
     return [scores[0] for scores, _ in tries(restart(denoiser, threshold=math.inf, **options))]
 
 
-def tries(result: RodsResult) -> list[tuple[tuple[float, ...], int]]:
-    found = [record.restart for record in result.records]
-    return [(r.scores, r.kept) for r in found if r is not None]
-
-
 def median(denoiser: Any = None, **options: Any) -> float:
-    return sorted(first_scores(denoiser, **options))[2]
+    """Between two of the scores, so that rounding flips none."""
+    ordered = sorted(first_scores(denoiser, **options))
+    return (ordered[2] + ordered[3]) / 2
 
 
-# -- what is not at risk ----------------------------------------------------------------------------------------------
+def three_draws() -> tuple[Tensor, Any]:
+    """The draws of the score [3, B, C, H, W], and the stream after them."""
+    draw = second_stream()
+    return torch.stack([draw(latents().double()) for _ in range(3)]), draw
 
 
-@pytest.mark.parametrize("detector", ["lid", "tvf"])
-def test_an_infinite_threshold_is_the_base_sampler_bit_for_bit(detector: str) -> None:
-    for solver, base in (("euler", euler_sampler), ("heun", edm_sampler)):
-        result = restart(threshold=math.inf, solver=solver, detector=detector)
-        assert torch.equal(result.images, base(mixture(), latents(), num_steps=10))
-        assert all(len(scores) == 1 and kept == 0 for scores, kept in tries(result))
+def scale(levels: list[float], s0: float = 0.5) -> float:
+    """By what Euler steps scale the state of N(0, s0^2 I)."""
+    return math.prod(1 + (b - a) * a / (s0**2 + a**2) for a, b in pairwise(levels))
 
 
-@pytest.mark.parametrize("detector", ["lid", "tvf"])
-def test_what_is_not_above_the_threshold_is_untouched(detector: str) -> None:
+# -- what goes back, and what is kept ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detector", [LID, TVF], ids=["lid", "tvf"])
+def test_what_is_not_above_the_threshold_is_untouched(detector: Detector) -> None:
     threshold, base = median(detector=detector), euler_sampler(mixture(), latents(), num_steps=10)
     result = restart(threshold=threshold, detector=detector)
-    sizes = []
     for b, (scores, kept) in enumerate(tries(result)):
-        sizes.append(len(scores))
         assert (len(scores) > 1) == (scores[0] > threshold)
         assert torch.equal(result.images[b], base[b]) == (kept == 0)
-    assert min(sizes) == 1 < max(sizes)
+        assert scores[kept] == min(scores)
+    assert len({len(scores) for scores, _ in tries(result)}) > 1
     assert any(kept for _, kept in tries(result))
-
-
-# -- the record is what happened --------------------------------------------------------------------------------------
-
-
-def test_scores_are_those_of_the_images() -> None:
-    draw = noise()
-    e = torch.stack([draw(latents().double()) for _ in range(3)])
-    base = euler_sampler(mixture(), latents(), num_steps=10)
-    torch.testing.assert_close(first_scores(), lid(mixture(), base, 0.7, noise=e).tolist())
-    result = restart(threshold=0)
-    kept = [scores[kept] for scores, kept in tries(result)]
-    torch.testing.assert_close(kept, lid(mixture(), result.images, 0.7, noise=e).tolist(), rtol=1e-9, atol=0)
-
-    t = torch.cat([edm_grid(10, sigma_min=0.002, sigma_max=80, time_rho=7), torch.zeros(1, dtype=torch.float64)])
-    steps = trajectory(mixture(), 80 * latents(), t)
-    known = tvf(steps, window=SigmaWindow(0, 1.5)).tolist()
-    torch.testing.assert_close(first_scores(detector="tvf", tvf_sigma=1.5), known, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.2])
@@ -106,7 +91,7 @@ def test_a_score_never_increases(margin: float) -> None:
         for scores, kept in tries(restart(threshold=threshold, rounds=rounds, margin=margin)):
             best, at = scores[0], 0
             for i, score in enumerate(scores[1:], start=1):
-                assert best > threshold  # or it would not have gone round
+                assert best > threshold  # or it would not have gone back
                 if score < (1 - margin) * best:
                     best, at = score, i
             assert at == kept
@@ -115,85 +100,127 @@ def test_a_score_never_increases(margin: float) -> None:
             assert len(scores) <= 1 + rounds
 
 
+def test_scores_are_those_of_the_images() -> None:
+    e, _ = three_draws()
+
+    def lid(x: Tensor) -> list[float]:
+        return LID.score(bind(mixture(), 6), x, noise=e).tolist()
+
+    torch.testing.assert_close(first_scores(), lid(euler_sampler(mixture(), latents(), num_steps=10)))
+    result = restart(threshold=0)
+    kept = [scores[kept] for scores, kept in tries(result)]
+    torch.testing.assert_close(kept, lid(result.images), rtol=1e-9, atol=0)
+
+
 def test_a_restart_is_the_base_solver_from_more_noise() -> None:
-    """On a Gaussian the restarted part is known: each step scales the state by 1 + (t' - t) t / (s0^2 + t^2)."""
-    s0, x = 0.5, latents()
-    D = gaussian(torch.zeros(2, 3, 3), s0)
-    result = restart(D, threshold=0, rounds=1)
-    draw = noise()
-    for _ in range(3):
-        draw(x.double())
-    grid = edm_grid(10, sigma_min=0.002, sigma_max=80, time_rho=7).tolist()
-    levels = [2.0, *(t for t in grid if t < 2), 0.0]
+    """On a Gaussian the restarted part is known: each step scales the state."""
+    result = restart(isotropic(), threshold=0, rounds=1)
+    _, draw = three_draws()
+    levels = [2.0, *(t for t in GRID if t < 2)]
     assert len(levels) == BELOW + 1
-    y = euler_sampler(D, x, num_steps=10) + 2.0 * draw(x.double())
-    for t, t_next in pairwise(levels):
-        y = y * (1 + (t_next - t) * t / (s0**2 + t**2))
+    y = (euler_sampler(isotropic(), latents(), num_steps=10) + 2.0 * draw(latents().double())) * scale(levels)
     replaced = [b for b, (_, kept) in enumerate(tries(result)) if kept]
     assert replaced
     torch.testing.assert_close(result.images[replaced], y[replaced], rtol=1e-11, atol=1e-13)
 
 
-# -- independence -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("detector", ["lid", "tvf"])
 @pytest.mark.parametrize("density", [mixture(), finite_dataset(mixture().mu)])
-def test_a_sample_knows_neither_its_mates_nor_its_place(density: Mixture, detector: str) -> None:
-    options: dict[str, Any] = {"detector": detector, "rounds": 4, "threshold": median(density, detector=detector)}
-    together = restart(density, **options)
+@pytest.mark.parametrize("options", [{}, {"detector": TVF}, {"score_at": 0.5}], ids=["lid", "tvf", "in flight"])
+def test_results_are_independent_of_batch_composition(density: Mixture, options: dict[str, Any]) -> None:
+    given = {"rounds": 4, "threshold": median(density, **options), **options}
+    together = restart(density, **given)
     assert len({len(scores) for scores, _ in tries(together)}) > 1
     for order in ([5, 0, 3, 1, 4, 2], [2, 4], [1]):
-        part = restart(density, latents()[order], randn_like=noise([SEEDS[b] for b in order]), **options)
+        part = restart(density, order, **given)
         torch.testing.assert_close(part.images, together.images[order], rtol=0, atol=1e-12)
         for (scores, kept), b in zip(tries(part), order, strict=True):
             assert kept == tries(together)[b][1]
             torch.testing.assert_close(scores, tries(together)[b][0], rtol=1e-9, atol=1e-15)
 
 
-def test_labels_follow_the_rows_at_risk() -> None:
+def test_labels_follow_the_rows_that_go_back() -> None:
     shift = torch.randn(6, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
     def conditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         centre = torch.einsum("bk,kchw->bchw", labels, shift)
         return centre + mixture()(x - centre, sigma)
 
-    labels, options = torch.eye(6, dtype=torch.float64), {**OPTIONS, "threshold": median()}
-    together = restart_sampler(conditional, latents(), labels, randn_like=noise(), **options)
+    labels, sampler = torch.eye(6, dtype=torch.float64), Restart(
+        threshold=median(), sigma_r=2.0, num_steps=10, detector=LID
+    )
+    together = sampler.sample(conditional, latents(), labels, randn_like=second_stream())
     assert len({len(scores) for scores, _ in tries(together)}) > 1
     for b in range(6):
-        draws = noise([SEEDS[b]])
-        alone = restart_sampler(conditional, latents()[b, None], labels[b, None], randn_like=draws, **options)
+        draw = second_stream([SEEDS[b]])
+        alone = sampler.sample(conditional, latents()[b, None], labels[b, None], randn_like=draw)
         torch.testing.assert_close(alone.images[0], together.images[b], rtol=0, atol=1e-12)
+
+
+# -- scores in flight -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_run_that_is_only_looked_at_in_flight_stays_what_it_is(solver: str) -> None:
+    result = restart(threshold=math.inf, score_at=0.5, solver=solver)
+    base = euler_sampler if solver == "euler" else edm_sampler
+    assert torch.equal(result.images, base(mixture(), latents(), num_steps=10))
+    assert {record.forward for record in result.records} == {(10 if solver == "euler" else 19) + 3}
+
+
+def test_in_flight_the_score_is_that_of_the_denoised_state() -> None:
+    steps = list(trajectory(mixture(), 80 * latents().double(), torch.tensor(GRID, dtype=torch.float64)))
+    last_above = next(step for step in steps if float(step.sigma_next) <= 0.5)
+    known = LID.score(bind(mixture(), 6), last_above.denoised, noise=three_draws()[0])
+    torch.testing.assert_close(first_scores(score_at=0.5), known.tolist())
+
+
+def test_a_restart_in_flight_is_the_base_solver_from_more_noise() -> None:
+    """On a Gaussian each step scales the state; from level t the noise added is sqrt(sigma_r^2 - t^2)."""
+    end = next(t for t in GRID if t <= 0.5)
+    counting = Counting(isotropic())
+    result = restart(counting, threshold=0, rounds=1, score_at=0.5)
+    _, draw = three_draws()
+    head, part, tail = [t for t in GRID if t >= end], [2.0, *(t for t in GRID if end <= t < 2)], GRID[GRID.index(end) :]
+    y = 80 * latents().double() * scale(head) + math.sqrt(2.0**2 - end**2) * draw(latents().double())
+    y = y * scale(part) * scale(tail)
+    replaced = [b for b, (_, kept) in enumerate(tries(result)) if kept]
+    assert replaced
+    torch.testing.assert_close(result.images[replaced], y[replaced], rtol=1e-11, atol=1e-13)
+    assert {record.forward for record in result.records} == {10 + 3 + (len(part) - 1) + 3}
+    assert counting.forward == 6 * result.records[0].forward
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
-@pytest.mark.parametrize(("detector", "draws"), [("lid", 3), ("tvf", 0)])
-@pytest.mark.parametrize("rho", [0.0, 0.1])
-def test_passes_are_the_calls_that_were_made(solver: str, detector: str, draws: int, rho: float) -> None:
-    counting = Counting(mixture())
-    result = restart(counting, threshold=median(detector=detector), solver=solver, detector=detector, rho=rho)
+@pytest.mark.parametrize(
+    ("inside", "forward", "backward"),
+    [
+        (None, 0, 0),
+        (Cas(0.3), 1, 1),
+        (Cas(0.3, 5), 5, 5),
+        (Sas(0.3), 1, 0),
+        (Sas(0.3, "downhill"), 1, 0),
+        (Overshoot(0.3), 0, 0),
+    ],
+)
+def test_a_corrector_inside_acts_on_what_goes_back_and_is_counted(
+    solver: str, inside: Any, forward: int, backward: int
+) -> None:
+    plain = restart(threshold=median(solver=solver), solver=solver)
+    counting = Counting()
+    result = restart(counting, threshold=median(solver=solver), solver=solver, inside=inside)
+    changed = [not torch.equal(a, b) for a, b in zip(plain.images, result.images, strict=True)]
+    assert any(changed) == (inside is not None)
     base, back = (19, 2 * BELOW - 1) if solver == "heun" else (10, BELOW)
-    for (scores, _), record in zip(tries(result), result.records, strict=True):
+    for record, (scores, _), has_changed in zip(result.records, tries(result), changed, strict=True):
         went = len(scores) - 1
-        corrected = BELOW if rho else 0
-        assert record.forward == base + draws + went * (back + draws + corrected)
-        assert record.backward == went * corrected
+        assert record.forward == base + 3 + went * (back + 3 + BELOW * forward)
+        assert record.backward == went * BELOW * backward
+        assert went or not has_changed
     assert counting.forward == sum(record.forward for record in result.records)
     assert counting.backward == sum(record.backward for record in result.records)
-
-
-def test_cas_inside_the_restarted_part_changes_it_alone() -> None:
-    plain, inside = restart(threshold=median()), restart(threshold=median(), rho=0.5)
-    beside = restart(threshold=median(), rho=0.5, window=SigmaWindow(50, 60))
-    assert beside.records == plain.records
-    changed = [not torch.equal(a, b) for a, b in zip(plain.images, inside.images, strict=True)]
-    assert any(changed)
-    for has_changed, (scores, _) in zip(changed, tries(plain), strict=True):
-        assert not has_changed or len(scores) > 1
 
 
 def test_a_bound_denoiser_keeps_the_count() -> None:
@@ -206,38 +233,32 @@ def test_a_bound_denoiser_keeps_the_count() -> None:
 
 
 def test_an_image_that_is_not_a_number_is_left_alone() -> None:
-    def broken(x: Tensor, sigma: Tensor) -> Tensor:
-        return mixture()(x, sigma) * torch.tensor([1, math.nan, 1, 1, 1, 1][: len(x)]).reshape(-1, 1, 1, 1)
-
-    result = restart(broken, threshold=math.inf)
-    assert math.isnan(tries(result)[1][0][0])
     result = restart(lambda x, sigma: mixture()(x, sigma) * math.nan, threshold=0)
     assert [(len(scores), kept) for scores, kept in tries(result)] == [(1, 0)] * 6
+    assert all(math.isnan(scores[0]) for scores, _ in tries(result))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "option"),
     [
-        ({"threshold": -1}, "threshold: -1 is not a score"),
-        ({"threshold": math.nan}, "threshold: nan is not a score"),
-        ({"sigma_r": 90.0}, "sigma_r: 90.0 is no noise level of this run; give one up to 80"),
-        ({"sigma_r": 0}, "sigma_r: 0 is no noise level"),
-        ({"sigma_r": -2}, "sigma_r: -2 is no noise level"),
-        ({"sigma_r": math.nan}, "sigma_r: nan is no noise level"),
-        ({"rounds": 0}, "rounds: 0 is too few"),
-        ({"draws": 0}, "draws: 0 is too few"),
-        ({"margin": 1}, "margin: 1 is not a fraction"),
-        ({"margin": -0.1}, "margin: -0.1 is not a fraction"),
-        ({"detector": "iq"}, "detector: unknown detector 'iq'; give lid or tvf"),
-        ({"lid_sigma": 0}, "lid_sigma: 0 is not a noise level"),
-        ({"detector": "tvf", "tvf_sigma": 2.5}, "tvf_sigma: 2.5 will not do; give a noise level from 0.002 to sigma_r"),
-        ({"detector": "tvf", "tvf_sigma": 0.001}, "tvf_sigma: 0.001 will not do"),
-        ({"solver": "rk4"}, "solver: unknown solver"),
-        ({"rho": -1}, "rho: -1 is not a radius"),
-        ({"window": (0.5, 0.1), "rho": 1}, "window"),
+        ({"threshold": -1}, "threshold"),
+        ({"threshold": math.nan}, "threshold"),
+        ({"sigma_r": 90.0}, "sigma_r"),
+        ({"sigma_r": 0}, "sigma_r"),
+        ({"sigma_r": math.nan}, "sigma_r"),
+        ({"rounds": 0}, "rounds"),
+        ({"margin": 1}, "margin"),
+        ({"margin": -0.1}, "margin"),
+        ({"solver": "rk4"}, "solver"),
+        ({"detector": Tvf(sigma=3)}, "detector"),
+        ({"detector": CurvatureIndex(lo=0.6, hi=0.61)}, "lo, hi"),
+        ({"score_at": 9}, "score_at"),
+        ({"score_at": 80}, "score_at"),
+        ({"score_at": math.nan}, "score_at"),
+        ({"inside": RandomShift(1)}, "inside"),
     ],
 )
-def test_bad_arguments_are_one_clear_line(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said) as error:
+def test_bad_arguments_are_one_line_that_names_the_argument(options: dict[str, Any], option: str) -> None:
+    with pytest.raises(ValueError, match=f"^{option}: ") as error:
         restart(**{"threshold": 1.0, **options})
     assert "\n" not in str(error.value)

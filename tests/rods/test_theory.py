@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rods import Mixture, curvature_index, euler_sampler, gaussian
-from rods.continuation import (
+from rods.theory import (
     continuation_method,
     curvature_limit,
     diffusion_as_continuation,
