@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rods.denoiser import BoundDenoiser, Noise, bind
+from rods.denoiser import BoundDenoiser, Noise, bind, unbound
 from rods.records import Recorder
 from rods.schedules import (
     Discretization,
@@ -77,7 +77,7 @@ class Sampler:
 
     def levels(self, denoiser: AnyDenoiser) -> list[float]:
         """The noise levels at which its N steps begin. Raises ValueError where the denoiser leaves no such range."""
-        denoise = bind(denoiser, 1)
+        denoise = bind(unbound(denoiser), 1)
         _, _, sigmas = self._start(denoise, torch.zeros(1, 1, 1, 1), None)
         return [float(t) for t in sigmas[:-1]]
 
@@ -215,7 +215,7 @@ class Ablation(Churned):
         return edm_grid(self.num_steps, sigma_min=lo, sigma_max=hi, time_rho=self.time_rho), vp
 
     def levels(self, denoiser: AnyDenoiser) -> list[float]:
-        denoise = bind(denoiser, 1)
+        denoise = bind(unbound(denoiser), 1)
         return [float(t) for t in with_zero(self._grid(denoise)[0], denoise, torch.zeros(1))[:-1]]
 
     def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:

@@ -34,6 +34,9 @@ class Within(Corrector):
     def needs_gradient(self, cur: State, prev: Step | None) -> bool:
         return self._holds(cur) and self.correct.needs_gradient(cur, prev)
 
+    def probed_radii(self, cur: State, prev: Step | None) -> tuple[float, ...]:
+        return self.correct.probed_radii(cur, prev) if self._holds(cur) else ()
+
 
 @dataclass(frozen=True)
 class Gate(Corrector):
@@ -61,6 +64,9 @@ class Gate(Corrector):
 
     def needs_gradient(self, cur: State, prev: Step | None) -> bool:
         return isinstance(self.detector, StepDetector) and self.detector.reads_gradient
+
+    def probed_radii(self, cur: State, prev: Step | None) -> tuple[float, ...]:
+        return self.detector.probed_radii if isinstance(self.detector, StepDetector) else ()
 
     def held(self, cur: State, prev: Step | None, probe: Probe) -> Correction:
         return self.correct.held(cur, prev, probe)
@@ -99,10 +105,16 @@ class Every(Corrector):
     def needs_gradient(self, cur: State, prev: Step | None) -> bool:
         return self._probe(cur, prev) is None and self.correct.needs_gradient(cur, prev)
 
+    def probed_radii(self, cur: State, prev: Step | None) -> tuple[float, ...]:
+        return self.correct.probed_radii(cur, prev) if self._probe(cur, prev) is None else ()
+
 
 @dataclass(frozen=True, init=False)
 class Chain(Corrector):
-    """One after the other, each on the direction that the one before it gives; the last score and probe are kept."""
+    """One after the other, each on the direction that the one before it gives; the last score and probe are kept.
+
+    Cost: the same in any order, for gradients that any of them reads are evaluated first and bring D with them.
+    """
 
     correctors: tuple[Corrector, ...]
 
@@ -110,6 +122,8 @@ class Chain(Corrector):
         object.__setattr__(self, "correctors", correctors)
 
     def __call__(self, cur: State, prev: Step | None) -> Correction:
+        for rho in self.probed_radii(cur, prev):
+            _ = cur.uphill(rho).g
         score, flagged, probe = None, no_rows(cur.x), None
         for correct in self.correctors:
             done = correct(cur, prev)
@@ -121,3 +135,6 @@ class Chain(Corrector):
 
     def needs_gradient(self, cur: State, prev: Step | None) -> bool:
         return any(correct.needs_gradient(cur, prev) for correct in self.correctors)
+
+    def probed_radii(self, cur: State, prev: Step | None) -> tuple[float, ...]:
+        return tuple({rho: None for correct in self.correctors for rho in correct.probed_radii(cur, prev)})

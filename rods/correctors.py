@@ -59,6 +59,9 @@ class Cas(Corrector):
     def needs_gradient(self, cur: State, prev: Step | None) -> bool:
         return self.rho > 0
 
+    def probed_radii(self, cur: State, prev: Step | None) -> tuple[float, ...]:
+        return (float(self.rho),) if self.rho > 0 and self.ascent_steps > 1 else ()
+
     def held(self, cur: State, prev: Step | None, probe: Probe) -> Correction:
         """With one ascent step the network is evaluated once: at x + rho u in flagged rows, at x in the others."""
         if self.ascent_steps > 1 or probe.u is None:

@@ -184,6 +184,11 @@ def bind(
     )
 
 
+def unbound(denoiser: AnyDenoiser) -> AnyDenoiser:
+    """The denoiser itself, without its labels, its rows and its counters."""
+    return denoiser.denoiser if isinstance(denoiser, BoundDenoiser) else denoiser
+
+
 # -- a point of a trajectory ------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,11 @@ class StepDetector(Detector):
     def max_sigma(self) -> float:
         return self.hi
 
+    @property
+    def probed_radii(self) -> tuple[float, ...]:
+        """The radii rho at whose points `cur.uphill(rho)` `measure` reads g."""
+        return ()
+
     def measure(self, cur: State, *, noise: Tensor | None = None) -> Tensor:
         """The value [B] at a state; `noise` [num_draws, B, C, H, W], None: draw it."""
         raise NotImplementedError
@@ -170,6 +175,10 @@ class CurvatureIndex(StepDetector):
         super().check(denoiser, levels)
         if self.rho == 0:
             raise ValueError("rho: 0 leaves no neighbourhood to probe; give a radius > 0")
+
+    @property
+    def probed_radii(self) -> tuple[float, ...]:
+        return (float(self.rho),)
 
     def measure(self, cur: State, *, noise: Tensor | None = None) -> Tensor:
         return curvature(cur, float(self.rho))

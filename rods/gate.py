@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rods.denoiser import BoundDenoiser
+from rods.denoiser import BoundDenoiser, unbound
 from rods.detectors import Detector, Needs, noise_level
 from rods.types import AnyDenoiser
 
@@ -39,7 +39,7 @@ def pooled(output: Tensor) -> Tensor:
 
 def network_of(denoiser: AnyDenoiser) -> torch.nn.Module:
     """The network whose layers are read. Raises ValueError where the denoiser is no torch module."""
-    network = denoiser.denoiser if isinstance(denoiser, BoundDenoiser) else denoiser
+    network = unbound(denoiser)
     if not isinstance(network, torch.nn.Module):
         raise ValueError("detector: a gate reads layers, and this denoiser is not a torch module; use another detector")
     return network

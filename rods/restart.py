@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rods.base_samplers import Sampler, check_solver
 from rods.correctors import NamedCorrector
-from rods.denoiser import BoundDenoiser, Noise, bind
+from rods.denoiser import BoundDenoiser, Noise, bind, unbound
 from rods.detectors import Detector, Lid
 from rods.trajectory import Corrector, Solver, trajectory
 from rods.types import AnyDenoiser, RodsResult, Step, Verdict, option
@@ -76,7 +76,7 @@ class Restart(Sampler):
     def check(self, denoiser: AnyDenoiser) -> None:
         sigmas = torch.tensor([*self.levels(denoiser), 0.0], dtype=torch.float64)
         head = self._head(sigmas)
-        self._levels_below(head, bind(denoiser, 1))
+        self._levels_below(head, bind(unbound(denoiser), 1))
         self.detector.check(denoiser, [float(t) for t in head[:-1]])
 
     def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:

@@ -44,6 +44,10 @@ class Corrector:
         """Whether it will read `cur.g` of every row, which is then evaluated first and brings D with it."""
         return False
 
+    def probed_radii(self, cur: State, prev: Step | None) -> tuple[float, ...]:
+        """The radii rho at whose points `cur.uphill(rho)` it will read g of every row; a `Chain` evaluates them first."""
+        return ()
+
     def held(self, cur: State, prev: Step | None, probe: Probe) -> Correction:
         """The correction of the rows that an earlier step has flagged, by the direction u that it found."""
         return only(probe.flagged, self, cur.with_u(probe.u), prev)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rods import Mixture, Step
+from rods import Mixture, State, Step, bind, gaussian
+from torch_utils.rng import SeedStreams
 
 # These tensors have a few dozen elements: a second thread costs far more than it brings, above all on a busy machine.
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
+CPU = torch.device("cpu")
+SEEDS = [11, 3, 7, 29, 5, 2]
 
 
 @cache
@@ -32,6 +37,11 @@ def mixture() -> Mixture:
     return Mixture(z["mu"], z["w"], float(z["s0"]))
 
 
+def isotropic(s0: float = 0.5) -> Mixture:
+    """N(0, s0^2 I) on the same images."""
+    return gaussian(torch.zeros(2, 3, 3), s0)
+
+
 def latents() -> Tensor:
     """Its latents [6, 2, 3, 3]."""
     return golden("samplers/mixture")["latents"]
@@ -41,6 +51,28 @@ def recorded_noise() -> Callable[[Tensor], Tensor]:
     """randn_like from the recorded draws: noise[k] at the k-th call."""
     draws: Iterator[Tensor] = iter(golden("samplers/mixture")["noise"])
     return lambda x: next(draws)
+
+
+def second_stream(seeds: Sequence[int] = tuple(SEEDS)) -> Callable[[Tensor], Tensor]:
+    """randn_like from the second stream of some seeds, one per row."""
+    return SeedStreams(seeds, CPU).second().randn_like
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Unit normal float64 draws."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def state(denoiser: Any, sigma: float = 2.0, *, x: Tensor | None = None, **options: Any) -> State:
+    """A state of the six latents at a noise level; `options` are `State`'s, and `randn_like` is `bind`'s."""
+    x = sigma * latents().double() if x is None else x
+    denoise = bind(denoiser, len(x), randn_like=options.pop("randn_like", None))
+    return State(denoise, x, torch.tensor(sigma, dtype=torch.float64), **options)
+
+
+def dots(x: Tensor, y: Tensor) -> Tensor:
+    """Scalar product of each sample: [B, ...] -> [B]."""
+    return (x * y).flatten(1).sum(dim=1)
 
 
 def close(a: Tensor, b: Tensor, *, tol: float) -> bool:
@@ -65,12 +97,13 @@ class Axes:
 
 
 class Counting:
-    """A denoiser that counts the rows it is asked for and the rows gradients come back through."""
+    """The mixture, or another denoiser of its images, that counts the rows it gets and those gradients return by."""
 
-    sigma_min, sigma_max = 0.0, float("inf")
+    img_channels, img_resolution, label_dim = 2, 3, 0
+    sigma_min, sigma_max = 0.0, math.inf
 
-    def __init__(self, denoiser: Callable[..., Tensor]) -> None:
-        self.denoiser = denoiser
+    def __init__(self, denoiser: Callable[..., Tensor] | None = None) -> None:
+        self.denoiser = denoiser or mixture()
         self.calls = self.forward = self.backward = 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -92,6 +125,11 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         ctx.owner.backward += len(grad)  # type: ignore[attr-defined]
         return grad, None
+
+
+def broken_row(x: Tensor, sigma: Tensor) -> Tensor:
+    """The mixture, but for the second row of a batch, which is not a number."""
+    return mixture()(x, sigma) * torch.tensor([1, math.nan, 1, 1, 1, 1][: len(x)]).reshape(-1, 1, 1, 1)
 
 
 def final(steps: Iterator[Step]) -> Tensor:

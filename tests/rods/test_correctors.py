@@ -1,0 +1,239 @@
+"""Correctors against closed forms: CAS, SAS, the controls, TAG, IQ and the Laplacian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from exact import close, dots, isotropic, latents, mixture, second_stream, state
+from torch import Tensor
+
+from rods import (
+    Cas,
+    Corrected,
+    Iq,
+    Laplacian,
+    Lid,
+    Overshoot,
+    RandomShift,
+    Sas,
+    SigmaOffset,
+    SigmaWindow,
+    Tag,
+    bind,
+    euler_sampler,
+)
+from rods.denoiser import norms, unit
+from rods.schedules import edm_grid, iddpm_levels
+from rods.trajectory import Corrector
+
+S0, T = 0.5, 2.0
+
+
+def direction(correct: Corrector, cur: Any) -> Tensor:
+    return correct(cur, None).d
+
+
+def lid(denoiser: Any, x: Tensor, sigma: float, *, noise: Tensor) -> Tensor:
+    return Lid(sigma, len(noise)).score(bind(denoiser, len(x)), x, noise=noise)
+
+
+# -- RODS -------------------------------------------------------------------------------------------------------------
+
+
+def test_cas_climbs_the_score_norm() -> None:
+    """n at the probe is above n at x, and more ascent steps do not lead lower."""
+    heights = []
+    for steps in (1, 2, 10):
+        cur = state(mixture())
+        heights.append(norms(direction(Cas(0.5, steps), cur)))
+        assert (heights[-1] > norms(cur.d)).all()
+    assert (heights[2] >= heights[0] * (1 - 1e-9)).all()
+    cur = state(mixture())
+    two = 0.5 * unit(cur.uphill(0.5).x - cur.x + 0.5 * unit(cur.uphill(0.5).g))  # the formula, K = 2
+    assert torch.equal(direction(Cas(0.5, 2), cur), cur.moved(two).d)
+
+
+@pytest.mark.parametrize(("sign", "signed"), [("uphill", 1), ("downhill", -1)])
+def test_sas_by_its_formula(sign: Any, signed: int) -> None:
+    cur = state(mixture())
+    x = cur.x + signed * 0.5 * cur.d / norms(cur.d).reshape(-1, 1, 1, 1)
+    expected = (x - mixture()(x, cur.sigma)) / cur.sigma
+    torch.testing.assert_close(direction(Sas(0.5, sign), cur), expected, rtol=1e-9, atol=1e-12)
+
+
+# -- the controls -----------------------------------------------------------------------------------------------------
+
+
+def test_overshoot_by_its_formula() -> None:
+    cur = state(mixture())
+    moved = direction(Overshoot(0.5), cur)
+    lengths = norms(cur.sigma * moved) - norms(cur.sigma * cur.d)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 0.5), rtol=1e-9, atol=0)  # t d grows by rho
+    torch.testing.assert_close(unit(moved), unit(cur.d), rtol=0, atol=1e-12)
+    at_rest = state(lambda x, sigma: x * 1.0)
+    assert torch.equal(direction(Overshoot(0.5), at_rest), torch.zeros_like(at_rest.x))
+
+
+def test_a_random_shift_belongs_to_its_row() -> None:
+    cur = state(mixture(), T, randn_like=second_stream())
+    shift = T * (direction(RandomShift(0.7), cur) - cur.d)
+    again = state(mixture(), T, randn_like=second_stream())
+    index = torch.tensor([4, 1])
+    part = again.select(index)
+    torch.testing.assert_close(T * (direction(RandomShift(0.7), part) - part.d), shift[index], rtol=1e-9, atol=1e-12)
+    assert dots(shift, cur.d).abs().max() < 0.9 * (norms(shift) * norms(cur.d)).min()
+
+
+class Stepped:
+    """A denoiser with a range and a table of noise levels, as iDDPM's: remembers what it was asked."""
+
+    sigma_min, sigma_max = 0.02, 40.0
+    u = iddpm_levels(C_1=0.001, C_2=0.008, M=1000)
+
+    def __init__(self) -> None:
+        self.asked: list[Tensor] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.asked.append(sigma)
+        return mixture()(x, sigma)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        index = (sigma.reshape(-1, 1) - self.u).abs().argmin(dim=1)
+        return self.u[index].reshape(sigma.shape)
+
+
+def test_sigma_offset_changes_what_the_network_is_told_in_the_window() -> None:
+    D = Stepped()
+    Corrected(correct=SigmaOffset(0.4), window=(0, 0.5), num_steps=10).sample(D, latents())
+    grid = D.round_sigma(edm_grid(10, sigma_min=0.02, sigma_max=40))
+    told = torch.where(torch.arange(10) < 5, D.round_sigma((grid * 1.4).clamp(max=40)), grid)
+    assert torch.equal(torch.stack(D.asked), told)
+    assert told[0] == grid[0]  # 1.4 sigma_max is beyond the network's range
+    assert (told[1:5] > 1.3 * grid[1:5]).all()
+
+
+# -- TAG --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.2])
+def test_tag_scales_what_is_perpendicular_to_the_state(eta: float) -> None:
+    cur = state(mixture(), T)
+    used = direction(Tag(eta), cur)
+    n = cur.x / norms(cur.x).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(dots(used, n), dots(cur.d, n), rtol=1e-10, atol=1e-12)
+    radial, whole = dots(cur.d, n) ** 2, dots(cur.d, cur.d)
+    assert (whole - radial > 1e-3 * whole).all()
+    torch.testing.assert_close(dots(used, used), radial + eta**2 * (whole - radial))
+
+
+def test_tag_changes_nothing_where_all_is_radial() -> None:
+    radial = euler_sampler(isotropic(), latents(), num_steps=10)
+    found = Corrected(correct=Tag(1.2), window=(0, 1), num_steps=10).sample(isotropic(), latents()).images
+    assert close(found, radial, tol=1e-12)
+    still = state(mixture(), T, x=torch.zeros(6, 2, 3, 3, dtype=torch.float64))
+    assert torch.equal(direction(Tag(1.5), still), still.d * 1.5)  # no radius: all of it is along the sphere
+
+
+# -- IQ ---------------------------------------------------------------------------------------------------------------
+
+
+def iq(threshold: float, randn_like: Any = None, x: Tensor | None = None, denoiser: Any = None) -> Any:
+    sampler = Corrected(correct=Iq(0.1, threshold, 0.7, 3), window=SigmaWindow(0.3, 8), num_steps=10)
+    draw = randn_like or second_stream()
+    return sampler.sample(denoiser or mixture(), latents() if x is None else x, randn_like=draw)
+
+
+def test_iq_on_a_gaussian_is_known() -> None:
+    """There E LID is (1 - a)^2 ||x0||^2 / t^2 + const: its gradient is along x0-hat, which becomes shorter."""
+    axes = math.sqrt(18) * torch.eye(18, dtype=torch.float64).reshape(18, 1, 2, 3, 3).expand(-1, 6, -1, -1, -1)
+    draws = iter(torch.cat([axes, -axes]))
+    cur = state(isotropic(), T, randn_like=lambda x: next(draws))
+    done = Iq(0.1, 0, 0.7, 36)(cur, None)
+    moved = cur.D - 0.1 * norms(cur.D - cur.x).reshape(-1, 1, 1, 1) * cur.D / norms(cur.D).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(cur.x - T * done.d, moved, rtol=1e-9, atol=1e-12)
+    assert done.score is not None
+    a = S0**2 / (S0**2 + 0.7**2)
+    torch.testing.assert_close(done.score, (1 - a) ** 2 * dots(cur.D, cur.D) / 0.7**2 + a**2 * 18)
+
+
+def test_iq_lowers_the_score_by_a_step_of_known_length() -> None:
+    cur = state(mixture(), T, randn_like=second_stream())
+    moved = cur.x - T * direction(Iq(1e-3, 0, 0.7, 3), cur)
+    torch.testing.assert_close(norms(moved - cur.D), 1e-3 * norms(cur.x - cur.D))
+    draw = second_stream()
+    e = torch.stack([draw(cur.x) for _ in range(3)])
+    assert (lid(mixture(), moved, 0.7, noise=e) < lid(mixture(), cur.D, 0.7, noise=e)).all()
+
+
+def test_iq_records_its_scores_and_moves_what_is_above_its_threshold() -> None:
+    watched = iq(math.inf)
+    assert all(record.scores and not record.flagged for record in watched.records)
+    threshold = sorted(record.scores[0] for record in watched.records)[2]
+    together = iq(threshold)
+    assert len({record.flagged for record in together.records}) > 1
+    for record in together.records:
+        assert 0 < len(record.probed) == len(record.scores) == len(record.sigma)
+        assert (record.H, record.H_scaled) == ((), ())
+        assert record.flagged == tuple(i for i, s in zip(record.probed, record.scores, strict=True) if s > threshold)
+
+
+# -- the Laplacian ----------------------------------------------------------------------------------------------------
+
+
+def signs(n: int) -> Tensor:
+    """A Hadamard matrix [n, n]: its rows are n vectors z of +-1 with sum z z^T = n I; n a power of 2."""
+    sylvester = torch.tensor([[1, 1], [1, -1]], dtype=torch.float64)
+    return torch.ones(1, 1, dtype=torch.float64) if n == 1 else torch.kron(signs(n // 2), sylvester)
+
+
+def test_the_laplacian_of_a_known_field() -> None:
+    """d_j = x_j ||x||^2 has Laplacian(d)_j = (2 n + 4) x_j; second differences of a cubic are exact."""
+    n, strength = 16, 0.01
+
+    def cubic(x: Tensor, sigma: Tensor) -> Tensor:
+        return x - sigma * x * dots(x, x).reshape(-1, 1, 1, 1)
+
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probes = iter(signs(n).reshape(n, 1, 1, 4, 4).expand(-1, 3, -1, -1, -1))
+    cur = state(cubic, T, x=x, randn_like=lambda x: next(probes))
+    done = Laplacian(strength, n, 0.1)(cur, None)
+    torch.testing.assert_close(done.d, cur.d - strength * T**2 * (2 * n + 4) * x, rtol=1e-9, atol=1e-9)
+
+
+def test_the_laplacian_of_a_linear_field_is_none() -> None:
+    plain = euler_sampler(isotropic(), latents(), num_steps=10)
+    sampler = Corrected(correct=Laplacian(0.3), window=(0.1, 0.5), num_steps=10)
+    assert close(sampler.sample(isotropic(), latents()).images, plain, tol=1e-9)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: Cas(-1), "rho"),
+        (lambda: Cas(1, 0), "ascent_steps"),
+        (lambda: Sas(1, "up"), "sas_sign"),  # type: ignore[arg-type]
+        (lambda: Overshoot(-1), "rho"),
+        (lambda: SigmaOffset(-1), "kappa"),
+        (lambda: Tag(math.nan), "eta"),
+        (lambda: RandomShift(math.inf), "rho"),
+        (lambda: Laplacian(math.nan), "strength"),
+        (lambda: Laplacian(1, probes=0), "probes"),
+        (lambda: Laplacian(1, probe_radius=0), "probe_radius"),
+        (lambda: Iq(-1, 0), "strength"),
+        (lambda: Iq(1, math.nan), "threshold"),
+        (lambda: Iq(1, 1, draws=0), "draws"),
+        (lambda: Iq(1, 1, lid_sigma=0), "lid_sigma"),
+        (lambda: Corrected(correct=Tag(1), window=(0.5, 0.1)), "window"),
+    ],
+)
+def test_bad_options_are_one_line_that_names_the_option(make: Callable[[], Any], option: str) -> None:
+    with pytest.raises(ValueError, match=f"^{option}: ") as error:
+        make()
+    assert "\n" not in str(error.value)
