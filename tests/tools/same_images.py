@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import queue
 import shlex
 import shutil
 import subprocess
@@ -33,7 +34,6 @@ FIELDS = (
     "seed", "row", "class", "probed", "sigma", "H", "H_scaled", "flagged", "scores", "forward", "backward", "restart",
     "tries", "filter_score", "dropped",
 )  # fmt: skip
-TIMEOUT = 600  # seconds that one command may take
 REMOVED = "removed"  # a second spelling: this tree has no such command any more
 
 
@@ -65,18 +65,18 @@ RUNS = [
     Run("ablation, edm, time scaled", "--sampler=ablation --disc=edm --schedule=linear --scaling=vp --steps=8"),
     # RODS
     Run("rods-cas, preset", "--sampler=rods-cas --steps=10"),
-    Run("rods-cas, some flagged", f"{CAS} --eps=1.7"),
+    Run("rods-cas, some flagged", f"{CAS} --eps=.5"),
     Run("rods-cas, eps=inf", f"{CAS} --eps=inf"),
     Run("rods-cas, no detection", f"{CAS} --eps=0 --detect=false"),
-    Run("rods-cas, window in noise levels", f"{CAS} --eps=1 --window=sigma:.2,5"),
+    Run("rods-cas, window in noise levels", f"{CAS} --eps=.1 --window=sigma:.2,5"),
     Run("rods-cas, probe-every=2", f"{CAS} --eps=.02 --window=0,1 --probe-every=2"),
     Run("rods-cas, three ascent steps", f"{CAS} --eps=.02 --ascent-steps=3"),
     Run("rods-cas, gradient by differences", f"{CAS} --eps=.02 --gradient=difference"),
-    Run("rods-cas, churn", f"{CAS} --eps=1 --S_churn=10 --S_noise=1.003"),
-    Run("rods-cas, heun and churn", f"{CAS} --eps=1 --solver=heun --S_churn=5 --S_min=.1"),
-    Run("rods-cas, heun, no preset", f"{CAS} --eps=1.7 --solver=heun --preset=none"),
-    Run("rods-sas, uphill", f"{SAS} --eps=.0005 --sas-sign=uphill"),
-    Run("rods-sas, downhill", f"{SAS} --eps=.0005 --sas-sign=downhill"),
+    Run("rods-cas, churn", f"{CAS} --eps=.3 --S_churn=10 --S_noise=1.003"),
+    Run("rods-cas, heun and churn", f"{CAS} --eps=.3 --solver=heun --S_churn=5 --S_min=.1"),
+    Run("rods-cas, heun, no preset", f"{CAS} --eps=.5 --solver=heun --preset=none"),
+    Run("rods-sas, uphill", f"{SAS} --eps=.00015 --sas-sign=uphill"),
+    Run("rods-sas, downhill", f"{SAS} --eps=.00015 --sas-sign=downhill"),
     Run("rods-sas, no detection", f"{SAS} --eps=0 --detect=false --solver=heun"),
     # its rivals and controls
     Run("overshoot, preset", "--sampler=overshoot --steps=10"),
@@ -120,7 +120,7 @@ RUNS = [
         "accept with a filter, classes",
         f"{CLASSES} --sampler=edm --steps=5 --accept=tvf<1 --max-tries=2 --filter=lid --filter-threshold=inf",
     ),
-    Run("trajectory, grid", f"{CAS} --eps=1.7 --trajectory=0,4,9 --grid"),
+    Run("trajectory, grid", f"{CAS} --eps=.5 --trajectory=0,4,9 --grid"),
     Run("grid of restart", f"{RESTART} --threshold=.01 --grid --trajectory=0,9"),
     # classes, seeds, random numbers
     Run("classes: by seed", f"{CLASSES} --sampler=edm --steps=8 --S_churn=10"),
@@ -130,16 +130,39 @@ RUNS = [
         "seeding per batch",
         f"{CLASSES} --sampler=edm --steps=6 --S_churn=10 --seeds=0-1 --batch=3 --seeding=per-batch",
     ),
-    Run("seeding per batch, rods", f"{CAS} --eps=1.7 --seeds=0-1 --batch=2 --seeding=per-batch --window=.3,.5"),
+    Run("seeding per batch, rods", f"{CAS} --eps=.5 --seeds=0-1 --batch=2 --seeding=per-batch --window=.3,.5"),
     Run("rng on the CPU", f"{CLASSES} --sampler=edm --steps=6 --S_churn=10 --rng=cpu"),
     Run("subfolders, chunks", f"{CLASSES} --sampler=euler --steps=6 --seeds=998-1001 --batch=3 --subdirs"),
     # how the network is carried out
-    Run("bf16", f"{CAS} --eps=1.7 --dtype=bf16"),
-    Run("memory", f"{CAS} --eps=1.7 --probe-batch=3 --checkpoint-blocks --channels-last"),
+    Run("bf16", f"{CAS} --eps=.5 --dtype=bf16"),
+    Run("memory", f"{CAS} --eps=.5 --probe-batch=3 --checkpoint-blocks --channels-last"),
     Run("one rank", f"{RESTART} --threshold=.01 --rounds=1 --batch=2", ranks=1),
-    Run("two ranks", f"{CAS} --eps=1.7 --batch=2 --grid", ranks=2),
+    Run("two ranks", f"{CAS} --eps=.5 --batch=2 --grid", ranks=2),
 ]
 
+# One process per tree that has imported everything, and forks for each command: importing torch takes most of the time.
+SERVER = """
+import contextlib, json, os, runpy, sys, traceback
+sys.path.insert(0, os.getcwd())
+with contextlib.suppress(Exception):  # the command itself then says what is wrong
+    import generate
+for line in sys.stdin:
+    options, log = json.loads(line)
+    if (child := os.fork()) == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream)
+        sys.argv, code = ["generate.py", *options], 0
+        try:
+            runpy.run_path("generate.py", run_name="__main__")
+        except SystemExit as e:
+            code = e.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 MAKE_TINY = """
 import sys, torch
 from training.checkpoint import save_snapshot
@@ -163,24 +186,51 @@ def environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k not in left_out}, "OMP_NUM_THREADS": "1"}
 
 
-def carry_out(tree: Path, run: Run, line: str, networks: dict[str, Path]) -> Found:
-    """Runs a command line in a tree, and reads what it wrote."""
-    options = [part.format(**networks) if part.startswith("--network=") else part for part in shlex.split(line)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={run.ranks}"] if run.ranks else []
-    with tempfile.TemporaryDirectory() as folder:
-        outdir = Path(folder) / "out"
-        given = [f"--outdir={outdir}", "--threads=1", "--device=cpu", *options]
-        given += [] if "--seeds=" in line else ["--seeds=0-3"]
-        command = [sys.executable, *launcher, str(tree / "generate.py"), *given]
+class Tree:
+    """A folder with a generate.py, and processes that wait to carry out its commands."""
+
+    def __init__(self, root: Path, networks: dict[str, Path]) -> None:
+        self.root, self.networks, self.idle = root, networks, queue.SimpleQueue[subprocess.Popen[str]]()
+
+    def carry_out(self, run: Run, line: str) -> Found:
+        """Runs a command line, and reads what it wrote."""
+        options = [p.format(**self.networks) if p.startswith("--network=") else p for p in shlex.split(line)]
+        with tempfile.TemporaryDirectory() as folder:
+            outdir, log = Path(folder) / "out", Path(folder) / "log"
+            given = [f"--outdir={outdir}", "--threads=1", "--device=cpu", *options]
+            given += [] if "--seeds=" in line else ["--seeds=0-3"]
+            code = self.torchrun(run.ranks, given, log) if run.ranks else self.fork(given, log)
+            if code != 0:
+                said = log.read_text().strip().splitlines() if log.is_file() else []
+                return {"error": said[-1] if said else f"exit code {code}"}
+            return read_folder(outdir)
+
+    def torchrun(self, ranks: int, options: list[str], log: Path) -> int:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "generate.py"]
+        with log.open("w") as file:
+            command = [sys.executable, *launcher, *options]
+            return subprocess.run(
+                command, cwd=self.root, env=environment(), stdout=file, stderr=file, check=False
+            ).returncode
+
+    def fork(self, options: list[str], log: Path) -> int:
         try:
-            done = subprocess.run(
-                command, cwd=tree, env=environment(), capture_output=True, text=True, check=False, timeout=TIMEOUT
+            server = self.idle.get_nowait()
+        except queue.Empty:
+            command = [sys.executable, "-c", SERVER]
+            server = subprocess.Popen(
+                command, cwd=self.root, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-        except subprocess.TimeoutExpired:
-            return {"error": f"no end within {TIMEOUT} s"}
-        if done.returncode != 0:
-            return {"error": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]}
-        return read_folder(outdir)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps([options, str(log)]), file=server.stdin, flush=True)
+        code = int(server.stdout.readline() or -1)
+        self.idle.put(server)
+        return code
+
+    def close(self) -> None:
+        while not self.idle.empty():
+            self.idle.get().communicate()
 
 
 def read_folder(outdir: Path) -> Found:
@@ -229,21 +279,21 @@ class OldTree:
         self.commit = git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
         self.folder = cache / f"{self.commit[:12]}-torch-{torch.__version__}-{platform.machine()}"
         self.networks = {"tiny": self.folder / "tiny.safetensors", "pickle": self.folder / Path(PICKLE).name}
-        self.tree = self.folder / "tree"
+        self.tree = Tree(self.folder / "tree", self.networks)
 
     def prepare(self, runs: Sequence[Run]) -> None:
         """Files of the old commit, where any of these runs is not in the cache, and the networks of both trees."""
         made = all(path.is_file() for path in self.networks.values())
         if made and all(self.path_of(run).is_file() for run in runs):
             return
-        if not (self.tree / "generate.py").is_file():
-            shutil.rmtree(self.tree, ignore_errors=True)
+        if not (self.tree.root / "generate.py").is_file():
+            shutil.rmtree(self.tree.root, ignore_errors=True)
             with tarfile.open(fileobj=io.BytesIO(git("archive", self.commit))) as files:
-                files.extractall(self.tree, filter="data")
+                files.extractall(self.tree.root, filter="data")
         if not made:
-            shutil.copy(self.tree / PICKLE, self.networks["pickle"])
+            shutil.copy(self.tree.root / PICKLE, self.networks["pickle"])
             command = [sys.executable, "-c", MAKE_TINY, str(self.networks["tiny"])]
-            subprocess.run(command, cwd=self.tree, env=environment(), check=True)
+            subprocess.run(command, cwd=self.tree.root, env=environment(), check=True)
 
     def path_of(self, run: Run) -> Path:
         key = hashlib.sha256(json.dumps([run.old, run.ranks, FIELDS, MAKE_TINY]).encode()).hexdigest()[:16]
@@ -254,7 +304,7 @@ class OldTree:
         if path.is_file():
             known: Found = json.loads(path.read_text())
             return known
-        found: Found = json.loads(json.dumps(carry_out(self.tree, run, run.old, self.networks)))
+        found: Found = self.tree.carry_out(run, run.old)
         if "error" not in found:
             path.write_text(json.dumps(found))
         return found
@@ -267,16 +317,13 @@ def git(*arguments: str) -> bytes:
     return done.stdout
 
 
-def compare(run: Run, old: OldTree, tree: Path) -> tuple[bool, str]:
+def compare(run: Run, old: OldTree, tree: Tree) -> tuple[bool, str]:
     """Whether nothing differs, and the line that says so."""
     if run.new == REMOVED:
         return True, f"removed    {run.name}: {run.old}"
-    new = carry_out(tree, run, run.old if run.new is None else run.new, old.networks)
-    found = old.found(run)
+    new, found = tree.carry_out(run, run.old if run.new is None else run.new), old.found(run)
     if words := difference(found, new):
-        return False, f"{words if words.startswith('failed') else 'DIFFERENT'}  {run.name}: {run.old}" + (
-            "" if words.startswith("failed") else f"\n           {words}"
-        )
+        return False, f"DIFFERENT  {run.name}: {run.old}\n           {words}"
     return True, f"equal      {run.name}: {len(found['images'])} images"
 
 
@@ -300,14 +347,16 @@ def main(old_commit: str, only: str, jobs: int, tree: Path, cache: Path) -> None
     old = OldTree(old_commit, cache)
     old.folder.mkdir(parents=True, exist_ok=True)
     old.prepare([run for run in runs if run.new != REMOVED])
-    failed = 0
+    new, failed = Tree(tree.resolve(), old.networks), 0
     with ThreadPoolExecutor(jobs) as pool:
-        for is_equal, said in pool.map(lambda run: compare(run, old, tree.resolve()), runs):
+        for is_equal, said in pool.map(lambda run: compare(run, old, new), runs):
             failed += not is_equal
             click.echo(said)
     removed = sum(run.new == REMOVED for run in runs)
     click.echo(f"{len(runs)} commands: {len(runs) - failed - removed} equal, {failed} not, {removed} removed")
-    shutil.rmtree(old.tree, ignore_errors=True)
+    new.close()
+    old.tree.close()
+    shutil.rmtree(old.tree.root, ignore_errors=True)
     sys.exit(1 if failed else 0)
 
 
