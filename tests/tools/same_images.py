@@ -73,8 +73,8 @@ RUNS = [
     Run("rods-cas, three ascent steps", f"{CAS} --eps=.02 --ascent-steps=3"),
     Run("rods-cas, gradient by differences", f"{CAS} --eps=.02 --gradient=difference"),
     Run("rods-cas, churn", f"{CAS} --eps=.3 --S_churn=10 --S_noise=1.003"),
-    Run("rods-cas, heun and churn", f"{CAS} --eps=.3 --solver=heun --S_churn=5 --S_min=.1"),
-    Run("rods-cas, heun, no preset", f"{CAS} --eps=.5 --solver=heun --preset=none"),
+    Run("rods-cas, heun and churn", f"{CAS} --eps=.07 --solver=heun --S_churn=5 --S_min=.1"),
+    Run("rods-cas, heun, no preset", f"{CAS} --eps=.3 --solver=heun --preset=none"),
     Run("rods-sas, uphill", f"{SAS} --eps=.00015 --sas-sign=uphill"),
     Run("rods-sas, downhill", f"{SAS} --eps=.00015 --sas-sign=downhill"),
     Run("rods-sas, no detection", f"{SAS} --eps=0 --detect=false --solver=heun"),
@@ -92,7 +92,7 @@ RUNS = [
     Run("restart, lid, finished", f"{RESTART} --detector=lid --score-at=0 --lid-sigma=1.2 --draws=4 --threshold=16"),
     Run("restart, lid in two stages", f"{RESTART} --detector=lid:draws=4,first=2,near=.3 --score-at=.5 --threshold=16"),
     Run("restart, tvf", f"{RESTART} --detector=tvf --tvf-sigma=2 --score-at=0 --threshold=0 --rounds=1"),
-    Run("restart, h-index, finished", f"{RESTART} --detector=h-index:rho=4,lo=.3,hi=2 --score-at=0 --threshold=.5"),
+    Run("restart, h-index, finished", f"{RESTART} --detector=h-index:rho=4,lo=.3,hi=2 --score-at=0 --threshold=.01"),
     Run(
         "restart, h-index in flight",
         f"{RESTART} --detector=h-index:rho=4,lo=.6,hi=5,mean=true --score-at=.47 --threshold=.001",
@@ -107,18 +107,18 @@ RUNS = [
         "restart, overshoot inside, heun inside",
         f"{RESTART} --threshold=.01 --rho=4 --inside=overshoot --window=sigma:.5,4 --inside-solver=heun",
     ),
-    Run("restart on heun", f"{RESTART} --threshold=.01 --solver=heun"),
+    Run("restart on heun", f"{RESTART} --threshold=.003 --solver=heun"),
     # what becomes of finished images
     Run("filter", "--sampler=euler --steps=10 --filter=lid --filter-threshold=15"),
-    Run("filter, by the preset", "--sampler=euler --steps=40 --filter=readout --keep=.6 --rejected --seeds=0-2"),
+    Run("filter, by the preset", "--sampler=euler --steps=40 --filter=readout --keep=.2 --rejected --seeds=0-2"),
     Run(
         "filter of restart, rejected",
-        f"{RESTART} --threshold=.1 --filter=tvf:sigma=.5 --filter-threshold=3e-5 --rejected",
+        f"{RESTART} --threshold=.1 --filter=lid --filter-threshold=13 --rejected",
     ),
     Run("accept", "--sampler=euler --steps=10 --accept=lid<13 --max-tries=3"),
     Run(
         "accept with a filter, classes",
-        f"{CLASSES} --sampler=edm --steps=5 --accept=tvf<1 --max-tries=2 --filter=lid --filter-threshold=inf",
+        f"{CLASSES} --sampler=edm --steps=5 --accept=tvf<.0013 --max-tries=2 --filter=lid --filter-threshold=inf",
     ),
     Run("trajectory, grid", f"{CAS} --eps=.5 --trajectory=0,4,9 --grid"),
     Run("grid of restart", f"{RESTART} --threshold=.01 --grid --trajectory=0,9"),
@@ -275,11 +275,12 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 class OldTree:
     """A commit's results, from the cache folder or from a copy of its files that is made when it is first needed."""
 
-    def __init__(self, commit: str, cache: Path) -> None:
+    def __init__(self, commit: str, cache: Path, copy: Path) -> None:
         self.commit = git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
         self.folder = cache / f"{self.commit[:12]}-torch-{torch.__version__}-{platform.machine()}"
         self.networks = {"tiny": self.folder / "tiny.safetensors", "pickle": self.folder / Path(PICKLE).name}
-        self.tree = Tree(self.folder / "tree", self.networks)
+        self.tree = Tree(copy, self.networks)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def prepare(self, runs: Sequence[Run]) -> None:
         """Files of the old commit, where any of these runs is not in the cache, and the networks of both trees."""
@@ -287,7 +288,6 @@ class OldTree:
         if made and all(self.path_of(run).is_file() for run in runs):
             return
         if not (self.tree.root / "generate.py").is_file():
-            shutil.rmtree(self.tree.root, ignore_errors=True)
             with tarfile.open(fileobj=io.BytesIO(git("archive", self.commit))) as files:
                 files.extractall(self.tree.root, filter="data")
         if not made:
@@ -344,19 +344,18 @@ def main(old_commit: str, only: str, jobs: int, tree: Path, cache: Path) -> None
     runs = [run for run in RUNS if only in run.name or only in run.old]
     if not runs:
         raise click.ClickException(f"--only={only} selects no command")
-    old = OldTree(old_commit, cache)
-    old.folder.mkdir(parents=True, exist_ok=True)
-    old.prepare([run for run in runs if run.new != REMOVED])
-    new, failed = Tree(tree.resolve(), old.networks), 0
-    with ThreadPoolExecutor(jobs) as pool:
+    failed = 0
+    with tempfile.TemporaryDirectory() as copy, ThreadPoolExecutor(jobs) as pool:
+        old = OldTree(old_commit, cache, Path(copy))
+        old.prepare([run for run in runs if run.new != REMOVED])
+        new = Tree(tree.resolve(), old.networks)
         for is_equal, said in pool.map(lambda run: compare(run, old, new), runs):
             failed += not is_equal
             click.echo(said)
+        new.close()
+        old.tree.close()
     removed = sum(run.new == REMOVED for run in runs)
     click.echo(f"{len(runs)} commands: {len(runs) - failed - removed} equal, {failed} not, {removed} removed")
-    new.close()
-    old.tree.close()
-    shutil.rmtree(old.tree.root, ignore_errors=True)
     sys.exit(1 if failed else 0)
 
 
