@@ -112,7 +112,7 @@ def test_the_checksum_of_a_density_is_that_of_its_parameters():
 
 @pytest.mark.parametrize("name", list(grid25.grid25().networks))
 def test_embedded_networks_hallucinate_about_as_published_in_the_card(name):
-    """Euler about 7 %, Heun about 2 % (spec/method.md, section 3)."""
+    """Euler about 7 %, Heun about 2 %, as models/grid25.md has it."""
     net = grid25.grid25().networks[name]()
     assert (net.name, len(net.sha256)) == (name, 64)
     assert (net.denoiser.img_channels, net.denoiser.img_resolution) == (2, 1)
