@@ -88,6 +88,10 @@ RUNS = [
     Run("laplacian", "--sampler=laplacian --steps=10 --strength=.1 --probes=2 --window=.2,.8"),
     # restart: scores of finished images and in flight
     Run("restart, preset: readout in flight", "--sampler=restart --steps=10"),
+    Run("restart, preset of mnist-32", "--network=models/mnist-32.safetensors --sampler=restart --steps=10"),
+    Run(
+        "restart, preset of hands-64r", "--network=models/hands-64r.safetensors --sampler=restart --steps=8 --seeds=0-1"
+    ),
     Run("restart, readout, finished", f"{RESTART} --detector=readout --score-at=0 --threshold=.1 --margin=.1"),
     Run("restart, lid, finished", f"{RESTART} --detector=lid --score-at=0 --lid-sigma=1.2 --draws=4 --threshold=16"),
     Run("restart, lid in two stages", f"{RESTART} --detector=lid:draws=4,first=2,near=.3 --score-at=.5 --threshold=16"),
@@ -113,12 +117,12 @@ RUNS = [
     Run("filter, by the preset", "--sampler=euler --steps=40 --filter=readout --keep=.2 --rejected --seeds=0-2"),
     Run(
         "filter of restart, rejected",
-        f"{RESTART} --threshold=.1 --filter=lid --filter-threshold=13 --rejected",
+        f"{RESTART} --threshold=.1 --filter=lid --filter-threshold=12 --rejected",
     ),
     Run("accept", "--sampler=euler --steps=10 --accept=lid<13 --max-tries=3"),
     Run(
         "accept with a filter, classes",
-        f"{CLASSES} --sampler=edm --steps=5 --accept=tvf<.0013 --max-tries=2 --filter=lid --filter-threshold=inf",
+        f"{CLASSES} --sampler=edm --steps=5 --accept=tvf<.0013 --max-tries=2 --filter=lid --filter-threshold=660",
     ),
     Run("trajectory, grid", f"{CAS} --eps=.5 --trajectory=0,4,9 --grid"),
     Run("grid of restart", f"{RESTART} --threshold=.01 --grid --trajectory=0,9"),
@@ -130,7 +134,7 @@ RUNS = [
         "seeding per batch",
         f"{CLASSES} --sampler=edm --steps=6 --S_churn=10 --seeds=0-1 --batch=3 --seeding=per-batch",
     ),
-    Run("seeding per batch, rods", f"{CAS} --eps=.5 --seeds=0-1 --batch=2 --seeding=per-batch --window=.3,.5"),
+    Run("seeding per batch, rods", f"{CAS} --eps=.5 --seeds=0-1 --batch=2 --seeding=per-batch"),
     Run("rng on the CPU", f"{CLASSES} --sampler=edm --steps=6 --S_churn=10 --rng=cpu"),
     Run("subfolders, chunks", f"{CLASSES} --sampler=euler --steps=6 --seeds=998-1001 --batch=3 --subdirs"),
     # how the network is carried out
