@@ -19,21 +19,21 @@ from rods.eval.detection import (
 from rods.eval.diversity import mode_shares, spread_within, total_variation
 
 SCORES = np.array([0.9, 0.8, 0.8, 0.5, 0.1])
-BAD = np.array([True, True, False, False, True])
+POSITIVE = np.array([True, True, False, False, True])
 labelled = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40).filter(
     lambda pairs: 0 < sum(bad for _, bad in pairs) < len(pairs)
 )
 
 
 def test_curve_by_hand():
-    curve = detection_curve(SCORES, BAD)
+    curve = detection_curve(SCORES, POSITIVE)
     assert curve.thresholds.tolist() == [np.inf, 0.9, 0.8, 0.5, 0.1]
     assert curve.recall == pytest.approx([0, 1 / 3, 2 / 3, 2 / 3, 1])
     assert curve.false_alarms == pytest.approx([0, 0, 1 / 2, 1, 1])
     assert curve.precision == pytest.approx([1, 1, 2 / 3, 1 / 2, 3 / 5])
-    assert average_precision(SCORES, BAD) == pytest.approx(1 / 3 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 5)
-    assert recall_at_false_alarms(SCORES, BAD, 0.4) == pytest.approx(1 / 3)
-    assert recall_at_false_alarms(SCORES, BAD, 0.5) == pytest.approx(2 / 3)
+    assert average_precision(SCORES, POSITIVE) == pytest.approx(1 / 3 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 5)
+    assert recall_at_false_alarms(SCORES, POSITIVE, 0.4) == pytest.approx(1 / 3)
+    assert recall_at_false_alarms(SCORES, POSITIVE, 0.5) == pytest.approx(2 / 3)
 
 
 @given(labelled)
@@ -65,7 +65,7 @@ def test_retention_by_hand():
 
 
 def test_confusion_counts_the_threshold_itself_as_at_risk():
-    found = confusion(SCORES, BAD, 0.8)
+    found = confusion(SCORES, POSITIVE, 0.8)
     assert (found.risk_bad, found.risk_good, found.safe_bad, found.safe_good) == (2, 1, 1, 1)
 
 
@@ -75,8 +75,8 @@ def test_scores_that_are_none_are_refused(scores):
         auroc(scores, np.array([True, False]))
 
 
-def test_no_curve_without_both_kinds():
-    with pytest.raises(ValueError, match="2 bad and 0 good"):
+def test_no_curve_where_all_labels_are_the_same():
+    with pytest.raises(ValueError, match="2 hallucinated and 0 valid"):
         detection_curve(np.array([1.0, 2.0]), np.array([True, True]))
     assert np.isnan(average_precision(np.array([1.0, 2.0]), np.array([True, True])))
     assert np.isnan(recall_at_false_alarms(np.array([1.0, 2.0]), np.array([False, False])))
@@ -97,17 +97,17 @@ def test_mode_shares_and_their_distance():
     shares = mode_shares(np.array([0, 0, 2, -1]), 3)
     assert shares == pytest.approx([2 / 3, 0, 1 / 3])
     assert total_variation(shares, np.full(3, 1 / 3)) == pytest.approx(1 / 3)
-    for kinds in ([-1, -1], [0, 3]):
+    for modes in ([-1, -1], [0, 3]):
         with pytest.raises(ValueError, match="mode_shares"):
-            mode_shares(np.array(kinds), 3)
+            mode_shares(np.array(modes), 3)
     with pytest.raises(ValueError, match="differ"):
         total_variation(shares, np.ones(1))
 
 
 def test_spread_within_modes_ignores_where_the_modes_are():
     rng = np.random.default_rng(0)
-    kinds = np.repeat(np.arange(5), 800)
-    x = 10 * rng.standard_normal((5, 2))[kinds] + 0.3 * rng.standard_normal((4000, 2))
-    assert spread_within(x, kinds) == pytest.approx(0.3, rel=0.03)
+    modes = np.repeat(np.arange(5), 800)
+    x = 10 * rng.standard_normal((5, 2))[modes] + 0.3 * rng.standard_normal((4000, 2))
+    assert spread_within(x, modes) == pytest.approx(0.3, rel=0.03)
     assert spread_within(np.array([[0.0], [2.0], [9.0]]), np.array([0, 0, -1])) == pytest.approx(np.sqrt(2))
     assert np.isnan(spread_within(np.zeros((2, 1)), np.array([0, 1])))

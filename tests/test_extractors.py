@@ -201,7 +201,7 @@ def damaged_files(folder: Path, good: Path) -> Iterator[tuple[Path, str]]:
     for name, content, says in (
         ("empty.pth", b"", "has 0 bytes, so it holds no weights"),
         ("page.pth", b"<!DOCTYPE html><html></html>", "is a web page"),
-        ("noise.pth", bytes(range(256)) * 8, "is no file of weights"),
+        ("noise.pth", bytes(range(256)) * 8, "is not a file of weights"),
         ("hostile.pkl", pickle.dumps(Explodes()), "cannot be read as weights"),
         ("list.pkl", pickle.dumps([1, 2]), "cannot be read as weights"),
         ("cut.pth", good.read_bytes()[: 1 << 20], "cannot be read as weights"),

@@ -53,8 +53,8 @@ def test_separable_labels_stay_finite() -> None:
         ([[1.0], [2.0]], [0, 1, 1], 1.0, "features: shape"),
         ([[1.0], [np.nan]], [0, 1], 1.0, "give finite"),
         ([[1.0], [2.0]], [1, 1], 1.0, "bad: all labels are the same"),
-        ([[1.0], [1.0]], [0, 1], 1.0, "features: column 0 is the same everywhere"),
-        ([[1.0], [2.0]], [0, 1], 0.0, "ridge: 0.0 is no weight"),
+        ([[1.0], [1.0]], [0, 1], 1.0, "features: column 0 is constant"),
+        ([[1.0], [2.0]], [0, 1], 0.0, "ridge: 0.0 is not the weight"),
     ],
 )
 def test_what_cannot_be_fitted(X: object, y: object, ridge: float, says: str) -> None:

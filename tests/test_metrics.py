@@ -124,7 +124,7 @@ def test_distance_laws(seed: int, sizes: tuple[int, int, int]) -> None:
         (np.zeros(3), np.eye(3), "features of 3 and 2 dimensions; use one extractor for both"),
         (np.array([0, np.nan]), np.eye(2), "not finite"),
         (np.zeros(2), np.array([[1.0, 1], [0, 1]]), "cov1 is not symmetric"),
-        (np.zeros(2), np.diag([1.0, -1]), "cov1 has the eigenvalue -1, so it is no covariance"),
+        (np.zeros(2), np.diag([1.0, -1]), "cov1 has the eigenvalue -1, so it is not a covariance"),
     ],
 )
 def test_what_is_no_pair_of_moments_is_refused(mean: F64, cov: F64, says: str) -> None:
@@ -261,7 +261,7 @@ def test_a_large_mean_costs_no_digits() -> None:
 def test_what_has_no_statistics_is_refused() -> None:
     stream = FeatureStatistics(2)
     stream.add(np.zeros((1, 2)))
-    with pytest.raises(ValueError, match="a covariance of 1 pictures; pass two or more"):
+    with pytest.raises(ValueError, match="a covariance of 1 images; pass two or more"):
         _ = stream.cov
     with pytest.raises(ValueError, match=r"pass \[b, 2\]"):
         stream.add(np.zeros((1, 3)))

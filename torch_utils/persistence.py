@@ -1,4 +1,4 @@
-"""Reads EDM's network pickles without running anything that they carry (spec: edm-compat, section 1).
+"""Reads EDM's network pickles without running anything that they carry.
 
 Persistent objects become inert `PersistentObject` records: class name and state, without the embedded source text.
 Storages and arrays are checked against their bytes before anything is allocated; all tensors are on the CPU.

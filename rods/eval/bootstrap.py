@@ -1,7 +1,4 @@
-"""How far a number moves when the seeds are drawn again: the percentile bootstrap.
-
-Source: Efron 1979; `spec/benchmark.md`, Protocol (bootstrap over seeds).
-"""
+"""Percentile bootstrap over seeds (Efron 1979): how far a number moves when the seeds are drawn again."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def bootstrap(
     """`statistic` of the indices 0..n-1, and the `level` interval of its values on resampled indices [n].
 
     The statistic looks up what it needs by the indices, so that paired arrays stay paired. Resamples on which it is
-    nan (no bad picture among them) are left out; with none left the interval is nan.
+    nan (no hallucinated image among them) are left out; with none left the interval is nan.
     Raises ValueError for n < 1, fewer than two resamples, or a level outside (0, 1).
     Cost: `resamples` + 1 calls.
     """

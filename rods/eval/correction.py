@@ -1,15 +1,14 @@
-"""What a correction did to paired pictures: repaired, newly broken, and how sure one can be of the rates.
+"""Paired outcomes: hallucination rates before and after a correction, the repaired, and the newly broken.
 
-Pairs are the same seed sampled without and with correction, each labelled well, bad or ambiguous
-(`rods.eval.labels`). All rates come with the exact interval of Clopper and Pearson.
-Source: `spec/benchmark.md`, Protocol.
+A pair is one seed, sampled without and with correction; either image is labelled valid, hallucinated or uncertain
+(`rods.eval.labels`). Every rate comes with its exact interval (Clopper and Pearson 1934).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from rods.eval.labels import Label
 
@@ -35,12 +34,12 @@ class PairedOutcomes:
     """Labels of n pairs before and after a correction."""
 
     table: tuple[tuple[int, int, int], ...]  # table[before][after], both in the codes of Label
-    bad_before: Proportion  # surely bad, of all pictures
+    bad_before: Proportion  # hallucinated, of all images
     bad_after: Proportion
-    ambiguous_before: Proportion  # of all pictures
+    ambiguous_before: Proportion  # uncertain, of all images
     ambiguous_after: Proportion
-    repaired: Proportion  # surely bad -> surely well, of the surely bad before
-    broken: Proportion  # surely well -> surely bad, of the surely well before
+    repaired: Proportion  # hallucinated -> valid, of the hallucinated before
+    broken: Proportion  # valid -> hallucinated, of the valid before
     mcnemar_p: float  # exact and two-sided, of repaired against broken
 
     @property
@@ -50,9 +49,10 @@ class PairedOutcomes:
 
 
 def proportion_interval(k: int, n: int, level: float = 0.95) -> Proportion:
-    """The exact confidence interval of Clopper and Pearson for k successes in n trials; [0, 1] for n = 0.
+    """The exact confidence interval (Clopper and Pearson 1934) for k successes in n trials; [0, 1] for n = 0.
 
-    Its ends are the rates at which k or more, and k or fewer, have probability (1 - level) / 2.
+    Its ends are the rates at which k or more, and k or fewer, have probability (1 - level) / 2: quantiles of the beta
+    distribution.
     Raises ValueError unless 0 <= k <= n and 0 < level < 1.
     """
     if not 0 <= k <= n:
@@ -69,7 +69,7 @@ def mcnemar_p(b: int, c: int) -> float:
     """McNemar's exact two-sided p value for b changes one way and c the other; 1 without changes."""
     if b < 0 or c < 0:
         raise ValueError(f"mcnemar_p: counts b={b} and c={c} must not be negative")
-    return min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
+    return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def paired_outcomes(
@@ -77,7 +77,7 @@ def paired_outcomes(
 ) -> PairedOutcomes:
     """Compares labels [n] of the same seeds before and after a correction (codes of `Label`).
 
-    A picture that becomes ambiguous is neither repaired nor broken; `table` shows where it went.
+    An image that becomes uncertain is neither repaired nor broken; `table` counts it.
     Raises ValueError for unequal lengths or unknown codes.
     """
     before, after = np.asarray(labels_before), np.asarray(labels_after)

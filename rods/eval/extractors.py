@@ -15,9 +15,9 @@ NAMES = ("inception", "efficientnet-lite0", "pixels")
 
 
 def default_extractor(*, device: torch.device, say: Callable[[str], object]) -> Extractor:
-    """The Inception; EfficientNet-Lite0, whose numbers are no FID, where it is not to be had, which is then said.
+    """The Inception; where its file is missing and cannot be fetched, EfficientNet-Lite0, whose numbers are not a FID.
 
-    Raises UserError where neither is.
+    `say` gets a line for the user in that case. Raises UserError where neither can be loaded.
     """
     try:
         return open_extractor("inception", device=device)

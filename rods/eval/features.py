@@ -1,7 +1,6 @@
 """From images to features: what an extractor is, and the one that needs no file.
 
-Source: `spec/benchmark.md`, Metrics by name: a number carries the name of its extractor, and only the TF-Inception of
-2015-12-05 makes a FID.
+A number carries the name of its extractor, and only the TF-Inception of 2015-12-05 makes a FID.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Fréchet distance between two Gaussians, from their means and covariances.
 
-Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6; `spec/benchmark.md`, Metrics by name.
+Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def frechet_distance(
         mean1, mean2: [d].
         cov1, cov2: [d, d], symmetric and positive semi-definite.
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, or a matrix that is no covariance.
+        ValueError: shapes that do not fit, values that are not finite, or a matrix that is not a covariance.
     Cost: two symmetric eigendecompositions and the singular values of one matrix, of d x d or smaller.
     """
     m1, C1 = _moments(mean1, cov1, "1")
@@ -50,7 +50,7 @@ def _moments(mean: NDArray[np.floating], cov: NDArray[np.floating], which: str) 
     if not (np.isfinite(m).all() and np.isfinite(C).all()):
         raise ValueError(f"frechet_distance: mean{which} or cov{which} has values that are not finite")
     if np.abs(C - C.T).max() > 1e-6 * np.abs(C).max():
-        raise ValueError(f"frechet_distance: cov{which} is not symmetric, so it is no covariance")
+        raise ValueError(f"frechet_distance: cov{which} is not symmetric, so it is not a covariance")
     return m, (C + C.T) / 2
 
 
@@ -59,6 +59,8 @@ def covariance_factor(C: F64, name: str) -> F64:
     eigenvalues, Q = np.linalg.eigh(C)
     largest = float(np.abs(eigenvalues).max())
     if eigenvalues.min() < -1e-5 * largest:
-        raise ValueError(f"frechet_distance: {name} has the eigenvalue {eigenvalues.min():.3g}, so it is no covariance")
+        raise ValueError(
+            f"frechet_distance: {name} has the eigenvalue {eigenvalues.min():.3g}, so it is not a covariance"
+        )
     kept = eigenvalues > len(C) * _EPS * largest
     return np.asarray(Q[:, kept] * np.sqrt(eigenvalues[kept]))

@@ -193,7 +193,7 @@ def resize_half_pixel(images: Tensor) -> Tensor:
 def resize_tf1(images: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] -> [B, 3, 299, 299], (x - 128) / 128, as the TensorFlow graph does it.
 
-    Output pixel i looks at i H / 299 without the half-pixel offset, so that the picture moves up and left by a part
+    Output pixel i looks at i H / 299 without the half-pixel offset, so that the image moves up and left by a part
     of a pixel.
     """
     rows, columns = (_tf1_matrix(size, images.device) for size in images.shape[2:])  # [299, H], [299, W]

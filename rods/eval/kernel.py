@@ -1,6 +1,6 @@
 """The kernel distance (KID): unbiased MMD^2 between two sets of features.
 
-Source: Binkowski et al. 2018 (arXiv 1801.01401), section 4; `spec/benchmark.md`, Metrics by name.
+Source: Binkowski et al. 2018 (arXiv 1801.01401), section 4.
 """
 
 from __future__ import annotations

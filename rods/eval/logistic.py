@@ -1,4 +1,4 @@
-"""Logistic regression of a few scores on labels: the weights of a learned combination."""
+"""Logistic regression of a few features on labels, with a ridge penalty."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def fit_logistic(features: ArrayLike, bad: ArrayLike, *, ridge: float = 1.0) -> 
 
     `features` [N, K] are scores, `bad` [N] labels. Minimises the sum of -log P(label) plus ridge / 2 times the squared
     norm of the weights of the standardised features: a prior that each is worth about one, which also keeps separable
-    labels finite. The bias is free. Raises ValueError: shapes that do not match, values that are not finite, labels of
-    one kind only, a feature that is the same everywhere, or a ridge that is not > 0.
+    labels finite. The bias is free. Raises ValueError: shapes that do not match, values that are not finite, labels
+    that are all the same, a constant feature, or a ridge that is not > 0.
     """
     X, y = np.asarray(features, dtype=np.float64), np.asarray(bad, dtype=bool)
     if X.ndim != 2 or y.shape != X.shape[:1] or not np.isfinite(X).all():
         raise ValueError(f"features: shape {X.shape} with labels {y.shape}; give finite [N, K] and [N]")
     if y.all() or not y.any():
-        raise ValueError("bad: all labels are the same; give samples of both kinds")
+        raise ValueError("bad: all labels are the same; give samples with either label")
     if not 0 < ridge < np.inf:
-        raise ValueError(f"ridge: {ridge} is no weight of a prior; give a finite number > 0")
+        raise ValueError(f"ridge: {ridge} is not the weight of a prior; give a finite number > 0")
     mean, spread = X.mean(axis=0), X.std(axis=0)
     if not (spread > 0).all():
-        raise ValueError(f"features: column {int(np.argmin(spread))} is the same everywhere; leave it out")
+        raise ValueError(f"features: column {int(np.argmin(spread))} is constant; leave it out")
     A = np.column_stack([np.ones(len(X)), (X - mean) / spread])  # [N, 1 + K]
     penalty = ridge * np.diag([0.0, *np.ones(X.shape[1])])
     w = np.zeros(A.shape[1])

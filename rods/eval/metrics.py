@@ -1,6 +1,6 @@
 """Metrics by name: what each needs, what it is called, and what it must not be printed without.
 
-Source: `spec/benchmark.md`, Metrics by name; docs/metrics.md has the formulas.
+docs/metrics.md has the formulas and their sources.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a change did to each metric, from paired images of equal seeds, with bootstrap intervals.
+"""The difference of each metric between two sets of images of the same seeds, with bootstrap intervals.
 
-A resample draws pairs with replacement, so a seed enters both sides or neither, and what both sides share cancels.
+A resample draws pairs with replacement, so a seed enters both sides or neither, and what they share cancels.
 Resamples hold some images several times: sums over pairs of images leave an image's pair with itself out.
 Source: Efron and Tibshirani 1993, chapters 8 and 13.
 """
@@ -25,7 +25,7 @@ from rods.eval.reference import Reference
 F64 = NDArray[np.float64]
 _ROWS = 1024  # of a kernel matrix at a time
 NO_INTERVAL = ("recall", "coverage")
-"""Resamples hold some images twice and miss others, which shrinks the balls of the first and the reach of both."""
+"""Resamples hold some images twice, whose balls shrink, and miss others, so that these shares would be biased."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def paired_differences(
     """b - a for every metric of `measure`; row i of both sets is the same seed. The reference is held fixed.
 
     The interval is that of the resampled differences, moved so that their mean is the difference itself: resampling
-    makes both sets look poorer, and where it does so unequally that is no effect.
+    makes both sets look less varied, and a difference in how much must not count as an effect.
     Raises ValueError for sets of unequal size, fewer than 2 resamples, or a metric of NO_INTERVAL.
     Cost of fid: one symmetric eigendecomposition of min(n, d) a resample and side.
     """

@@ -1,6 +1,6 @@
 """Reference statistics in a file: EDM's .npz with `mu` and `sigma`, and ours, which say what they were made of.
 
-Source: `spec/edm-compat.md`, section 5. Nothing in a file is unpickled, and no array is read before its size is known.
+Nothing in a file is unpickled, and no array is read before its size is known.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _parse(archive: zipfile.ZipFile) -> Reference:
     if not 0 < d <= _MAX_DIM or sigma.shape != (d, d):
         raise UserError(f"has mu {list(mu.shape)} and sigma {list(sigma.shape)}, not [d] and [d, d]")
     if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max() or (np.diag(sigma) < 0).any():
-        raise UserError("has a sigma that is no covariance")
+        raise UserError("has a sigma that is not a covariance")
     features = _floats(archive, "features", ndim=2) if "features.npy" in names else None
     if features is not None and features.shape[1] != d:
         raise UserError(f"has features {list(features.shape)} beside mu [{d}]")
@@ -121,7 +121,7 @@ def _floats(archive: zipfile.ZipFile, name: str, *, ndim: int) -> F64:
 def _text(archive: zipfile.ZipFile, name: str) -> str:
     array = _array(archive, name)
     if array.ndim or array.dtype.kind != "U":
-        raise UserError(f"has an array {name} that is no text")
+        raise UserError(f"has an array {name} that is not a text")
     return str(array)
 
 

@@ -51,7 +51,7 @@ class FeatureStatistics:
     def cov(self) -> F64:
         """The unbiased covariance [d, d]. Raises ValueError for fewer than two features."""
         if self.n < 2:
-            raise ValueError(f"a covariance of {self.n} pictures; pass two or more")
+            raise ValueError(f"a covariance of {self.n} images; pass two or more")
         return self._scatter / (self.n - 1)
 
 

@@ -1,6 +1,6 @@
-"""Reading the weights of feature extractors: nothing that a file carries is run, and every tensor is checked.
+"""Reading the weights of feature extractors: no code in a file is run, and every tensor is checked.
 
-TorchScript is the exception that has to be asked for: it is a program, and runs only where the user names its checksum.
+The exception is TorchScript, which is a program: it runs only where the user names its checksum.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def read_weights(path: Path, *, where: str) -> dict[str, Tensor]:
         else:
             found = load_file(path)
     except SafetensorError as e:
-        raise UserError(f"{where} is no file of weights ({shown(str(e))}); fetch it again") from None
+        raise UserError(f"{where} is not a file of weights ({shown(str(e))}); fetch it again") from None
     except Exception as e:  # readers of damaged files raise nearly anything: RuntimeError, EOFError, KeyError, ...
         reason = str(e).split("\n")[0].split(". ")[0] or type(e).__name__
         raise UserError(f"{where} cannot be read as weights ({shown(reason)}); fetch it again") from None
     if not (isinstance(found, dict) and found and all(_is_named_tensor(k, v) for k, v in found.items())):
-        raise UserError(f"{where} does not hold named tensors, so it is no state dict; name another file")
+        raise UserError(f"{where} does not hold named tensors, so it is not a state dict; name another file")
     return dict(found)
 
 

@@ -73,8 +73,8 @@ RUNS = [
     Run("rods-cas, three ascent steps", f"{CAS} --eps=.02 --ascent-steps=3"),
     Run("rods-cas, gradient by differences", f"{CAS} --eps=.02 --gradient=difference"),
     Run("rods-cas, churn", f"{CAS} --eps=.3 --S_churn=10 --S_noise=1.003"),
-    Run("rods-cas, heun and churn", f"{CAS} --eps=.3 --solver=heun --S_churn=5 --S_min=.1"),
-    Run("rods-cas, heun, no preset", f"{CAS} --eps=.5 --solver=heun --preset=none"),
+    Run("rods-cas, heun and churn", f"{CAS} --eps=.07 --solver=heun --S_churn=5 --S_min=.1"),
+    Run("rods-cas, heun, no preset", f"{CAS} --eps=.3 --solver=heun --preset=none"),
     Run("rods-sas, uphill", f"{SAS} --eps=.00015 --sas-sign=uphill"),
     Run("rods-sas, downhill", f"{SAS} --eps=.00015 --sas-sign=downhill"),
     Run("rods-sas, no detection", f"{SAS} --eps=0 --detect=false --solver=heun"),
@@ -88,6 +88,10 @@ RUNS = [
     Run("laplacian", "--sampler=laplacian --steps=10 --strength=.1 --probes=2 --window=.2,.8"),
     # restart: scores of finished images and in flight
     Run("restart, preset: readout in flight", "--sampler=restart --steps=10"),
+    Run("restart, preset of mnist-32", "--network=models/mnist-32.safetensors --sampler=restart --steps=10"),
+    Run(
+        "restart, preset of hands-64r", "--network=models/hands-64r.safetensors --sampler=restart --steps=8 --seeds=0-1"
+    ),
     Run("restart, readout, finished", f"{RESTART} --detector=readout --score-at=0 --threshold=.1 --margin=.1"),
     Run(
         "restart, lid, finished",
@@ -104,7 +108,7 @@ RUNS = [
         f"{RESTART} --detector=tvf --tvf-sigma=2 --score-at=0 --threshold=0 --rounds=1",
         f"{RESTART} --detector=tvf:sigma=2 --score-at=0 --threshold=0 --rounds=1",
     ),
-    Run("restart, h-index, finished", f"{RESTART} --detector=h-index:rho=4,lo=.3,hi=2 --score-at=0 --threshold=.5"),
+    Run("restart, h-index, finished", f"{RESTART} --detector=h-index:rho=4,lo=.3,hi=2 --score-at=0 --threshold=.01"),
     Run(
         "restart, h-index in flight",
         f"{RESTART} --detector=h-index:rho=4,lo=.6,hi=5,mean=true --score-at=.47 --threshold=.001",
@@ -132,7 +136,7 @@ RUNS = [
         f"{RESTART} --threshold=.01 --rho=4 --inside=overshoot --solver=heun",
         f"{RESTART} --threshold=.01 --inside=overshoot:rho=4 --solver=heun",
     ),
-    Run("restart on heun", f"{RESTART} --threshold=.01 --solver=heun"),
+    Run("restart on heun", f"{RESTART} --threshold=.003 --solver=heun"),
     # what becomes of finished images
     Run("filter", "--sampler=euler --steps=10 --filter=lid --filter-threshold=15"),
     Run(
