@@ -62,9 +62,11 @@ class _Run:
     folder: OutputFolder
     labelled: frozenset[str]
 
+    def is_labelled(self, chunk: Chunk) -> bool:
+        return set(self.job.names(chunk)) <= self.labelled
+
     def is_done(self, chunk: Chunk) -> bool:
-        names = self.job.names(chunk)
-        return set(names) <= self.labelled or self.folder.is_done(names)
+        return self.is_labelled(chunk) or self.folder.is_done(self.job.names(chunk))
 
 
 def run_methods(
@@ -94,15 +96,17 @@ def run_methods(
     place, chunks = Place(out, task.name, network.name), cut_chunks(seeds, batch=batch)
     runs = [_prepared(place.run(m), network, m, chunks, batch, device or torch.device("cpu")) for m in methods]
     lead = distributed.rank() == 0
+    lacking = [run for run in runs if not all(map(run.is_labelled, chunks))]  # the others' folders are not touched
     with ExitStack() as open_folders:
-        for run in runs if lead else ():
+        for run in lacking if lead else ():
             open_folders.enter_context(run.folder.open(_about(task, network, run.method, seeds)))
         distributed.barrier()
         _sample(task, runs, distributed.shard(chunks), show=lead)
         distributed.barrier()
-        for run in runs if lead else ():
+        for run in lacking if lead else ():
             run.folder.finish()
-            label_run(task, run.folder.outdir)
+    for run in runs if lead else ():
+        label_run(task, run.folder.outdir)
     distributed.barrier()
 
 

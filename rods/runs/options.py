@@ -199,8 +199,8 @@ def sampler_from_options(name: str, given: Mapping[str, Any], preset: Preset | N
     missing = [o.flag for o in known.values() if o.default is REQUIRED and o.name not in given and not calibrated]
     if missing and name.startswith("rods"):
         raise UserError(
-            f"{' and '.join(missing)} needed: --sampler={name} has no preset for network {network!r}. To calibrate, run "
-            "once with --eps=inf and a radius --rho, read H in samples.jsonl, and set --eps to a high quantile of it "
+            f"{' and '.join(missing)} needed: --sampler={name} has no preset for network {network!r}. To calibrate, "
+            "run once with --eps=inf and a radius --rho, read H in samples.jsonl, and set --eps to a high quantile of it "
             "(docs/calibration.md)"
         )
     try:
