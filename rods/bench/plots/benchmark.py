@@ -57,7 +57,7 @@ def finished(fig: Figure, ax: Any) -> bytes:
         for k in range(24):
             text.set_position((5, (k + 1) // 2 * (6 if k % 2 else -6)))
             box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
+            if box.y0 > ax.bbox.y0 and not any(box.overlaps(other) for other in taken):
                 break
         taken.append(box)
     return png(fig)
