@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from rods import combinators, correctors, detectors
+import rods
 from rods.config import build, detector_from_text, to_text
 from rods.denoiser import Noise, State, bind
 from rods.detectors import Detector, Lid
@@ -45,8 +45,8 @@ def images(
     return run(name, denoiser, latents, class_labels, randn_like=randn_like, **options).images
 
 
-def sas(rho: float, sign: Literal["uphill", "downhill"] = "uphill") -> correctors.Sas:
-    return correctors.Sas(rho, sign)
+def sas(rho: float, sign: Literal["uphill", "downhill"] = "uphill") -> rods.Sas:
+    return rods.Sas(rho, sign)
 
 
 def lid(denoise: AnyDenoiser, x0: Tensor, sigma: Tensor | float, *, noise: Tensor) -> Tensor:
@@ -66,15 +66,15 @@ _SAMPLERS = {f"{name.replace('-', '_')}_sampler": partial(images, name)
 RENAMED: dict[str, tuple[Any, str]] = {
     "Point": (State, "State"),
     "Score": (Detector, "Detector"),
-    "HIndex": (detectors.CurvatureIndex, "CurvatureIndex"),
-    "h_index": (detectors.CurvatureIndex, "CurvatureIndex"),
-    "lambda_max": (detectors.LambdaMax, "LambdaMax"),
-    "cas": (correctors.Cas, "Cas"),
+    "HIndex": (rods.CurvatureIndex, "CurvatureIndex"),
+    "h_index": (rods.CurvatureIndex, "CurvatureIndex"),
+    "lambda_max": (rods.LambdaMax, "LambdaMax"),
+    "cas": (rods.Cas, "Cas"),
     "sas": (sas, "Sas"),
-    "overshoot": (correctors.Overshoot, "Overshoot"),
-    "tag": (correctors.Tag, "Tag"),
-    "within": (combinators.Within, "Within"),
-    "chain": (combinators.Chain, "Chain"),
+    "overshoot": (rods.Overshoot, "Overshoot"),
+    "tag": (rods.Tag, "Tag"),
+    "within": (rods.Within, "Within"),
+    "chain": (rods.Chain, "Chain"),
     "lid": (lid, "Lid(sigma, draws).score"),
     "lid_gradient": (lid_gradient, "Lid(sigma, draws).score_and_gradient"),
     "parse_score": (parse_score, "config.detector_from_text"),

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import shlex
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
 from commands import SMALL, files, generated, options_json, records
-from rods.pipeline import SamplerConfig
-from vectors import ROOT
+from pages import Page
 
+from rods import RodsCas
 from rods.presets import parse_preset
 from training.checkpoint import load_denoiser
 
-PAGE = (ROOT / "docs" / "calibration.md").read_text()
-COMMANDS = [shlex.split(text) for text in re.findall(r"python generate\.py (.+)", PAGE.replace("\\\n", " "))]
+PAGE = Page("calibration")
 # Not other seeds, as the page asks for: on these the share that is flagged is known.
 FEWER = {"--seeds=10000-10511": "--seeds=10000-10039", "--seeds=0-255": "--seeds=10000-10039"}
 
@@ -30,9 +29,9 @@ def run(command: list[str]) -> str:
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    measure, plain, repair = COMMANDS[:3]  # those of a readout: tests/test_readout.py
+    measure, plain, repair = PAGE.commands[:3]  # the others need a readout
     run(measure)
-    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (snippet,) = PAGE.blocks
     Path("snippet.py").write_text(snippet)
     runpy.run_path("snippet.py")
 
@@ -54,13 +53,13 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--sas-sign=downhill" in generated(Path("sas"), *other, steps=None)
 
 
-def test_the_passes_that_it_names() -> None:
-    config = SamplerConfig("rods-cas", {"eps": float("inf"), "rho": 8.0, "window": (0.1, 0.5)})
-    (record,) = config.run(load_denoiser(SMALL), torch.zeros(1, 1, 8, 8)).records
-    assert f"{record.forward} F + {record.backward} B an image for 40 steps" in PAGE
+def test_the_evaluations_that_it_names() -> None:
+    sampler = RodsCas(eps=inf, rho=8, window=(0.1, 0.5))
+    (record,) = sampler.sample(load_denoiser(SMALL), torch.zeros(1, 1, 8, 8)).records
+    assert f"{record.forward} F + {record.backward} B an image for 40 steps" in PAGE.text
 
 
 def test_the_preset_that_it_shows() -> None:
-    (shown,) = re.findall(r'^    (\{"name".*\}\}\})', PAGE, re.DOTALL | re.MULTILINE)
+    (shown,) = re.findall(r'^    (\{"name".*\}\}\})', PAGE.text, re.DOTALL | re.MULTILINE)
     preset = parse_preset(json.loads(shown), where="the page")
-    assert preset.config("rods-cas", {}).options["window"] == (0.1, 0.5)
+    assert preset.samplers["rods-cas"] == RodsCas(eps=0.1, rho=8, window=(0.1, 0.5), num_steps=40)
