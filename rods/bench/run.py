@@ -92,7 +92,10 @@ def run_methods(
         twice = next(m.name for m in methods if names.count(m.folder) > 1)
         raise UserError(f"--samplers: {twice!r} is there twice; give each run a name of its own in an experiment")
     place, chunks = Place(out, task.name, network.name), cut_chunks(seeds, batch=batch)
-    runs = [_prepared(place.run(m), network, m, chunks, batch, device or torch.device("cpu")) for m in methods]
+    device = device or torch.device("cpu")
+    if isinstance(network.denoiser, torch.nn.Module):
+        network.denoiser.to(device)
+    runs = [_prepared(place.run(m), network, m, chunks, batch, device) for m in methods]
     lead = distributed.rank() == 0
     with ExitStack() as open_folders:
         for run in runs if lead else ():
