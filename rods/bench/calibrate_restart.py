@@ -131,8 +131,8 @@ def iq(search: Search) -> Calibrated:
     """
     candidates = []
     for lo, hi in IQ_WINDOWS:
-        idle = corrected(search, Iq(0.0, inf, lid_sigma=search.level((lo + hi) / 2)))
-        idle = changed(idle, {"window": search.window(lo, hi)})
+        mask = Iq(strength=0, threshold=inf, lid_sigma=search.level((lo + hi) / 2))
+        idle = changed(corrected(search, mask), {"window": search.window(lo, hi)})
         measured = search.run([idle], search.seeds)[1]
         threshold = rounded(float(np.quantile(known(measured), IQ_MASK)), 4)
         candidates += [changed(idle, {"threshold": threshold, "strength": s}) for s in IQ_STRENGTHS]

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dnnlib.errors import UserError
+from rods.bench.labelled import values_of
+from rods.denoiser import bind
 from rods.eval.detection import auroc
 from rods.eval.logistic import fit_logistic
-from rods.evaluation import bind
-from rods.readout import Readout, activations, products
+from rods.gate import Readout, activations, products
 from rods.types import Denoiser
 from torch_utils.rng import SeedStreams
 from training.blocks import UNetBlock
@@ -54,7 +56,7 @@ class Judged:
 def decoder_blocks(network: torch.nn.Module) -> tuple[str, ...]:
     """The paths of the U-Net blocks on the way up that keep the resolution: what the image is made of, at every size.
 
-    Raises ValueError where there are none.
+    Raises UserError where there are none.
     """
     paths = tuple(
         path
@@ -62,7 +64,7 @@ def decoder_blocks(network: torch.nn.Module) -> tuple[str, ...]:
         if isinstance(module, UNetBlock) and ".dec." in f".{path}" and "_block" in path
     )
     if not paths:
-        raise ValueError("network: it has no U-Net blocks below a part named dec; name its modules by --blocks")
+        raise UserError("--network has no U-Net blocks below a part named dec; name its modules by --blocks")
     return paths
 
 
@@ -75,20 +77,21 @@ def pooled_activations(
     draws: int,
     batch: int,
     report: Callable[[int], None],
+    device: torch.device | None = None,
 ) -> dict[str, F64]:
     """Activations [N, 2 C] of each block for images [N, C, H, W]; image i has the draws of seed i. Cost: `draws` F.
 
-    `report` is told how many images are done, batch by batch.
+    `report` is told how many images are done, batch by batch. The network is on `device` already.
     """
     found: dict[str, list[F64]] = {block: [] for block in blocks}
     for start in range(0, len(images), batch):
         rows = images[start : start + batch]
-        x = (torch.from_numpy(rows.astype(np.float64)) - 128) / 127.5
+        x = torch.from_numpy(values_of(rows)).to(device or torch.device("cpu"))
         streams = SeedStreams(range(start, start + len(rows)), x.device)
         noise = torch.stack([streams.randn_like(x) for _ in range(draws)])
-        level = torch.as_tensor(network.round_sigma(torch.tensor(sigma, dtype=torch.float64)))
+        level = torch.as_tensor(network.round_sigma(torch.tensor(sigma, dtype=torch.float64, device=x.device)))
         for block, p in zip(blocks, activations(bind(network, len(x)), x, level, noise, blocks), strict=True):
-            found[block].append(p.numpy())
+            found[block].append(p.cpu().numpy())
         report(len(rows))
     return {block: np.concatenate(parts) for block, parts in found.items()}
 
@@ -155,11 +158,11 @@ def together(found: Sequence[Judged], measured: Measured) -> list[Kind]:
 def judge(measured: Measured, bad: NDArray[np.bool_], *, report: Callable[[Judged], None]) -> list[Judged]:
     """Every kind of readout, best first: all at one ridge, and the best at the others.
 
-    `measured` has activations [N, K] by block and noise level, `bad` [N] labels. Raises ValueError where a fold holds
+    `measured` has activations [N, K] by block and noise level, `bad` [N] labels. Raises UserError where a fold holds
     labels of one kind only.
     """
     if min(bad.sum(), (~bad).sum()) < 2 * FOLDS:
-        raise ValueError(
+        raise UserError(
             f"labels: {int(bad.sum())} bad and {int((~bad).sum())} good images are too few to learn from; label more"
         )
     found = []
@@ -208,7 +211,7 @@ def learning_curve(kind: Kind, measured: Measured, bad: NDArray[np.bool_]) -> li
 
 
 def chosen_levels(text: Sequence[float]) -> tuple[float, ...]:
-    """Noise levels, each once. Raises ValueError for one that is none."""
+    """Noise levels, each once. Raises UserError for one that is none."""
     if not text or not all(0 < t < np.inf for t in text):
-        raise ValueError(f"--levels={','.join(map(str, text))}: give noise levels > 0, such as .3,.5,.8")
+        raise UserError(f"--levels={','.join(map(str, text))}: give noise levels > 0, such as .3,.5,.8")
     return tuple(dict.fromkeys(text))

@@ -92,10 +92,7 @@ def run_methods(
         twice = next(m.name for m in methods if names.count(m.folder) > 1)
         raise UserError(f"--samplers: {twice!r} is there twice; give each run a name of its own in an experiment")
     place, chunks = Place(out, task.name, network.name), cut_chunks(seeds, batch=batch)
-    device = device or torch.device("cpu")
-    if isinstance(network.denoiser, torch.nn.Module):
-        network.denoiser.to(device)
-    runs = [_prepared(place.run(m), network, m, chunks, batch, device) for m in methods]
+    runs = [_prepared(place.run(m), network, m, chunks, batch, device or torch.device("cpu")) for m in methods]
     lead = distributed.rank() == 0
     with ExitStack() as open_folders:
         for run in runs if lead else ():
@@ -112,6 +109,8 @@ def run_methods(
 def _prepared(
     path: Path, network: LoadedNetwork, method: Method, chunks: Sequence[Chunk], batch: int, device: torch.device
 ) -> _Run:
+    if isinstance(network.denoiser, torch.nn.Module):
+        network.denoiser.to(device)
     job = Job(denoiser=network.denoiser, sampler=method.sampler, chunks=chunks, device=device,
               network_sha256=network.sha256, batch=batch)  # fmt: skip
     labelled = frozenset(read_labels(path)) if (path / LABELS_NAME).is_file() else frozenset()

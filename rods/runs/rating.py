@@ -20,7 +20,7 @@ from typing import Any
 
 from dnnlib.errors import UserError
 from dnnlib.util import file_sha256
-from rods.runs.outputs import TRAJECTORIES
+from rods.runs.folder import TRAJECTORIES
 
 NORMAL = "normal"
 CATEGORIES: dict[str, tuple[str, ...]] = {
