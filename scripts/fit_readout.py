@@ -1,6 +1,7 @@
 """Fit a readout: a score of images, learned from labels, that reads the network's own activations.
 
 python scripts/fit_readout.py --task=hands-32 --dest=models/hands-32.preset.json
+python scripts/fit_readout.py --network=my.pkl --run=out/euler --dest=my.preset.json
 python scripts/fit_readout.py --network=my.pkl --images=out/euler --answers=out/answers.jsonl --dest=my.preset.json
 """
 
@@ -9,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import click
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -28,96 +29,126 @@ from rods.readout import fingerprint, write_readout
 from dnnlib.cli import Command, NumberList, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.methods import BASELINE, resolve
-from rods.bench.readout_fit import chosen_levels, decoder_blocks, fit, judge, learning_curve, pooled_activations
-from rods.bench.run import Place, run_methods
-from rods.bench.stored import load_images
+from rods.base_samplers import Euler
+from rods.bench.labelled import LabelledRun, is_finite, read_png, read_run
+from rods.bench.methods import BASELINE, Method
+from rods.labels.agreement import settle
+from rods.bench.readout_fit import (
+    Judged,
+    chosen_levels,
+    decoder_blocks,
+    fit,
+    judge,
+    learning_curve,
+    pooled_activations,
+)
+from rods.bench.run import Place, run_methods, source_of
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
-from rods.labels.agreement import settle
+from rods.gate import Readout, fingerprint
+from rods.labels.labels import read_labels
+from rods.presets import Preset
+from rods.runs.presets import beside_preset, read_preset, write_preset
 from rods.labels.session import NORMAL, read_answers
-from rods.presets import parse_preset, with_readout
-from rods.runs.presets import beside_preset, read_preset
 from rods.types import Denoiser
-from torch_utils.distributed import usable_cores
+from torch_utils import distributed
 from training.checkpoint import load_snapshot
 
 FIRST_SEED, NUM_SEEDS = 2_000_000, 4096  # seeds that neither calibration nor a report uses
 LEVELS = "0.25,0.5,0.8,1.2"
 BATCH = 64
+READOUT = "readout"
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images of a network and whether each is bad."""
+class LabelledImages:
+    """Images of a network and whether each is hallucinated."""
 
     images: NDArray[np.uint8]  # [N, C, H, W]
     bad: NDArray[np.bool_]  # [N]
     source: str  # where they are from, in words
 
 
-def of_task(task: Task, network: LoadedNetwork, seeds: list[int], out: Path) -> Labelled:
-    """The baseline's images of these seeds, as the task labels them, without those that it is unsure of."""
-    setting = resolve(BASELINE, task, None, network.denoiser)
-    run_methods(task, network, [setting], seeds, out=out, batch=BATCH)
-    place = Place(out, task.name, network.name)
-    results = read_results(place.results(setting))
-    pictures = load_images(place, results)
-    if pictures is None:
-        raise UserError(f"--out={out}: pictures of {results.path} are missing; remove that file and sample again")
-    where = results.position()
-    codes = results.labels[[where[seed] for seed in seeds]]
-    images = np.stack([pictures[seed] for seed in seeds])
-    sure = codes != Label.AMBIGUOUS
-    source = f"{task.name}, euler, {len(seeds)} seeds from {seeds[0]}"
-    return Labelled(images[sure], codes[sure] == Label.BAD, source)
+def of_run(run: LabelledRun, network: LoadedNetwork, source: str, *, option: str) -> LabelledImages:
+    """The images of a labelled run, without those whose label is uncertain and those that are not finite.
+
+    Raises UserError: points, a run of another network, or an image that is missing.
+    """
+    if run.is_points:
+        raise UserError(f"{option}: its samples are points, whose network has no layers to read; use a run of images")
+    sha256 = run.options.get("network_sha256")
+    if sha256 and sha256 != network.sha256:
+        raise UserError(f"{option} was sampled by another network (checksum {sha256[:12]}, not "
+                        f"{network.sha256[:12]}); give that one by --network")  # fmt: skip
+    index = [i for i, line in enumerate(run.samples) if is_finite(line) and run.labels[i] != Label.AMBIGUOUS]
+    images = []
+    for i in index:
+        if (image := run.image(i)) is None:
+            missing = run.samples[i]["name"]
+            raise UserError(f"{option}: {missing} is missing; sample the run again by the command that made it")
+        images.append(image)
+    if not images:
+        raise UserError(f"{option}: no image has a sure label; label more")
+    return LabelledImages(np.stack(images), run.labels[index] == Label.BAD, source)
 
 
-def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> Labelled:
-    """The images of run A that people have rated; all answers but "normal" are bad."""
+def of_task(
+    task: Task, network: LoadedNetwork, seeds: Sequence[int], out: Path, device: torch.device
+) -> LabelledImages:
+    """The baseline's images of these seeds, as the task's program labels them."""
+    method = Method(BASELINE, Euler(num_steps=task.num_steps))
+    run_methods(task, network, [method], seeds, out=out, batch=BATCH, device=device)
+    folder = Place(out, task.name, network.name).run(method)
+    run = read_run(folder, source=source_of(task)).only(set(seeds))
+    return of_run(run, network, f"{task.name}, euler, {len(seeds)} seeds from {seeds[0]}", option=f"--out={out}")
+
+
+def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledImages:
+    """The images of run A that people have rated by scripts/label.py; all answers but "normal" are hallucinated."""
     settled = settle(read_answers(answers), "image").answers
     names = sorted(name for run, name in settled if run == "A")
     if not names:
         raise UserError(f"--answers={answers} has no settled answer to an image of the run --images; label some first")
     d, images = network.denoiser, []
-    if d.label_dim:
-        raise UserError(f"--network: {network.name} needs class labels, which the answers do not tell; use another")
     for name in names:
         if not (folder / name).is_file():
             raise UserError(f"--images={folder} has no {name}, which was labelled; give the folder that was labelled")
         try:
-            with PIL.Image.open(folder / name) as picture:
-                pixels = np.asarray(picture.convert("L" if d.img_channels == 1 else "RGB"))
+            images.append(read_png(folder / name))
         except OSError:
-            raise UserError(f"--images={folder}: {name} is no readable picture; copy it again") from None
-        images.append(pixels[None] if d.img_channels == 1 else pixels.transpose(2, 0, 1))
+            raise UserError(f"--images={folder}: {name} is no readable image; copy it again") from None
         if images[-1].shape != (d.img_channels, d.img_resolution, d.img_resolution):
             raise UserError(f"--images={folder}: {name} has another size than {network.name} draws; use its own")
     bad = np.array([settled["A", name]["answer"] != NORMAL for name in names])
-    return Labelled(np.stack(images), bad, f"{len(names)} images of {folder}, labelled by people ({answers.name})")
+    return LabelledImages(
+        np.stack(images), bad, f"{len(names)} images of {folder}, labelled by people ({answers.name})"
+    )
 
 
 def measured(
     network: LoadedNetwork,
-    labelled: Labelled,
+    labelled: LabelledImages,
     blocks: tuple[str, ...],
     levels: tuple[float, ...],
     *,
     draws: int,
     out: Path,
+    device: torch.device,
 ) -> dict[tuple[str, float], NDArray[np.float64]]:
     """Activations by block and noise level; those of a level are kept in `out` for the next time."""
     found, todo = {}, len(levels) * len(labelled.images)
-    what = hashlib.sha256(labelled.images.tobytes() + repr((network.sha256, blocks, draws)).encode()).hexdigest()
+    what = repr((network.sha256, blocks, draws, device.type)).encode()
+    key = hashlib.sha256(labelled.images.tobytes() + what).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=todo, unit="img", desc="activations", disable=not sys.stderr.isatty()) as bar:
         for t in levels:
-            path = out / f"activations-{what[:12]}-{t:g}.npz"
+            path = out / f"activations-{key}-{t:g}.npz"
             if not path.is_file():
                 p = pooled_activations(
-                    network.denoiser, labelled.images, t, blocks, draws=draws, batch=BATCH, report=bar.update
-                )
+                    network.denoiser, labelled.images, t, blocks, draws=draws, batch=BATCH, device=device,
+                    report=bar.update,
+                )  # fmt: skip
                 with atomic_write(path) as temporary, temporary.open("wb") as f:
                     np.savez(f, **cast(dict[str, Any], p))
             with np.load(path) as saved:
@@ -125,39 +156,64 @@ def measured(
     return found
 
 
-def write_preset(dest: Path, network: LoadedNetwork, text: str, remark: str) -> list[str]:
-    """The readout into a preset: a new one, or in the place of the one that `dest` has; what of that one went."""
-    old: dict[str, Any] = {"name": network.name, "network": network.name, "source": "", "samplers": {"euler": {}}}
-    if dest.exists():
-        old = json.loads(dest.read_text())
-    preset, dropped = with_readout(old, text)
-    others = [part for part in old["source"].split(" | ") if part and not part.startswith("readout: ")]
-    preset["source"] = " | ".join([*others, f"readout: {remark}"])
-    parse_preset(preset, where="the preset with the readout")
-    with atomic_write(dest) as temporary:
-        temporary.write_text(json.dumps(preset, indent=2) + "\n")
-    return dropped
+def with_readout(preset: Preset, readout: Readout, remark: str) -> tuple[Preset, list[str]]:
+    """A preset with this readout, and the samplers whose settings went with the one before it."""
+    stale = [
+        name
+        for name, sampler in preset.samplers.items()
+        if isinstance(old := getattr(sampler, "detector", None), Readout) and old != readout
+    ]
+    samplers = {name: sampler for name, sampler in preset.samplers.items() if name not in stale}
+    others = [part for part in preset.source.split(" | ") if part and not part.startswith("readout: ")]
+    return replace(
+        preset,
+        source=" | ".join([*others, f"readout: {remark}"]),
+        samplers=samplers or {BASELINE: Euler()},
+        detect_eps={name: eps for name, eps in preset.detect_eps.items() if name not in stale},
+        fitted={**preset.fitted, READOUT: readout},
+    ), stale
 
 
-def loaded(opts: dict[str, Any]) -> tuple[Task | None, LoadedNetwork]:
+def write_log(path: Path, remark: str, draws: int, judged: Sequence[Judged], curve: Sequence[tuple[Any, ...]]) -> None:
+    """Every kind that was tried, and the learning curve, as JSON lines."""
+    lines: list[dict[str, Any]] = [{"readout": remark, "draws": draws}]
+    lines += [{**asdict(j.kind), "auroc": round(j.auroc, 4)} for j in judged]
+    lines += [{"labels": n, "bad": b, "auroc": round(a, 4)} for n, b, a in curve]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def loaded(opts: dict[str, Any], device: torch.device) -> tuple[Task | None, LoadedNetwork]:
     """The network, and the task if that is what has been asked for."""
-    by_task, by_people = opts["task"] is not None, opts["images"] is not None or opts["answers"] is not None
-    if by_task == by_people or (by_people and None in (opts["network"], opts["images"], opts["answers"])):
-        raise UserError("give --task, or all of --network, --images and --answers: labels by a program, or by people")
-    if not by_task:
-        snapshot = load_snapshot(opts["network"])
+    given = [name for name in ("task", "run", "images") if opts[name] is not None]
+    by_people = opts["images"] is not None or opts["answers"] is not None
+    if len(given) != 1 or (by_people and None in (opts["images"], opts["answers"])):
+        raise UserError(
+            "give one of --task, --run, or --images with --answers: labels by a program, of a run, by people"
+        )
+    if given != ["task"] and opts["network"] is None:
+        raise UserError(f"--network: give the network that sampled --{given[0]}={opts[given[0]]}")
+    if opts["labels"] is not None and given != ["run"]:
+        raise UserError(f"--labels={opts['labels']} says whose labels of --run count; give --run, or leave it out")
+    if given != ["task"]:
+        snapshot = load_snapshot(opts["network"], device=device)
+        if snapshot.net.label_dim:
+            raise UserError(f"--network: {snapshot.name} needs class labels, and a readout is of images alone; use "
+                            "another")  # fmt: skip
         return None, LoadedNetwork(cast(Denoiser, snapshot.net), snapshot.name, snapshot.sha256)
     task = TASKS[opts["task"]]()
     if not task.is_picture:
-        raise UserError(f"--task={task.name}: its network has no layers to read; use a task of pictures")
+        raise UserError(f"--task={task.name}: its network has no layers to read; use a task of images")
     return task, load_network(task, opts["network"])
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
 @click.option("--task", type=click.Choice(list(TASKS)), help="A task of the benchmark: a program labels its samples.")
 @click.option("--network", help="A network file or URL; with --task one of its networks [default: its first].")
+@click.option("--run", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A labelled run folder.")
+@click.option("--labels", help="run: whose labels, such as 'program hands-32' [default: the only ones].")
 @click.option(
-    "--images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A run that was labelled."
+    "--images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A run that people rated."
 )
 @click.option(
     "--answers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The answers of scripts/label.py."
@@ -167,27 +223,31 @@ def loaded(opts: dict[str, Any]) -> tuple[Task | None, LoadedNetwork]:
 @click.option(
     "--draws", type=click.IntRange(1, 64), default=4, help="Of noise, for each image: what a score costs in F."
 )
-@click.option("--blocks", help="Modules to read, with commas between [default: the U-Net's blocks on the way up].")
+@click.option("--blocks", help="Modules to read, with commas between [default: the decoder's blocks].")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="cpu", help="Where to compute.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/readout"),
               help="Where samples and activations are kept; the same command goes on there.")  # fmt: skip
 @click.option("--dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
               help="The preset that gets the readout; what else it has stays.")  # fmt: skip
 def main(**opts: Any) -> None:
-    """Learn a score from labelled samples: the chance that an image is bad, read off the network's own activations.
+    """Learn a score from labelled samples: the chance that an image is hallucinated, by the network's own activations.
 
-    The labels are those of a task of the benchmark, or people's (scripts/label.py). Blocks, alone or the last ones
-    together, noise levels, and whether products of activations help are chosen by cross-validation. The score is then
-    called `readout`: generate.py --preset=DEST --sampler=restart --detector=readout, or --filter=readout.
+    The labels are those of a task of the benchmark (--task), of a run folder with labels.jsonl (--run), or people's
+    answers to scripts/label.py (--images, --answers). Blocks, alone or the last ones together, noise levels, and
+    whether products of activations help are chosen by cross-validation. The score is then called `readout`:
+    generate.py --preset=DEST --sampler=restart --detector=readout, or --filter=readout.
     """
     if not opts["dest"].resolve().parent.is_dir():
         raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
     # Whatever is wrong with a preset that is there is said before the work.
     preset = read_preset(opts["dest"], option="--dest") if opts["dest"].exists() else None
     levels = chosen_levels(opts["levels"])
-    torch.set_num_threads(opts["threads"] or usable_cores())
+    device = distributed.pick_device(opts["device"])
+    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
     torch.set_flush_denormal(True)
-    task, network = loaded(opts)
+    distributed.init(device)
+    task, network = loaded(opts, device)
     if preset and preset.network not in (None, network.name):
         raise UserError(f"--dest={opts['dest']} is for network {preset.network}, not {network.name}; name another file")
     net = cast(torch.nn.Module, network.denoiser)
@@ -196,13 +256,33 @@ def main(**opts: Any) -> None:
         known = ", ".join(decoder_blocks(net))
         raise UserError(f"--blocks: {network.name} has no module {sorted(unknown)[0]!r}; it has {known}")
     if task is not None:
-        seeds = list(opts["seeds"] or range(FIRST_SEED, FIRST_SEED + NUM_SEEDS))
-        labelled = of_task(task, network, seeds, opts["out"])
+        labelled = of_task(
+            task, network, opts["seeds"] or range(FIRST_SEED, FIRST_SEED + NUM_SEEDS), opts["out"], device
+        )
+    elif opts["run"] is not None:
+        run = read_run(opts["run"], source=opts["labels"])
+        by = opts["labels"] or next(iter(read_labels(opts["run"]).values())).source
+        source = f"{len(run)} images of {opts['run']}, labelled by {by}"
+        labelled = of_run(run, network, source, option=f"--run={opts['run']}")
     else:
         labelled = of_raters(network, opts["images"], opts["answers"])
-    bad = labelled.bad
+    if distributed.rank() == 0:  # the others have done their part of the sampling
+        fit_and_write(network, labelled, preset, blocks, levels, opts, device)
+    distributed.close()
+
+
+def fit_and_write(
+    network: LoadedNetwork,
+    labelled: LabelledImages,
+    preset: Preset | None,
+    blocks: tuple[str, ...],
+    levels: tuple[float, ...],
+    opts: dict[str, Any],
+    device: torch.device,
+) -> None:
+    bad, draws = labelled.bad, opts["draws"]
     click.echo(f"{labelled.source}: {len(bad)} sure labels, {int(bad.sum())} bad")
-    at = measured(network, labelled, blocks, levels, draws=opts["draws"], out=opts["out"])
+    at = measured(network, labelled, blocks, levels, draws=draws, out=opts["out"], device=device)
     with tqdm(unit="kind", desc="regressions", disable=not sys.stderr.isatty()) as bar:
         judged = judge(at, bad, report=lambda _: bar.update())
     best = judged[0].kind
@@ -212,21 +292,21 @@ def main(**opts: Any) -> None:
                    + (", products of the first" if k.quadratic else ""))  # fmt: skip
     curve = learning_curve(best, at, bad)
     click.echo("AUROC by labels (bad ones): " + ", ".join(f"{n} ({b}) {a:.3f}" for n, b, a in curve))
-    readout = fit(best, at, bad, draws=opts["draws"], network=fingerprint(net, best.blocks))
+    net = cast(torch.nn.Module, network.denoiser)
+    readout = fit(best, at, bad, draws=draws, network=fingerprint(net, best.blocks))
     remark = (
         f"scripts/fit_readout.py, {labelled.source}, {int(bad.sum())} of {len(bad)} bad, "
         f"network {network.sha256[:12]}; AUROC {judged[0].auroc:.3f} ({len(judged)} kinds, cross-validated)"
     )
-    dropped = write_preset(opts["dest"], network, write_readout(readout), remark)
+    new, stale = with_readout(preset or Preset(network.name, network.name, "", {}), readout, remark)
     log = beside_preset(opts["dest"], ".readout.jsonl")
-    lines: list[dict[str, Any]] = [{"readout": remark, "draws": opts["draws"]}]
-    lines += [{**asdict(j.kind), "auroc": round(j.auroc, 4)} for j in judged]
-    lines += [{"labels": n, "bad": b, "auroc": round(a, 4)} for n, b, a in curve]
-    with atomic_write(log) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_preset(opts["dest"], new)
+    write_log(log, remark, draws, judged, curve)
     click.echo(f"wrote {opts['dest']} and {log}")
-    if dropped:
-        click.echo(f"left out, for they were of the readout before: {' and '.join(dropped)}; calibrate again")
+    if stale:
+        click.echo(
+            f"left out, for they were of the readout before: the settings of {', '.join(stale)}; calibrate again"
+        )
 
 
 if __name__ == "__main__":

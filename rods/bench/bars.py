@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from rods.bench.compare import Comparison
 
@@ -23,6 +24,22 @@ def clears_bars(row: Comparison, base: Comparison) -> bool:
         and row.relative_reduction.low > 0
         and mode_distance_gain(row, base) <= MAX_MODE_DISTANCE_GAIN
     )
+
+
+def shortfalls(row: Comparison, *, nfe_ratio: float, std_ratio: float) -> Mapping[str, float]:
+    """The bars that a candidate of the calibration does not clear, in words, and by what part it misses each.
+
+    `nfe_ratio` is F + B over the baseline's, `std_ratio` nan where the standard deviation within modes does not count.
+    """
+    kept = row.variance_kept.value
+    kept = kept if kept > 0.01 else 0.01  # not a number, too
+    parts = {
+        f"broken above {MAX_BROKEN:.0%}": row.outcomes.broken.high / MAX_BROKEN - 1,
+        f"variance below {MIN_VARIANCE}": MIN_VARIANCE / kept - 1,
+        f"spread below {MIN_STD_RATIO}": MIN_STD_RATIO / std_ratio - 1,
+        f"NFE above {MAX_NFE_RATIO:g}x": nfe_ratio / MAX_NFE_RATIO - 1,
+    }
+    return {bar: part for bar, part in parts.items() if part > 0}
 
 
 def mode_distance_gain(row: Comparison, base: Comparison) -> float:

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
+from rods.bench.labelled import values_of
+from rods.denoiser import bind
 from rods.eval.detection import auroc
 from rods.eval.logistic import fit_logistic
-from rods.evaluation import bind
-from rods.readout import Readout, activations, products
+from rods.gate import Readout, activations, products
 from rods.types import Denoiser
 from torch_utils.rng import SeedStreams
 from training.networks import Precond
@@ -69,20 +70,21 @@ def pooled_activations(
     draws: int,
     batch: int,
     report: Callable[[int], None],
+    device: torch.device | None = None,
 ) -> dict[str, F64]:
     """Activations [N, 2 C] of each block for images [N, C, H, W]; image i has the draws of seed i. Cost: `draws` F.
 
-    `report` is told how many images are done, batch by batch.
+    `report` is told how many images are done, batch by batch. The network is on `device` already.
     """
     found: dict[str, list[F64]] = {block: [] for block in blocks}
     for start in range(0, len(images), batch):
         rows = images[start : start + batch]
-        x = (torch.from_numpy(rows.astype(np.float64)) - 128) / 127.5
+        x = torch.from_numpy(values_of(rows)).to(device or torch.device("cpu"))
         streams = SeedStreams(range(start, start + len(rows)), x.device)
         noise = torch.stack([streams.randn_like(x) for _ in range(draws)])
-        level = torch.as_tensor(network.round_sigma(torch.tensor(sigma, dtype=torch.float64)))
+        level = torch.as_tensor(network.round_sigma(torch.tensor(sigma, dtype=torch.float64, device=x.device)))
         for block, p in zip(blocks, activations(bind(network, len(x)), x, level, noise, blocks), strict=True):
-            found[block].append(p.numpy())
+            found[block].append(p.cpu().numpy())
         report(len(rows))
     return {block: np.concatenate(parts) for block, parts in found.items()}
 

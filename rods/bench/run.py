@@ -113,6 +113,8 @@ def run_methods(
 def _prepared(
     path: Path, network: LoadedNetwork, method: Method, chunks: Sequence[Chunk], batch: int, device: torch.device
 ) -> _Run:
+    if isinstance(network.denoiser, torch.nn.Module):
+        network.denoiser.to(device)
     job = Job(denoiser=network.denoiser, sampler=method.sampler, chunks=chunks, device=device,
               network_sha256=network.sha256, batch=batch)  # fmt: skip
     labelled = frozenset(read_labels(path)) if (path / LABELS_NAME).is_file() else frozenset()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dnnlib.errors import UserError
+from dnnlib.util import atomic_write
 from rods import legacy
+from rods.base_samplers import Sampler
+from rods.config import name_of, options, to_json
 from rods.detectors import Detector
+from rods.gate import Readout
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
-from rods.runs.gates import read_readout
+from rods.runs.gates import READOUT_SUFFIX, read_readout, write_readout
 
 SUFFIX = ".preset.json"
+_RANGE = ("sigma_min", "sigma_max", "time_rho")  # of the noise grid
 
 
 def find_preset(name: str | None, *, network: str, folder: Path) -> Preset | None:
@@ -57,6 +63,31 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
         raise
     except ValueError as e:
         raise UserError(str(e)) from None
+
+
+def write_preset(path: Path, preset: Preset) -> None:
+    """Writes a preset, and its readout, if it has one, beside it; `read_preset` reads back an equal one."""
+    samplers = {name: preset_options(sampler) for name, sampler in preset.samplers.items()}
+    data: dict[str, Any] = {"name": preset.name, "network": preset.network, "source": preset.source}
+    data["samplers"] = samplers
+    if preset.detect_eps:
+        data["detect_eps"] = dict(preset.detect_eps)
+    if isinstance(readout := preset.fitted.get("readout"), Readout):
+        file = beside_preset(path, READOUT_SUFFIX)
+        write_readout(file, readout)
+        data["readout"] = file.name
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def preset_options(sampler: Sampler) -> dict[str, Any]:
+    """The options that act; the noise grid's range only where it is not the default."""
+    known = options(name_of(sampler))
+    return {
+        name: value
+        for name, value in to_json(sampler).items()
+        if name in known and not (name in _RANGE and value == known[name].default)
+    }
 
 
 def beside(preset: Path, name: object) -> Path:
