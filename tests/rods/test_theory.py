@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rods import Mixture, curvature_index, euler_sampler, gaussian
+from rods.schedules import edm_grid
 from rods.theory import (
     continuation_method,
     curvature_limit,
@@ -22,7 +23,6 @@ from rods.theory import (
     step_size,
     theorem_1_constant,
 )
-from rods.schedules import edm_grid
 
 
 def a_mixture(seed: int, *, s0: float = 0.4, K: int = 3) -> Mixture:
