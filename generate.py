@@ -209,7 +209,7 @@ def describe(job: Job, preset: str | None) -> list[str]:
     """Lines that say what applies."""
     lines = [f"Preset {textwrap.shorten(preset, HEADER, placeholder=' ...')}"] if preset else []
     options = {**to_json(job.sampler), **job.selection.identity(), "dtype": job.dtype, "device": job.device}
-    options.pop("detector_sha256", None)  # the preset has the weights
+    options = {name: value for name, value in options.items() if not name.endswith("_sha256")}  # of a preset's weights
     if job.channels_last:
         options["channels_last"] = True
     if job.threads:

@@ -5,9 +5,10 @@ from typing import Any
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.combinators import Chain, Every, Gate, Within
 from rods.correctors import Cas, Iq, Laplacian, Overshoot, RandomShift, Sas, SigmaOffset, Tag
+from rods.costly_detectors import LambdaMax, Lmi
 from rods.denoiser import BoundDenoiser, State, bind
 from rods.densities import Mixture, finite_dataset, gaussian
-from rods.detectors import CurvatureIndex, Detector, LambdaMax, Lid, Lmi, StepDetector, Tvf, curvature_index
+from rods.detectors import CurvatureIndex, Detector, Lid, StepDetector, Tvf, curvature_index
 from rods.gate import Readout
 from rods.restart import Restart, restart_sampler
 from rods.samplers import Corrected, RodsCas, RodsSas, edm_sampler, euler_sampler, rods_sampler

@@ -29,7 +29,8 @@ from rods.correctors import (
     SigmaOffset,
     Tag,
 )
-from rods.detectors import CurvatureIndex, Detector, LambdaMax, Lid, Lmi, Tvf
+from rods.costly_detectors import LambdaMax, Lmi
+from rods.detectors import CurvatureIndex, Detector, Lid, Tvf
 from rods.gate import Readout
 from rods.restart import Restart
 from rods.samplers import Corrected, RodsCas, RodsSas

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from rods.config import from_json, options, to_json
+from rods.config import detector_from_text, from_json, options, to_json, to_text
 from rods.detectors import Detector
 from rods.gate import Readout
 
@@ -74,9 +74,20 @@ def identity(data: Mapping[str, Any]) -> dict[str, Any]:
         elif detector == "readout":  # of this version: named, with its checksum beside it
             return dict(data)
         sampler = from_json(sampler_options(own), fitted=fitted)
-    except (ValueError, KeyError, TypeError):
+        selected = {k: v for key in ("filter", "accept") if key in data for k, v in _limit(key, data[key]).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return dict(data)
-    return {**{k: v for k, v in data.items() if k not in own}, **to_json(sampler)}
+    return {**{k: v for k, v in data.items() if k not in own}, **to_json(sampler), **selected}
+
+
+def _limit(key: str, text: str) -> dict[str, Any]:
+    """A filter `score<=x`, or a limit `score<x`, as it is written now. Raises ValueError for a score of no version."""
+    score, less, limit = text.partition("<")
+    if score == "readout":
+        return {}
+    if score.startswith("readout("):
+        return {key: f"readout{less}{limit}", f"{key}_sha256": readout_from_text(score).digest}
+    return {key: f"{to_text(detector_from_text(detector_text(score)))}{less}{limit}"}
 
 
 def detector_text(text: str) -> str:

@@ -45,7 +45,7 @@ class Corrector:
         return False
 
     def probed_radii(self, cur: State, prev: Step | None) -> tuple[float, ...]:
-        """The radii rho at whose points `cur.uphill(rho)` it will read g of every row; a `Chain` evaluates them first."""
+        """The radii rho at whose points `cur.uphill(rho)` it reads g of every row; a `Chain` evaluates these first."""
         return ()
 
     def held(self, cur: State, prev: Step | None, probe: Probe) -> Correction:

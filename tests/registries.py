@@ -1,4 +1,4 @@
-"""Every registered sampler, detector and corrector with options to test it by; a new one is covered, or says what it lacks.
+"""Every registered sampler, detector and corrector with options to test it by; a new one says what it lacks.
 
 An option without a default needs a value in `NEEDED`. Everything runs on the mixture of tests/exact.py.
 """
@@ -121,9 +121,7 @@ def values(option: Option) -> st.SearchStrategy[Any]:
 def filled(known: dict[str, Option]) -> st.SearchStrategy[dict[str, Any]]:
     """Values for the options without a default, and for some of the others."""
     needed = {name: values(o) for name, o in known.items() if o.default is registry.REQUIRED}
-    return st.fixed_dictionaries(
-        needed, optional={name: values(o) for name, o in known.items() if name not in needed}
-    )
+    return st.fixed_dictionaries(needed, optional={name: values(o) for name, o in known.items() if name not in needed})
 
 
 @st.composite

@@ -15,6 +15,7 @@ from dnnlib.errors import UserError
 from rods.base_samplers import Sampler
 from rods.config import to_text
 from rods.detectors import Detector
+from rods.gate import Readout
 from rods.micro_batches import MicroBatches
 from rods.presets import Preset
 from rods.runs.chunk import Chunk, ChunkResult, check_detector, sample_chunk
@@ -150,6 +151,9 @@ class Selection:
             found |= {"filter": self.filter.describe(), "rejected": self.filter.rejected}
         if self.accept:
             found |= {"accept": self.accept.describe(), "max_tries": self.accept.max_tries}
+        for option, chosen in (("filter", self.filter), ("accept", self.accept)):
+            if chosen and isinstance(chosen.detector, Readout):
+                found[f"{option}_sha256"] = chosen.detector.digest
         return found
 
     def check(self, sampler: Sampler, chunks: Sequence[Chunk], net: AnyDenoiser) -> None:

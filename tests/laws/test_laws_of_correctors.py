@@ -73,7 +73,13 @@ def links() -> dict[str, Corrector]:
     """Each corrector, and gates and windows around CAS."""
     found = {name: a_corrector(name) for name in CORRECTORS}
     gate = Gate(CurvatureIndex(0.3), 0, a_corrector("cas"))
-    return {**found, "cas 3": a_corrector("cas", ascent_steps=3), "gate": gate, "within": Within((0.5, 1), gate), "every": Every(2, gate)}
+    return {
+        **found,
+        "cas 3": a_corrector("cas", ascent_steps=3),
+        "gate": gate,
+        "within": Within((0.5, 1), gate),
+        "every": Every(2, gate),
+    }
 
 
 def spent(correct: Corrector) -> tuple[list[int], list[int]]:
@@ -109,7 +115,7 @@ def test_a_chain_of_one_is_its_corrector(name: str) -> None:
 @pytest.mark.parametrize("name", CORRECTORS)
 def test_it_works_inside_a_restart_unless_it_draws(name: str) -> None:
     if draws_behind_gates(name):
-        with pytest.raises(ValueError, match="^inside: "):
+        with pytest.raises(ValueError, match=r"^inside: "):
             a_sampler("restart", inside=a_corrector(name))
         return
     sampler: Any = a_sampler("restart", inside=a_corrector(name))

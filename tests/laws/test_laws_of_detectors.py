@@ -1,4 +1,4 @@
-"""What holds of every registered detector: it changes no image, costs what it states, and judges each image by itself."""
+"""What holds of every registered detector: it changes no image, costs what it states, and judges each row by itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COST: dict[str, Callable[[Any, int], tuple[int, int]]] = {
     "lambda-max": lambda d, inside: ((d.iterations + 1) * inside, (d.iterations + 1) * inside),
     "lmi": lambda d, inside: (d.runs * STEPS, 0),
 }
-"""F and B of an image's score beside Euler's steps, as each class states them; `inside`: steps in the detector's range."""
+"""F and B of an image's score beside Euler's steps, as each class states them; `inside`: steps in its range."""
 
 
 def steps_in_range(detector: Detector) -> int:
@@ -89,7 +89,7 @@ def test_a_sampler_that_takes_steps_again_is_scored_by_its_images_alone(name: st
     if detector.needs == "image":
         assert sampled(a_sampler("restart"), SEEDS, detector).scores
         return
-    with pytest.raises(ValueError, match="^detector: .* reads a run's steps"):
+    with pytest.raises(ValueError, match=r"^detector: .* reads a run's steps"):
         sampled(a_sampler("restart"), SEEDS, detector)
 
 
@@ -124,7 +124,7 @@ def test_it_decides_a_restart(name: str) -> None:
 def test_a_detector_of_steps_decides_in_rods_and_no_other_does(name: str) -> None:
     detector = a_detector(name)
     if not isinstance(detector, StepDetector):
-        with pytest.raises(ValueError, match="^detector: .* does not score a step"):
+        with pytest.raises(ValueError, match=r"^detector: .* does not score a step"):
             a_sampler("rods-cas", detector=detector)
         return
     watched = sampled(a_sampler("rods-cas", detector=detector, eps=math.inf))

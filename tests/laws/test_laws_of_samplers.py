@@ -1,4 +1,4 @@
-"""What holds of every registered sampler: rows are independent, costs are as stated, and what is not flagged is base."""
+"""What holds of every registered sampler: independent rows, the stated cost, nothing changed that is not flagged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from exact import SEEDS, Counting, latents, mixture
 from registries import STEPS, VARIANTS, WINDOW, a_sampler, sampled
 
-from rods import Edm, Euler, SampleRecord, Sampler, Step
+from rods import Edm, Euler, Sampler, SampleRecord, Step
 from rods.config import SAMPLERS, changed, name_of, options
 from rods.schedules import in_window
 
@@ -34,7 +34,7 @@ def test_a_sample_depends_on_its_seed_alone(name: str) -> None:
         for record, b in zip(part.records, order, strict=True):
             known = together.records[b]
             assert (record.flagged, record.forward, record.backward) == (known.flagged, known.forward, known.backward)
-            assert record.H == pytest.approx(known.H, rel=1e-6, abs=1e-9)
+            assert pytest.approx(known.H, rel=1e-6, abs=1e-9) == record.H
             assert record.scores == pytest.approx(known.scores, rel=1e-6)
             assert (record.restart is None) == (known.restart is None)
             if record.restart and known.restart:
@@ -191,7 +191,7 @@ def test_a_wrong_grid_is_refused_before_the_run(name: str) -> None:
         def __call__(self, x: Any, sigma: Any) -> Any:
             raise AssertionError("the network is not called")
 
-    with pytest.raises(ValueError, match="^num_steps: "):
+    with pytest.raises(ValueError, match=r"^num_steps: "):
         changed(a_sampler(name), {"num_steps": 0})
     for given in ({"sigma_min": 3.0}, {"sigma_min": 0.0, "sigma_max": 0.5}):
         with pytest.raises(ValueError, match=r"^(sigma_min, sigma_max|score_at|sigma_r): "):

@@ -89,8 +89,12 @@ def test_detectors_and_correctors_of_ones_own_plug_in() -> None:
 
 
 def test_a_gate_needs_a_detector_of_steps_and_a_threshold() -> None:
-    for make, option in ((lambda: Gate(Lid(), 1, Cas(1)), "detector"), (lambda: Gate(EveryKth(k=2), -1, Cas(1)), "eps"),
-                         (lambda: Every(0, Cas(1)), "probe_every"), (lambda: Within((0.5, 0.1), Cas(1)), "window")):  # fmt: skip
+    for make, option in (
+        (lambda: Gate(Lid(), 1, Cas(1)), "detector"),
+        (lambda: Gate(EveryKth(k=2), -1, Cas(1)), "eps"),
+        (lambda: Every(0, Cas(1)), "probe_every"),
+        (lambda: Within((0.5, 0.1), Cas(1)), "window"),
+    ):
         with pytest.raises(ValueError, match=f"^{option}: "):
             make()
 

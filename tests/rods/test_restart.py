@@ -145,8 +145,9 @@ def test_labels_follow_the_rows_that_go_back() -> None:
         centre = torch.einsum("bk,kchw->bchw", labels, shift)
         return centre + mixture()(x - centre, sigma)
 
-    labels, sampler = torch.eye(6, dtype=torch.float64), Restart(
-        threshold=median(), sigma_r=2.0, num_steps=10, detector=LID
+    labels, sampler = (
+        torch.eye(6, dtype=torch.float64),
+        Restart(threshold=median(), sigma_r=2.0, num_steps=10, detector=LID),
     )
     together = sampler.sample(conditional, latents(), labels, randn_like=second_stream())
     assert len({len(scores) for scores, _ in tries(together)}) > 1

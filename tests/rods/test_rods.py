@@ -22,14 +22,12 @@ from rods import (
     RodsSas,
     SigmaWindow,
     Within,
-    curvature_index,
     edm_sampler,
     euler_sampler,
     in_window,
     rods_sampler,
     trajectory,
 )
-from rods.denoiser import norms
 
 FINALS = sorted(k for k in golden("rods/mixture") if k.startswith(("cas_", "sas_", "heun_cas_")))
 EPS = float(golden("rods/mixture")["eps_gate"])

@@ -15,7 +15,6 @@ from rods import Ablation, bind, edm_sampler, euler_sampler, gaussian, trajector
 from rods.schedules import VPSigma, edm_grid, iddpm_levels, schedule_of
 
 
-
 def ablation(denoiser: Any, x: Tensor, *, randn_like: Any = None, **options: Any) -> Tensor:
     """The images of `Ablation`."""
     return Ablation(**options).sample(denoiser, x, randn_like=randn_like).images

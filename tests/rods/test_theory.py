@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rods import Mixture, curvature_index, euler_sampler, gaussian
+from rods.schedules import edm_grid
 from rods.theory import (
     continuation_method,
     curvature_limit,
