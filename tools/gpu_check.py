@@ -42,12 +42,13 @@ SECTIONS = {  # the most valuable first
     "environment": Plan("system:environment", 60, "beside"),
     "agreement": Plan("agreement:agreement", 120, "beside"),
     "options": Plan("options:options", 150, "beside"),
-    "compiled options": Plan("options:compiled_options", 240, "background"),
-    "ffhq compiled": Plan("speed:compiled_ffhq", 300, "background"),
-    "training compiled": Plan("speed:compiled_training", 300, "background"),
+    "compiled options": Plan("options:compiled_options", 300, "background"),
+    "ffhq compiled": Plan("speed:compiled_ffhq", 420, "background"),
+    "training compiled": Plan("speed:compiled_training", 420, "background"),
     "ceilings": Plan("system:ceilings", 60, "timed"),
     "ffhq": Plan("speed:ffhq", 150, "timed"),
     "hands-128": Plan("speed:hands128", 150, "timed"),
+    "profile": Plan("speed:profile", 90, "timed"),
     "training": Plan("speed:training", 120, "timed"),
     "memory": Plan("system:memory", 90, "beside"),
     "nccl": Plan("system:nccl", 90, "beside"),
@@ -68,10 +69,10 @@ class Running:
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parent)
 
-    def poll(self) -> dict[str, Any] | None:
-        """What became of it; None while it runs within its limit."""
+    def poll(self, *, stop: bool = False) -> dict[str, Any] | None:
+        """What became of it; None while it runs within its limit. With `stop` it ends now."""
         seconds, code = time.monotonic() - self.start, self.process.poll()
-        late = code is None and seconds > self.limit
+        late = code is None and (stop or seconds > self.limit)
         if code is None and not late:
             return None
         if late:
@@ -80,7 +81,7 @@ class Running:
         found = json.loads(self.path.read_text()) if self.path.exists() else {"results": {}, "checks": []}
         found |= {"ok": code == 0 and all(c["ok"] for c in found["checks"]), "seconds": round(seconds, 1)}
         if late:
-            found["error"] = f"stopped after {self.limit:.0f} seconds"
+            found["error"] = f"stopped after {seconds:.0f} seconds"
         elif code:
             found["error"] = "\n".join(self.log.read_text().splitlines()[-12:])[-1500:]
         return found
@@ -92,6 +93,7 @@ class Check:
     def __init__(self, out: Path, *, device: str, quick: bool, workers: int, budget: float) -> None:
         self.out, self.device, self.quick, self.workers = out, device, quick, workers
         self.start, self.budget = time.monotonic(), budget
+        self.live: list[Running] = []
         self.report: dict[str, Any] = {"schema": SCHEMA, "device": device, "quick": quick, "sections": {}}
 
     def note(self, name: str, found: dict[str, Any]) -> None:
@@ -103,7 +105,14 @@ class Check:
         click.echo(f"{name:<20} {summary(found)}")
 
     def run(self, names: list[str]) -> None:
-        """Sections beside others first, some at a time; then the timed ones one by one."""
+        """Sections beside others first, some at a time; then the timed ones one by one. Ctrl-C keeps what was found."""
+        try:
+            self.all(names)
+        except KeyboardInterrupt:
+            for process in list(self.live):
+                self.note(process.name, process.poll(stop=True) or {})
+
+    def all(self, names: list[str]) -> None:
         import fcntl
 
         with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +124,9 @@ class Check:
             self.wait([n for n in names if SECTIONS[n].kind == "timed"], 1, Path(folder), turn, also=background)
 
     def launch(self, names: list[str], folder: Path, turn: Path) -> list[Running]:
-        return [Running(name, folder, device=self.device, quick=self.quick, turn=turn) for name in names]
+        started = [Running(name, folder, device=self.device, quick=self.quick, turn=turn) for name in names]
+        self.live += started
+        return started
 
     def wait(self, names: list[str], workers: int, folder: Path, turn: Path, *, also: list[Running] = []) -> None:  # noqa: B006
         waiting, running, extra = list(names), [], list(also)
@@ -130,6 +141,7 @@ class Check:
                 for process in list(group):
                     if found := process.poll():
                         group.remove(process)
+                        self.live.remove(process)
                         self.note(process.name, found)
             time.sleep(0.05)
 
@@ -150,8 +162,9 @@ def run_section(name: str, out: Path, device: str, quick: bool, turn: Path | Non
     import importlib
 
     import torch
-    from gpu_sections.common import Section
+    from gpu_sections.common import THREADS, Section
 
+    torch.set_num_threads(THREADS)  # sections side by side, each with all cores, would wait for each other's threads
     module, function = SECTIONS[name].where.split(":")
     section = Section(torch.device(device), quick, out, turn)
     section.save()

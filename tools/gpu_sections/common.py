@@ -18,6 +18,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
+THREADS = 2
 
 
 @dataclass

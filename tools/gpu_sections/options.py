@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from gpu_sections.common import MODELS, Section, psnr
+from gpu_sections.common import MODELS, THREADS, Section, psnr
 
 from rods.runs.execution_options import add_execution_options
 
@@ -62,6 +62,8 @@ def generate(outdir: Path, device: str, *options: str, steps: int) -> str:
 
     said = io.StringIO()
     arguments = [f"--network={NETWORK}", f"--outdir={outdir}", f"--device={device}", f"--steps={steps}", *options]
+    if not any(option.startswith("--threads=") for option in options):
+        arguments.append(f"--threads={THREADS}")
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             code = main.main(arguments, standalone_mode=False)
@@ -73,7 +75,7 @@ def generate(outdir: Path, device: str, *options: str, steps: int) -> str:
 
 
 def compare(section: Section, names: list[str], families: list[str]) -> None:
-    steps, threads = (2 if section.quick else 10), torch.get_num_threads()
+    steps = 2 if section.quick else 10
     always = ["--seeds=0-7", "--batch=8", "--rng=cpu"]
     with tempfile.TemporaryDirectory() as folder:
         for family in families:
@@ -87,7 +89,6 @@ def compare(section: Section, names: list[str], families: list[str]) -> None:
                     options, limit = OPTIONS[name]
                     outdir = Path(folder) / f"{family}-{name}"
                     torch._dynamo.reset() if name == "compile_network" else None  # type: ignore[no-untyped-call]
-                    torch.set_num_threads(threads)
                     given = [a for a in always if a.split("=")[0] != options[0].split("=")[0]]
                     generate(outdir, section.device.type, *given, *FAMILIES[family], *options, steps=steps)
                     near = psnr(images_of(outdir), images_of(plain))

@@ -184,6 +184,48 @@ def compiled_ffhq(section: Section) -> None:
     section.record("graphs", {k: int(v) for k, v in counters["stats"].items()})
 
 
+def graphed(net: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """A forward pass as a CUDA graph: what the launches of small batches cost."""
+    work, graph = forward(net, x), torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def profile(section: Section) -> None:
+    """Where the time of the FFHQ network goes, by operation; and its small batches as CUDA graphs."""
+    net, whole = build(section, FFHQ), 2 if section.quick else 64
+    x = state(net, whole, section.device)
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if section.cuda else [])]
+    with section.alone():
+        for name in ("default", "bf16", "bf16 channels last", "bf16 weights"):
+            own, mode = variant(net, name)
+            for kind, work in (("forward", forward(own, x)), ("probe", probe(own, x))):
+                with section.part(f"{name}, {kind}"), arithmetic(section.device, mode):
+                    section.seconds(work, most=2)
+                    with torch.profiler.profile(activities=kinds) as seen:
+                        work()
+                        section.synchronize()
+                    spent = {e.key: e.self_device_time_total if section.cuda else e.self_cpu_time_total
+                             for e in seen.key_averages()}  # fmt: skip
+                    spent = {key: t for key, t in spent.items() if key.startswith("aten::")}
+                    total = sum(spent.values()) or 1.0
+                    first = sorted(spent, key=lambda key: -spent[key])[:10]
+                    section.record(f"{name}, {kind}, share of the time", {key: spent[key] / total for key in first})
+        set_layout(net, channels_last=False)
+        for name in ("bf16", "bf16 weights") if section.cuda else ():
+            own, mode = variant(net, name)
+            with section.part(f"{name}, CUDA graphs"), arithmetic(section.device, mode):
+                rates = {B: B / section.seconds(graphed(own, x[:B])) for B in (1, 2, 4, 8, 16, 64)}
+                section.record(f"{name}, CUDA graphs, forward images/s", rates)
+
+
 def random_batch(B: int, R: int) -> Batch:
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (B, 3, R, R), dtype=torch.uint8, generator=g)
