@@ -49,6 +49,7 @@ SECTIONS = {  # the most valuable first
     "ffhq": Plan("speed:ffhq", 150, "timed"),
     "hands-128": Plan("speed:hands128", 150, "timed"),
     "profile": Plan("speed:profile", 90, "timed"),
+    "layers": Plan("speed:layers", 60, "timed"),
     "training": Plan("speed:training", 120, "timed"),
     "memory": Plan("system:memory", 90, "beside"),
     "nccl": Plan("system:nccl", 90, "beside"),

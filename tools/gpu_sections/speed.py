@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from gpu_sections.common import Section, arithmetic
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -224,6 +225,30 @@ def profile(section: Section) -> None:
             with section.part(f"{name}, CUDA graphs"), arithmetic(section.device, mode):
                 rates = {B: B / section.seconds(graphed(own, x[:B])) for B in (1, 2, 4, 8, 16, 64)}
                 section.record(f"{name}, CUDA graphs, forward images/s", rates)
+
+
+def layers(section: Section) -> None:
+    """Milliseconds of the layers that an FFHQ-sized U-Net is made of, [64, 256, 32, 32], by precision and layout."""
+    B, C, R = (2, 16, 8) if section.quick else (64, 256, 32)
+    f = torch.tensor([1.0, 3.0, 3.0, 1.0], device=section.device)
+    f = (torch.outer(f, f) / 64)[None, None]
+    with section.alone(), torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                x = torch.randn(B, C, R, R, device=section.device).to(dtype, memory_format=layout)
+                w = torch.randn(C, C, 3, 3, device=section.device).to(dtype, memory_format=layout)
+                g, k = torch.randn(2, C, device=section.device).to(dtype), f.to(dtype)
+                works: dict[str, Callable[[], Any]] = {
+                    "conv 3x3": lambda x=x, w=w: F.conv2d(x, w, padding=1),
+                    "group norm": lambda x=x, g=g: F.group_norm(x, 32, g[0], g[1]),
+                    "silu": lambda x=x: F.silu(x),
+                    "down, a group a channel": lambda x=x, k=k: F.conv2d(x, k.expand(C, 1, -1, -1), stride=2, padding=1, groups=C),  # fmt: skip
+                    "up, a group a channel": lambda x=x, k=k: F.conv_transpose2d(x, (4 * k).expand(C, 1, -1, -1), stride=2, padding=1, groups=C),  # fmt: skip
+                    "down, channels as images": lambda x=x, k=k: F.conv2d(x.reshape(B * C, 1, R, R), k, stride=2, padding=1),  # fmt: skip
+                    "up, channels as images": lambda x=x, k=k: F.conv_transpose2d(x.reshape(B * C, 1, R, R), 4 * k, stride=2, padding=1),  # fmt: skip
+                }
+                name = f"{str(dtype)[6:]}, {'channels last' if layout is torch.channels_last else 'contiguous'}, ms"
+                section.record(name, {key: 1000 * section.seconds(work, least=0.03) for key, work in works.items()})
 
 
 def random_batch(B: int, R: int) -> Batch:
