@@ -40,8 +40,8 @@ class Plan:
 
 SECTIONS = {  # the most valuable first
     "environment": Plan("system:environment", 60, "beside"),
-    "agreement": Plan("agreement:agreement", 120, "beside"),
-    "options": Plan("options:options", 150, "beside"),
+    "agreement": Plan("agreement:agreement", 150, "beside"),
+    "options": Plan("options:options", 200, "beside"),
     "compiled options": Plan("options:compiled_options", 300, "background"),
     "ffhq compiled": Plan("speed:compiled_ffhq", 420, "background"),
     "training compiled": Plan("speed:compiled_training", 420, "background"),

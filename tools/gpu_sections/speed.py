@@ -240,7 +240,7 @@ def layers(section: Section) -> None:
                 g, k = torch.randn(2, C, device=section.device).to(dtype), f.to(dtype)
                 works: dict[str, Callable[[], Any]] = {
                     "conv 3x3": lambda x=x, w=w: F.conv2d(x, w, padding=1),
-                    "group norm": lambda x=x, g=g: F.group_norm(x, 32, g[0], g[1]),
+                    "group norm": lambda x=x, g=g: F.group_norm(x, C // 8, g[0], g[1]),
                     "silu": lambda x=x: F.silu(x),
                     "down, a group a channel": lambda x=x, k=k: F.conv2d(x, k.expand(C, 1, -1, -1), stride=2, padding=1, groups=C),  # fmt: skip
                     "up, a group a channel": lambda x=x, k=k: F.conv_transpose2d(x, (4 * k).expand(C, 1, -1, -1), stride=2, padding=1, groups=C),  # fmt: skip
