@@ -67,7 +67,7 @@ def checkpoint_blocks(net: nn.Module) -> int:
 
 
 class Compiled(nn.Module):
-    """A network through torch.compile: a graph for every batch size, and another one where a gradient is asked for.
+    """A network through torch.compile: a graph for all batch sizes, and another one where a gradient is asked for.
 
     The number of rows is a symbol of the graphs, so that the few rows of a restart neither compile again nor are padded
     to a whole batch; torch makes one row a special case, which is padded to two unless all batches are of one. A graph
@@ -90,7 +90,7 @@ class Compiled(nn.Module):
         if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules()):
             return self.net(x, sigma, class_labels)
         B = len(x)
-        if B < self.least:
+        if self.least > B:
             x = torch.cat([x, x[-1:]])
             class_labels = None if class_labels is None else torch.cat([class_labels, class_labels[-1:]])
         if self.least > 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gpu_sections.common import MODELS, Section, arithmetic, psnr, relative
 from torch import Tensor
 
+from gpu_sections.common import MODELS, Section, arithmetic, psnr, relative
 from rods import curvature_index, edm_sampler, euler_sampler, restart_sampler, rods_sampler
 from torch_utils.rng import SeedStreams
 from training.checkpoint import load_denoiser

@@ -1,8 +1,7 @@
-"""What the sections of gpu_check share: their record on disk, timing, differences, the turn for timed parts."""
+"""What the sections of gpu_check share: their record on disk, timing, differences."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -28,7 +27,6 @@ class Section:
     device: torch.device
     quick: bool
     path: Path
-    turn: Path | None = None  # the file whose lock timed parts hold
     found: dict[str, Any] = field(default_factory=lambda: {"results": {}, "checks": []})
 
     @property
@@ -64,16 +62,6 @@ class Section:
         temporary = self.path.with_suffix(".part")
         temporary.write_text(json.dumps(self.found))
         os.replace(temporary, self.path)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within the block no other section is timed, and none of those that are not timed runs."""
-        if self.turn is None:
-            yield
-            return
-        with open(self.turn, "w") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            yield
 
     def synchronize(self) -> None:
         if self.cuda:

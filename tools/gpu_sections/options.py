@@ -1,4 +1,4 @@
-"""Every execution option of generate.py with every family of samplers, on the embedded network, beside the plain run."""
+"""Every execution option of generate.py with every family of samplers on the embedded network, beside the plain run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import io
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from gpu_sections.common import MODELS, THREADS, Section, psnr
 
+from gpu_sections.common import MODELS, THREADS, Section, psnr
 from rods.runs.execution_options import add_execution_options
 
 NETWORK = MODELS / "hands-32.safetensors"
@@ -88,7 +87,8 @@ def compare(section: Section, names: list[str], families: list[str]) -> None:
                 with section.part(f"{family}, {name}"):
                     options, limit = OPTIONS[name]
                     outdir = Path(folder) / f"{family}-{name}"
-                    torch._dynamo.reset() if name == "compile_network" else None  # type: ignore[no-untyped-call]
+                    if name == "compile_network":
+                        torch._dynamo.reset()
                     given = [a for a in always if a.split("=")[0] != options[0].split("=")[0]]
                     generate(outdir, section.device.type, *given, *FAMILIES[family], *options, steps=steps)
                     near = psnr(images_of(outdir), images_of(plain))

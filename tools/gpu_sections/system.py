@@ -9,14 +9,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
 from gpu_sections.common import ROOT, Section, arithmetic, psnr
 from gpu_sections.options import generate, images_of
 
-PACKAGES = ("torch", "numpy", "click", "pillow", "scipy", "requests", "psutil", "safetensors", "tqdm", "triton", "pytest")
+CORE = ("torch", "numpy", "click", "pillow", "scipy", "requests", "psutil", "safetensors", "tqdm")
 
 
 def environment(section: Section) -> None:
@@ -24,12 +26,19 @@ def environment(section: Section) -> None:
 
     section.record("facts", facts())
     known = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    section.record("packages", {name: known.get(name, "missing") for name in PACKAGES})
+    section.record("packages", {name: known.get(name, "missing") for name in (*CORE, "triton", "pytest")})
     if section.cuda:
         p = torch.cuda.get_device_properties(section.device)
-        section.record("gpu", {"name": p.name, "memory_gib": p.total_memory / 2**30, "processors": p.multi_processor_count,
-                               "capability": f"{p.major}.{p.minor}", "cuda": torch.version.cuda,
-                               "cudnn": torch.backends.cudnn.version(), "nccl": str(torch.cuda.nccl.version())})  # fmt: skip
+        gpu = {
+            "name": p.name,
+            "memory_gib": p.total_memory / 2**30,
+            "processors": p.multi_processor_count,
+            "capability": f"{p.major}.{p.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "nccl": str(torch.cuda.nccl.version()),
+        }
+        section.record("gpu", gpu)
         if shutil.which("nvidia-smi"):
             query = "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit,temperature.gpu"
             said = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True)
@@ -39,18 +48,19 @@ def environment(section: Section) -> None:
 def ceilings(section: Section) -> None:
     """The largest matrix product's rate in TFLOP/s, and a copy's in GB/s (read and written)."""
     n = 8192 if section.cuda else 512
-    with section.alone():
-        for name in ("fp32", "tf32", "bf16", "fp16"):
-            if name == "fp16" and not section.cuda:
-                continue
-            dtype: Any = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
-            a, b = (torch.randn(n, n, device=section.device).to(dtype) for _ in range(2))
-            with arithmetic(section.device, "tf32" if name == "tf32" else "fp32"):
-                section.record(f"matmul {name}, TFLOP/s", 2 * n**3 / section.seconds(lambda: a @ b, least=0.1) / 1e12)
-        size = 2**32 if section.cuda else 2**26
-        x = torch.empty(size, dtype=torch.uint8, device=section.device).random_()
-        y = torch.empty_like(x)
-        section.record("copy, GB/s", 2 * size / section.seconds(lambda: y.copy_(x), least=0.1) / 1e9)
+    for name in ("fp32", "tf32", "bf16", "fp16"):
+        if name == "fp16" and not section.cuda:
+            continue
+        dtype: Any = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
+        a, b = (torch.randn(n, n, device=section.device).to(dtype) for _ in range(2))
+        with arithmetic(section.device, "tf32" if name == "tf32" else "fp32"):
+            section.record(
+                f"matmul {name}, TFLOP/s", 2 * n**3 / section.seconds(partial(torch.matmul, a, b), least=0.1) / 1e12
+            )
+    size = 2**32 if section.cuda else 2**26
+    x = torch.empty(size, dtype=torch.uint8, device=section.device).random_()
+    y = torch.empty_like(x)
+    section.record("copy, GB/s", 2 * size / section.seconds(lambda: y.copy_(x), least=0.1) / 1e9)
 
 
 def memory(section: Section) -> None:
