@@ -74,7 +74,7 @@ class Rods(Churned):
 
     @property
     def corrector(self) -> Corrector:
-        """Algorithm 2 as a value: Within(window, Gate(CurvatureIndex(rho), eps, Cas(rho))), with Every inside Within."""
+        """Algorithm 2 as a value: Within(window, Gate(CurvatureIndex(rho), eps, Cas(rho))), with Every inside."""
         correct = self.change
         if self.detect:
             correct = Gate(self.detector or CurvatureIndex(self.rho), self.eps, correct)

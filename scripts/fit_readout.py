@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from rods.bench.results import read_results
-from rods.readout import fingerprint, write_readout
+from rods.readout import fingerprint
 
 from dnnlib.cli import Command, NumberList, SeedList
 from dnnlib.errors import UserError
@@ -32,7 +31,6 @@ from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.labelled import LabelledRun, is_finite, read_png, read_run
 from rods.bench.methods import BASELINE, Method
-from rods.labels.agreement import settle
 from rods.bench.readout_fit import (
     Judged,
     chosen_levels,
@@ -47,10 +45,11 @@ from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
 from rods.gate import Readout, fingerprint
+from rods.labels.agreement import settle
 from rods.labels.labels import read_labels
+from rods.labels.session import NORMAL, read_answers
 from rods.presets import Preset
 from rods.runs.presets import beside_preset, read_preset, write_preset
-from rods.labels.session import NORMAL, read_answers
 from rods.types import Denoiser
 from torch_utils import distributed
 from training.checkpoint import load_snapshot

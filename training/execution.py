@@ -5,7 +5,7 @@ Layout and threads move images by float32 rounding, bf16 by more; checkpoints ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,15 +43,19 @@ def checkpoint_blocks(net: Precond) -> int:
     return len(blocks)
 
 
-class Padded(nn.Module):
-    """A network that always sees `batch` rows, so that a compiled one is compiled once; the rest is the last row again.
+class Compiled(nn.Module):
+    """A network through torch.compile: a graph for all batch sizes, and another one where a gradient is asked for.
 
-    Attributes are the network's own. Calls with more rows than `batch` go through in parts.
+    The number of rows is a symbol of the graphs, so that the few rows of a restart neither compile again nor are padded
+    to a whole batch; torch makes one row a special case, which is padded to two unless all batches are of one. A graph
+    calls no hooks: while somebody watches layers (rods.readout), the network is carried out as it is. Attributes are
+    the network's own.
     """
 
-    def __init__(self, net: nn.Module, batch: int, call: Callable[..., Tensor] | None = None) -> None:
+    def __init__(self, net: nn.Module, *, batch: int) -> None:
         super().__init__()
-        self.net, self.batch, self.call = net, batch, call or net
+        self.net, self.least = net, min(batch, 2)
+        self.graph = torch.compile(net.forward)  # the method: as a module it would be a second owner of the weights
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -60,17 +64,23 @@ class Padded(nn.Module):
             return getattr(super().__getattr__("net"), name)
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        done = []
-        for start in range(0, len(x), self.batch):
-            rows = torch.arange(start, start + self.batch, device=x.device).clamp(max=len(x) - 1)
-            labels = None if class_labels is None else class_labels[rows]
-            done.append(self.call(x[rows], sigma, labels)[: len(x) - start])
-        return torch.cat(done)
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules()):
+            return self.net(x, sigma, class_labels)
+        B = len(x)
+        if self.least > B:
+            x = torch.cat([x, x[-1:]])
+            class_labels = None if class_labels is None else torch.cat([class_labels, class_labels[-1:]])
+        if self.least > 1:
+            for t in (x, class_labels):
+                if t is not None:
+                    torch._dynamo.maybe_mark_dynamic(t, 0)  # type: ignore[no-untyped-call]
+        denoised: Tensor = self.graph(x, sigma, class_labels)
+        return denoised[:B]
 
 
-def compiled(net: nn.Module, *, batch: int) -> Padded:
-    """`net` through torch.compile with the one batch size that it will see. Tens of seconds at the first call."""
-    return Padded(net, batch, torch.compile(net, dynamic=False))
+def compiled(net: nn.Module, *, batch: int) -> Compiled:
+    """`net` through torch.compile, for batches of up to `batch` rows. Tens of seconds at the first call."""
+    return Compiled(net, batch=batch)
 
 
 @contextmanager

@@ -39,7 +39,12 @@ EXECUTION_OPTIONS = (
         help="Precision inside the network; the state is float64.",
     ),
     click.option("--channels-last", is_flag=True, help="Memory layout of the network's tensors."),
-    click.option("--compile", "compile_network", is_flag=True, help="torch.compile the network; never run on a GPU."),
+    click.option(
+        "--compile",
+        "compile_network",
+        is_flag=True,
+        help="torch.compile the network: minutes at the start, any batch size after it; a gate runs it uncompiled.",
+    ),
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),

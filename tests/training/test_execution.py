@@ -1,4 +1,4 @@
-"""How a network is executed: layouts, checkpoints, padding."""
+"""How a network is executed: layouts, checkpoints, torch.compile."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from commands import files, generated
-from rods.evaluation import Point, bind
 from torch import Tensor, nn
 
-from training.execution import ExecutionConfig, Padded, apply_execution, checkpoint_blocks, set_layout
+from rods import euler_sampler, rods_sampler
+from rods.denoiser import State, bind
+from training.execution import ExecutionConfig, apply_execution, checkpoint_blocks, compiled, set_layout
 from training.networks import EDMPrecond
 
 
@@ -26,7 +27,7 @@ def tiny(model: str = "SongUNet", labels: int = 0) -> nn.Module:
 
 def point(net: nn.Module) -> Point:
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return Point(bind(net, 3), x, torch.tensor(0.7, dtype=torch.float64))
+    return State(bind(net, 3), x, torch.tensor(0.7, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("model", ["SongUNet", "DhariwalUNet"])
@@ -51,25 +52,64 @@ def test_layouts_agree(model: str) -> None:
     assert torch.allclose(point(plain).d, point(last).d, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 5, 9])
-def test_a_padded_network_sees_one_batch_size_alone(rows: int) -> None:
-    net, seen = tiny(labels=3), []
+class Graphs:
+    """In place of torch.compile: calls the network, and notes the batch sizes that a graph gets to see."""
 
-    def call(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        seen.append((len(x), len(labels)))
-        denoised: Tensor = net(x, sigma, labels)
-        return denoised
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        monkeypatch.setattr(torch, "compile", self.wrap)
 
-    padded = Padded(net, 4, call)
+    def wrap(self, forward: Any) -> Any:
+        def graph(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+            self.rows.append(len(x))
+            assert labels is None or len(labels) == len(x)
+            denoised: Tensor = forward(x, sigma, labels)
+            return denoised
+
+        return graph
+
+
+@pytest.mark.parametrize(("rows", "batch", "seen"), [(1, 4, 2), (4, 4, 4), (3, 4, 3), (9, 4, 9), (1, 1, 1)])
+def test_a_graph_sees_two_rows_or_more(monkeypatch: pytest.MonkeyPatch, rows: int, batch: int, seen: int) -> None:
+    graphs, net = Graphs(monkeypatch), tiny(labels=3)
+    own = compiled(net, batch=batch)
     x = torch.randn(rows, 1, 8, 8).requires_grad_(True)
     labels = torch.eye(3)[torch.arange(rows) % 3]
-    out = padded(x, torch.tensor(0.7), labels)
-    expected = net(x, torch.tensor(0.7), labels)
+    out, expected = own(x, torch.tensor(0.7), labels), net(x, torch.tensor(0.7), labels)
     assert torch.allclose(out, expected, atol=1e-6)
     (a,), (b,) = torch.autograd.grad(out.sum(), x), torch.autograd.grad(expected.sum(), x)
     assert torch.allclose(a, b, atol=1e-5)
-    assert set(seen) == {(4, 4)}
-    assert (padded.label_dim, padded.sigma_max) == (3, float("inf"))
+    assert graphs.rows == [seen]
+    assert (own.label_dim, own.sigma_max) == (3, float("inf"))
+    assert set(own.state_dict()) == {f"net.{name}" for name in net.state_dict()}
+
+
+def test_a_network_whose_layers_are_watched_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, net = Graphs(monkeypatch), tiny()
+    own, seen = compiled(net, batch=4), []
+    x = torch.randn(2, 1, 8, 8)
+    hook = own.get_submodule("model.dec.8x8_block0").register_forward_hook(lambda *_: seen.append(1))
+    own(x, torch.tensor(0.7))
+    hook.remove()
+    assert (graphs.rows, seen) == ([], [1])
+    own(x, torch.tensor(0.7))
+    assert (graphs.rows, seen) == ([2], [1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler
+def test_torch_compile_itself_takes_any_batch_by_one_graph_of_each_kind() -> None:
+    torch._dynamo.reset()
+    net = tiny(labels=3)
+    own = compiled(net, batch=8)
+    x, labels = torch.randn(8, 1, 8, 8), torch.eye(3)[torch.arange(8) % 3]
+    options: dict[str, Any] = {"eps": 0.0, "rho": 1.0, "window": (0, 1), "num_steps": 3}
+    for rows in (8, 3, 1, 5):  # as gates and restarts leave them
+        a, b = (rods_sampler(n, x[:rows], labels[:rows], **options).images for n in (own, net))
+        assert torch.allclose(a, b, atol=1e-4)
+        a, b = (euler_sampler(n, x[:rows], labels[:rows], num_steps=3) for n in (own, net))
+        assert torch.allclose(a, b, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # with gradient and without; two sizes, then any
 
 
 def test_an_execution_ends_with_its_block() -> None:
