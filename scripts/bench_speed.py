@@ -191,13 +191,13 @@ def main(
         "repeats": repeats, **facts(),
     }  # fmt: skip
     click.echo("\n".join(f"{name}: {value}" for name, value in about.items()))
-    samplers = time_samplers(snapshot.net, latents, samplers(num_steps=steps, rho=rho), repeats=repeats)
-    click.echo(table(samplers))
+    timed = time_samplers(snapshot.net, latents, samplers(num_steps=steps, rho=rho), repeats=repeats)
+    click.echo(table(timed))
     loops = time_training(where, batch=batch, repeats=repeats) if training else []
     if loops:
         click.echo(table(loops))
     with atomic_write(out) as temporary:
-        temporary.write_text(json.dumps({**about, "samplers": samplers, "training": loops}, indent=2) + "\n")
+        temporary.write_text(json.dumps({**about, "samplers": timed, "training": loops}, indent=2) + "\n")
     click.echo(f"wrote {out}")
 
 
