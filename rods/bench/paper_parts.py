@@ -47,8 +47,8 @@ def sheet_and_text(
     images, labels = {m: e.images(m) for m in methods}, {m: e.labels(m) for m in methods}
     pixels = sheet([[images[m][i] for i in shown] for m in methods], [[labels[m][i] for i in shown] for m in methods])
     wide, beside = pixels.shape[1] / DPI + 1.3, 6.2 if text else 0.1
-    height = max(pixels.shape[0] / DPI + 0.8, 3.0)
-    fig, axes = figure(1, 2, width=wide + beside, height=height + 0.2 * len(title), widths=(wide, beside))
+    height = max(pixels.shape[0] / DPI + 0.9, 3.0)
+    fig, axes = figure(1, 2, width=wide + beside, height=height + 0.25 * (len(title) + 1), widths=(wide, beside))
     show(axes[0, 0], pixels, row_names=[fill(m, 14) for m in methods], column_names=image_names)
     write_lines(axes[0, 1], text)
     fig.suptitle("\n".join([*title, LEGEND]), fontsize=9)

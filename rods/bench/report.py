@@ -42,7 +42,7 @@ LABEL_WORDS = {"surely bad": "hallucinated", "surely well": "valid", "ambiguous"
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its file name."""
+    """An image file of the report."""
 
     name: str
     content: bytes
