@@ -1,18 +1,21 @@
-"""Running generate.py in this process, and looking at what it wrote."""
+"""Running generate.py in this process or a command in several, and looking at what was written."""
 
 from __future__ import annotations
 
 import atexit
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from click.testing import CliRunner
-from vectors import GOLDEN
+from vectors import GOLDEN, ROOT
 
 from generate import main
 from training.checkpoint import save_snapshot
@@ -81,3 +84,12 @@ def records(outdir: Path) -> list[dict[str, Any]]:
 def options_json(outdir: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((outdir / "options.json").read_text())
     return found
+
+
+def torchrun(ranks: int, script: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command as `ranks` processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launcher, str(script), *options], env=environment, capture_output=True, text=True, check=False, timeout=90
+    )

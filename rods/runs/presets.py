@@ -61,6 +61,6 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
 
 def beside(preset: Path, name: object) -> Path:
     """The file `name` in the folder of a preset. Raises ValueError for what is not a plain file name."""
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"{preset}: readout must be the name of a file beside it")
     return preset.with_name(name)

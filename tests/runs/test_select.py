@@ -12,19 +12,18 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, records, tiny
+from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, records, tiny, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ranks import torchrun
-from vectors import ROOT
-
 from rods.accept import Accept
 from rods.image_scores import Lid, Tvf
 from rods.pipeline import SamplerConfig
-from rods.presets import parse_preset
 from rods.retention import KEEP, Retention, retention, retention_of_json
 from rods.runs.selection import Filter
 from rods.score_text import parse_score
+from vectors import ROOT
+
+from rods.presets import parse_preset
 from torch_utils.rng import LARGEST_REDRAWN, MOST_TRIES, SECOND, THIRD, SeedStreams, redrawn
 
 EULER = SamplerConfig("euler", {})

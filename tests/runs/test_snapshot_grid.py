@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from commands import SMALL, tiny
 
-from rods.runs.grids import SEEDS, draw_grid, radius
+from rods.runs.snapshot_grid import SEEDS, draw_grid, radius
 from training.checkpoint import load_denoiser
 
 

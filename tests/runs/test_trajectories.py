@@ -11,12 +11,12 @@ import pytest
 import torch
 from commands import PLAIN, RESTART, RODS, files, generate, generated, records
 from numpy.typing import NDArray
-
-from rods.bench.sources import image_source
 from rods.pipeline import SAMPLERS, Chunk, SamplerConfig, sample_chunk
+
+from rods.labels.session import open_session
 from rods.runs.images import to_uint8
-from rods.runs.rating import open_session
-from rods.runs.trajectories import GAP, Recorder, joined, tiles_of
+from rods.runs.sources import image_source
+from rods.runs.trajectories import GAP, Recorder, tiles_of
 from training.checkpoint import load_denoiser
 
 CPU = torch.device("cpu")
@@ -127,7 +127,10 @@ def test_a_state_without_numbers_is_black() -> None:
 
 def test_tiles_come_back_from_a_strip() -> None:
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, 256, (2, 5, 3, 7, 7), dtype=np.uint8)
-    strip = joined([list(row) for row in rows])
+    tiles = rng.integers(0, 256, (2, 4, 3, 3, 7, 7), dtype=np.uint8)  # [x_t or D, step, sample, C, H, W]
+    image = rng.integers(0, 256, (3, 7, 7), dtype=np.uint8)
+    recorder = Recorder(range(4), states=list(tiles[0]), denoised=list(tiles[1]))
+    strip = np.asarray(recorder.strip(2, torch.from_numpy((image - 127.5) / 127.5))).transpose(2, 0, 1)
     assert strip.shape == (3, 14 + GAP, 5 * 7 + 4 * GAP)
-    assert np.array_equal(np.array(tiles_of(strip)), rows)
+    assert np.array_equal(np.array(tiles_of(strip))[:, :4], tiles[:, :, 2])
+    assert np.array_equal(tiles_of(strip)[0][4], image)
