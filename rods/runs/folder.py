@@ -20,6 +20,7 @@ from PIL.Image import Image
 from dnnlib.errors import UserError
 from dnnlib.util import alone, atomic_write
 from rods import legacy
+from rods.runs.options import flag
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
 REJECTED = "rejected"  # the folder of images that a filter has dropped, where they are kept
@@ -54,7 +55,7 @@ class OutputFolder:
         if old is not None and (changed := [k for k in {**old, **identity} if old.get(k) != self.identity.get(k)]):
             k = changed[0]
             raise UserError(
-                f"--outdir={outdir} holds images made with {k}={old.get(k)}, not {self.identity.get(k)}; "
+                f"--outdir={outdir} holds images made with {flag(k)}={old.get(k)}, not {self.identity.get(k)}; "
                 "repeat what made them, or name another --outdir"
             )
 

@@ -20,10 +20,10 @@ _ARRAYS = ("mean", "scale", "linear", "quadratic")
 def write_readout(path: Path, readout: Readout) -> None:
     """Writes a readout; `read_readout` reads back an equal one (its weights are float32 numbers)."""
     arrays = {name: np.array(getattr(readout, name), dtype=np.float32) for name in _ARRAYS}
-    about = {"blocks": list(readout.blocks), "sigma": readout.sigma, "draws": readout.draws,
+    about = {"format": "rods-readout-1", "blocks": list(readout.blocks), "sigma": readout.sigma, "draws": readout.draws,
              "network": readout.network, "bias": readout.bias}  # fmt: skip
     with atomic_write(path) as temporary:
-        save_file(arrays, temporary, metadata={"format": "rods-readout-1", "readout": json.dumps(about)})
+        save_file(arrays, temporary, metadata={"readout": json.dumps(about)})  # one entry: their order is random
 
 
 def read_readout(path: Path, *, option: str) -> Readout:

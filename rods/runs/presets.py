@@ -92,6 +92,6 @@ def preset_options(sampler: Sampler) -> dict[str, Any]:
 
 def beside(preset: Path, name: object) -> Path:
     """The file `name` in the folder of a preset. Raises ValueError for what is not a plain file name."""
-    if not isinstance(name, str) or Path(name).name != name:
+    if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"{preset}: readout must be the name of a file beside it")
     return preset.with_name(name)

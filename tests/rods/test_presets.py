@@ -91,7 +91,7 @@ def test_what_is_no_preset_is_one_line_that_names_the_entry(changes: dict[str, A
     with pytest.raises(ValueError, match=f"^{says}") as error:
         parse_preset({**GOOD, **changes}, where="F")
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="^F is not a preset"):
+    with pytest.raises(ValueError, match=r"^F is not a preset"):
         parse_preset([GOOD], where="F")
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import PIL.Image
 import pytest
-import rods.runs.sampling as sampling
 from commands import LABELLED, RODS, SMALL, files, generate, generated, options_json, records
-from vectors import ROOT
+from vectors import GOLDEN, ROOT
 
-import rods.runs.folder as outputs
+import rods.runs.folder as folder_module
+import rods.runs.run as run_module
 from dnnlib.errors import UserError
 from rods.runs.folder import OutputFolder
 
@@ -51,7 +51,7 @@ def test_a_second_run_touches_nothing(whole: dict[str, str], tmp_path: Path) -> 
 
 
 def test_interrupted_by_the_keyboard(whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = sampling.sample_chunk, []
+    real, calls = run_module.sample_chunk, []
 
     def interrupted(*args: Any, **options: Any) -> Any:
         calls.append(args)
@@ -59,7 +59,7 @@ def test_interrupted_by_the_keyboard(whole: dict[str, str], tmp_path: Path, monk
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(sampling, "sample_chunk", interrupted)
+    monkeypatch.setattr(run_module, "sample_chunk", interrupted)
     code, output = generate(tmp_path, *RUN)
     assert code == 130
     assert output.strip().endswith("Interrupted.")
@@ -88,9 +88,9 @@ def killed_at_write(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
             raise Killed
         real(path, content)
 
-    real = outputs._replace
+    real = folder_module._replace
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "_replace", replace)
+        patch.setattr(folder_module, "_replace", replace)
         yield written
 
 
@@ -114,8 +114,8 @@ GENTLE = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIG
 @pytest.mark.parametrize("number", [signal.SIGKILL, *GENTLE])
 def test_killed_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     options = ["--seeds=0-999", "--batch=2", *RODS, "--steps=8", "--threads=1", f"--network={SMALL}"]
-    run = [sys.executable, str(ROOT / "generate.py"), f"--outdir={tmp_path / 'killed'}", *options]
-    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    command = [sys.executable, str(ROOT / "generate.py"), f"--outdir={tmp_path / 'killed'}", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list((tmp_path / "killed").glob("00001*.png")):
         assert process.poll() is None, process.communicate()
@@ -280,8 +280,8 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path, content)
 
-    real = outputs._replace
-    monkeypatch.setattr(outputs, "_replace", full)
+    real = folder_module._replace
+    monkeypatch.setattr(folder_module, "_replace", full)
     code, output = generate(tmp_path, *RUN)
     assert code == 2
     assert output.endswith(
@@ -291,6 +291,31 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(
     monkeypatch.undo()
     generated(tmp_path, *RUN)
     assert files(tmp_path) == whole
+
+
+# -- folders of version 0.1 -------------------------------------------------------------------------------------------
+
+OLD = json.loads((GOLDEN / "identities.json").read_text())
+
+
+@pytest.mark.parametrize("old", OLD, ids=lambda old: " ".join(old["options"]))
+def test_a_folder_of_version_0_1_is_taken_up(old: dict[str, Any], tmp_path: Path) -> None:
+    """What generate.py wrote then into options.json, and the same command as it is written now."""
+    options = {
+        "--detector=tvf --tvf-sigma=1.5": "--detector=tvf:sigma=1.5",
+        "--rho=.5 --score-at=.5": "--inside=cas:rho=.5 --score-at=.5",
+        "--rho=.5 --inside=sas --sas-sign=downhill": "--inside=sas:rho=.5,sas_sign=downhill",
+        "--rho=.5 --inside=overshoot": "--inside=overshoot:rho=.5",
+    }
+    line = " ".join(old["options"])
+    for then, now in options.items():
+        line = line.replace(then, now)
+    generated(tmp_path, "--seeds=0", *line.split())
+    before, now_options = files(tmp_path), options_json(tmp_path)
+    identity = {"network_sha256": now_options["identity"]["network_sha256"], **old["identity"]}
+    (tmp_path / "options.json").write_text(json.dumps({**now_options, "identity": identity}))
+    generated(tmp_path, "--seeds=0", *line.split())
+    assert files(tmp_path) == before
 
 
 # -- OutputFolder by itself -------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""Pictures, contact sheets and preset files of the commands."""
+"""Pixels, PNG files and contact sheets."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from rods.pipeline import SamplerConfig
-from rods.runs.sampling import write_grid
-from rods.runs.summaries import risk_summary
-from vectors import ROOT
 
-from dnnlib.errors import UserError
-from rods.presets import PAPER_PRESETS, parse_preset
 from rods.runs.images import RED, contact_sheet, save_png, to_pil, to_uint8
-from rods.runs.options import respell, sampler_choice
-from rods.runs.presets import find_preset, read_preset
-
-GOOD: dict[str, Any] = {
-    "name": "mine", "network": "my-net", "source": "seeds 0-99", "samplers": {"rods-cas": {"eps": 0.1, "rho": 2}},
-}  # fmt: skip
-
-
-# -- pictures ---------------------------------------------------------------------------------------------------------
+from rods.runs.run import write_grid
 
 
 def test_pixels_are_truncated_and_clipped() -> None:
@@ -111,119 +96,3 @@ def test_the_grid_leaves_out_what_was_not_written(tmp_path: Path) -> None:
         pixels = np.asarray(grid)
     assert tuple(pixels[3, 50]) == RED, "an H beyond all numbers is at risk"
     assert tuple(pixels[3, 150]) != RED, "no H was measured there"
-
-
-def test_the_summary_of_the_risk() -> None:
-    lines = [{"H": [0.0, float(i)], "flagged": [1] if i >= 8 else []} for i in range(11)]
-    assert risk_summary(lines, 8.0, 8.0) == "3 of 11 at risk (H >= 8 at some step); H is in samples.jsonl"
-    assert risk_summary(lines, 0.0, 9.0).startswith("Every image corrected. 2 of 11 at risk (H >= 9")
-    for eps, head in ((0.0, "Every image corrected. "), (math.inf, "Nothing corrected. ")):
-        assert risk_summary(lines, eps, math.inf).startswith(f"{head}The largest H of an image")
-    assert "50% 5, 90% 9, 95% 9" in risk_summary(lines, math.inf, math.inf)
-    assert "50% inf" in risk_summary([{"H": [1.0, None], "flagged": []}], math.inf, math.inf)  # H beyond all numbers
-
-
-def test_a_preset_that_corrects_all_still_says_who_is_at_risk_for_its_own_settings_alone() -> None:
-    preset = PAPER_PRESETS["hands-128-ve"]
-    assert preset.risk_threshold(preset.config("rods-cas", {})) == 0.014
-    assert preset.risk_threshold(preset.config("rods-cas", {"rho": 3})) is None, "H depends on rho"
-    assert PAPER_PRESETS["edm-ffhq-64x64-uncond-ve"].risk_threshold(preset.config("rods-cas", {})) is None
-
-
-# -- presets ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_published_settings() -> None:
-    expected = {
-        "edm-afhqv2-64x64-uncond-ve": (0.1, 1, (0, 1), "edm-afhqv2-64x64-uncond-ve"),
-        "edm-ffhq-64x64-uncond-ve": (0.09, 8, (0, 1), "edm-ffhq-64x64-uncond-ve"),
-        "hands-128-ve": (0, 30, (0.1, 0.5), None),
-    }
-    assert set(PAPER_PRESETS) == set(expected)
-    for name, (eps, rho, window, network) in expected.items():
-        preset = PAPER_PRESETS[name]
-        assert preset.network == network
-        for sampler in ("rods-cas", "rods-sas"):
-            options = preset.config(sampler, {}).options
-            assert (options["eps"], options["rho"], options["window"]) == (eps, rho, window)
-            assert (options["num_steps"], options["solver"], options["detect"]) == (40, "euler", True)
-        assert preset.config("rods-sas", {}).options["sas_sign"] == "uphill"
-        assert preset.config("rods-cas", {"eps": 5.0}).options["eps"] == 5
-        assert preset.config("edm", {}) == SamplerConfig("edm", {})
-
-
-def test_a_preset_is_found_by_network_name_or_file(tmp_path: Path) -> None:
-    (tmp_path / "my-net.preset.json").write_text(json.dumps(GOOD))
-    mine = parse_preset(GOOD, where="here")
-    assert find_preset(None, network="my-net", folder=tmp_path) == mine
-    assert find_preset("my-net", network="other", folder=tmp_path) == mine
-    assert find_preset(str(tmp_path / "my-net.preset.json"), network="other", folder=Path("none")) == mine
-    assert find_preset("none", network="my-net", folder=tmp_path) is None
-    assert find_preset(None, network="other", folder=tmp_path) is None
-    ffhq = PAPER_PRESETS["edm-ffhq-64x64-uncond-ve"]
-    assert find_preset(None, network="edm-ffhq-64x64-uncond-ve", folder=tmp_path) is ffhq
-    assert find_preset("edm-ffhq-64x64-uncond-ve", network="other", folder=tmp_path) is ffhq
-    with pytest.raises(
-        UserError, match=r"^--preset=best is unknown; use a JSON file or one of .*hands-128-ve, my-net$"
-    ):
-        find_preset("best", network="my-net", folder=tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])
-def test_a_preset_that_is_not_json(content: str, tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"bad\.json is not JSON; docs/calibration\.md shows a preset"):
-        read_preset(tmp_path / "bad.json")
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"extra": 1}, "F is no preset; it needs exactly the keys name, network, samplers, source"),
-        ({"samplers": [1]}, "F is no preset"),
-        ({"detect_eps": {"rods-cas": -1}}, "F: detect_eps needs a threshold >= 0"),
-        ({"detect_eps": 0.1}, "F: detect_eps needs a threshold >= 0"),
-        ({"name": 3}, "F: name is no text"),
-        ({"network": ["x"]}, "F: network is no text"),
-        ({"source": None}, "F: source is no text"),
-        ({"samplers": {"ddim": {}}}, "F: 'ddim' is no sampler; use edm"),
-        ({"samplers": {"rods-cas": 5}}, "F: rods-cas needs its options as name and value"),
-        ({"samplers": {"rods-cas": {"eps": 1}}}, "F, rods-cas: rho: rods-cas needs a value"),
-        ({"samplers": {"rods-cas": {"eps": 1, "rho": 1, "radius": 2}}}, "F, rods-cas: radius: rods-cas has no such"),
-        ({"samplers": {"rods-cas": {"eps": "1", "rho": 1}}}, "F, rods-cas: eps: '1' will not do; give a number"),
-        ({"samplers": {"rods-cas": {"eps": 1, "rho": 1, "window": "0-1"}}}, "F, rods-cas: window: '0-1' is no window"),
-    ],
-)
-def test_a_preset_that_is_none(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=f"^{says}"):
-        parse_preset({**GOOD, **changes}, where="F")
-    with pytest.raises(ValueError, match="F is no preset"):
-        parse_preset([GOOD], where="F")
-
-
-def test_the_presets_beside_the_embedded_networks_are_whole() -> None:
-    for path in sorted((ROOT / "models").glob("*.preset.json")):
-        preset = read_preset(path)
-        assert path.name == f"{preset.network}.preset.json"
-        assert preset.samplers
-        assert (ROOT / "models" / f"{preset.network}.safetensors").is_file()
-
-
-# -- options ----------------------------------------------------------------------------------------------------------
-
-
-def test_messages_spell_options_as_the_command_line_does() -> None:
-    assert respell("num_steps: 0 is too few") == "--steps: 0 is too few"
-    assert respell("S_min, S_max: 2, 1 is no range") == "--S_min, --S_max: 2, 1 is no range"
-    assert respell("this is: a sentence, not an option") == "this is: a sentence, not an option"
-    assert respell("nothing to respell") == "nothing to respell"
-
-
-def test_the_choice_of_a_sampler() -> None:
-    said: list[str] = []
-    assert sampler_choice("rods-cas", {"solver": "heun"}, say=said.append) == "rods-cas"
-    assert sampler_choice(None, {"num_steps": 3}, say=said.append) == "edm"
-    assert said == []
-    for option, spelt in {"solver": "--solver", "discretization": "--disc", "schedule": "--schedule"}.items():
-        assert sampler_choice(None, {option: "x"}, say=said.append) == "ablation"
-        assert said.pop() == f"{spelt} given without --sampler: using --sampler=ablation"

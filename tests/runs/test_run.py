@@ -24,13 +24,13 @@ def test_a_rank_that_fails_does_not_hang_the_others(tmp_path: Path) -> None:
     """Rank 1 breaks at its second chunk; the same command on one process completes what is missing."""
     script = tmp_path / "broken.py"
     script.write_text(
-        "import generate, rods.runs.sampling as sampling\n"
+        "import generate, rods.runs.run as run\n"
         "from torch_utils.distributed import rank\n"
-        "real = sampling.sample_for_folder\n"
-        "def broken(job, chunk, folder, room):\n"
+        "real = run.sample_for_folder\n"
+        "def broken(job, chunk, folder, micro_batches):\n"
         "    assert rank() == 0 or chunk.index < 2, 'this rank breaks'\n"
-        "    return real(job, chunk, folder, room)\n"
-        "sampling.sample_for_folder = broken\n"
+        "    return real(job, chunk, folder, micro_batches)\n"
+        "run.sample_for_folder = broken\n"
         "generate.main()\n"
     )
     run = torchrun(2, script, *RUN, f"--outdir={tmp_path / 'out'}")
