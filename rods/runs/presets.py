@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from dnnlib.errors import UserError
 from rods import legacy
@@ -50,7 +49,10 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
     fitted: dict[str, Detector] = {}
     try:
         if isinstance(data, dict):
-            data, fitted = _as_now(data, where)
+            try:
+                data, fitted = legacy.preset(data)
+            except ValueError as e:
+                raise ValueError(f"{where}: {e}") from None
             if "readout" in data and "readout" not in fitted:
                 fitted["readout"] = read_readout(beside(path, data["readout"]), option=where)
         return parse_preset(data, where=where, fitted=fitted)
@@ -58,14 +60,6 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
         raise
     except ValueError as e:
         raise UserError(str(e)) from None
-
-
-def _as_now(data: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Detector]]:
-    """`legacy.preset`, whose errors then say which file they are about."""
-    try:
-        return legacy.preset(data)
-    except ValueError as e:
-        raise ValueError(f"{where}: {e}") from None
 
 
 def beside(preset: Path, name: object) -> Path:
