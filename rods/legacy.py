@@ -94,7 +94,10 @@ def detector_text(text: str) -> str:
     """A detector's text without the options that were removed and do not act. Raises ValueError for one that does."""
     if text.startswith(("learned", "screen")):
         raise ValueError(f"detector: {text.partition('(')[0]} was removed; fit a readout, or use one of its scores")
-    return re.sub(r",first=0,near=[0-9.e-]+", "", text)
+    found = re.sub(r",first=0,near=[0-9.e-]+", "", text)
+    if text.startswith("lid") and re.search(r"\b(first|near)=", found):
+        raise ValueError("detector: first and near of lid were removed; leave them out, all draws are then taken")
+    return found
 
 
 def preset(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Detector]]:

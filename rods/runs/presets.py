@@ -55,7 +55,10 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
     fitted: dict[str, Detector] = {}
     try:
         if isinstance(data, dict):
-            data, fitted = legacy.preset(data)
+            try:
+                data, fitted = legacy.preset(data)
+            except ValueError as e:
+                raise ValueError(f"{where}: {e}") from None
             if "readout" in data and "readout" not in fitted:
                 fitted["readout"] = read_readout(beside(path, data["readout"]), option=where)
         return parse_preset(data, where=where, fitted=fitted)

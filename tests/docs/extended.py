@@ -1,6 +1,6 @@
-"""What docs/extending.md adds, checked in a process of its own: my_methods.py, the page's blocks, is on the path.
+"""What docs/extending.md adds to generate.py, to presets and to the benchmark.
 
-Not collected by itself; tests/docs/test_extending.py runs it.
+Not collected by itself: tests/docs/test_extending.py runs it with the plugin extension.py, together with the laws.
 """
 
 from __future__ import annotations
@@ -9,36 +9,19 @@ import json
 from math import inf
 from pathlib import Path
 
-import my_methods  # registers; before generate.py, whose options are made when it is imported
+import my_methods
 import pytest
 import torch
 from click.testing import CliRunner
 from commands import files, generate, generated, options_json, records
-from exact import Counting, latents, mixture
+from exact import latents, mixture
 from pages import Page
 
 from generate import main
-from rods import RodsCas, Sampler, bind
+from rods import Euler, RodsCas
 from rods.bench.methods import METHODS
-from rods.config import build, detector_from_text, from_json, to_json
-from rods.detectors import Detector
-from rods.restart import draws_of
 
 PAGE = Page("extending")
-STRAIGHTEN = {"weight": 0.3, "window": (0.2, 0.8), "num_steps": 8}
-SAMPLERS = [
-    build("straighten", STRAIGHTEN),
-    build("heun-overshoot", {"rho": 0.5, "num_steps": 8}),
-    build("rods-cas", {"eps": 0.1, "rho": 0.3, "num_steps": 8, "detector": detector_from_text("noise-length")}),
-    build("restart", {"threshold": 0.2, "sigma_r": 2, "detector": detector_from_text("noise-length:hi=2"),
-                      "inside": my_methods.Straighten(0.3)}),
-]  # fmt: skip
-
-
-def fixed_noise(sampler: Sampler, rows: slice):  # type: ignore[no-untyped-def]
-    """Draws that belong to the rows of the whole batch, whichever are sampled."""
-    g = torch.Generator().manual_seed(5)
-    return lambda x: torch.randn(6, *x.shape[1:], generator=g, dtype=x.dtype)[rows]
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -100,61 +83,14 @@ def test_the_benchmark_has_rows_for_them() -> None:
     assert "heun-overshoot" in METHODS
 
 
-# -- laws -------------------------------------------------------------------------------------------------------------
+# -- in the library ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
-def test_json_reads_them_back(sampler: Sampler) -> None:
-    assert from_json(json.loads(json.dumps(to_json(sampler)))) == sampler
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
-def test_an_image_does_not_depend_on_its_batch(sampler: Sampler) -> None:
-    whole = sampler.sample(mixture(), latents(), randn_like=fixed_noise(sampler, slice(None)))
-    for b in range(6):
-        alone = sampler.sample(mixture(), latents()[b : b + 1], randn_like=fixed_noise(sampler, slice(b, b + 1)))
-        assert (alone.images[0] - whole.images[b]).abs().max() <= 1e-12
-        assert alone.records[0].flagged == whole.records[b].flagged
-        assert alone.records[0].scores == pytest.approx(whole.records[b].scores, abs=1e-12)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
-def test_evaluations_are_counted(sampler: Sampler) -> None:
-    net = Counting(mixture())
-    done = sampler.sample(net, latents(), randn_like=fixed_noise(sampler, slice(None)))
-    assert sum(record.forward for record in done.records) == net.forward
-    assert sum(record.backward for record in done.records) == net.backward
-
-
-def test_their_cost_is_what_their_docstrings_say() -> None:
-    straighten, heun, _, _ = SAMPLERS
-    assert straighten.sample(mixture(), latents()).records[0].forward == 8
-    assert heun.sample(mixture(), latents()).records[0].forward == 2 * 8 - 1
+def test_as_a_gate_the_detector_costs_nothing_and_changes_no_image() -> None:
     gated = RodsCas(eps=inf, rho=1, num_steps=8, detector=my_methods.NoiseLength())
-    (record, *_) = gated.sample(mixture(), latents()).records
-    assert (record.forward, record.backward) == (8, 0)
-    assert len(record.scores) == 3  # steps .1 * 8 <= i < .5 * 8
-
-
-def test_the_detector_changes_no_image() -> None:
-    gated = RodsCas(eps=inf, rho=1, num_steps=8, detector=my_methods.NoiseLength())
-    plain = build("euler", {"num_steps": 8})
-    assert torch.equal(gated.sample(mixture(), latents()).images, plain.sample(mixture(), latents()).images)
-
-
-def test_a_followed_score_does_not_depend_on_its_batch() -> None:
-    detector: Detector = my_methods.NoiseLength(lo=0.1, hi=10)
-
-    def score(x: torch.Tensor) -> torch.Tensor:
-        denoise = bind(mixture(), len(x))
-        follower = detector.follow(denoise, draws_of(denoise, x.double(), detector.num_draws))
-        for step in build("euler", {"num_steps": 8}).steps(denoise, x):
-            follower.add(step)
-        return follower.score(step.x_next)
-
-    whole = score(latents())
-    for b in range(6):
-        assert abs(float(score(latents()[b : b + 1])) - float(whole[b])) <= 1e-12
+    done = gated.sample(mixture(), latents())
+    assert {(record.forward, record.backward, len(record.scores)) for record in done.records} == {(8, 0, 3)}
+    assert torch.equal(done.images, Euler(num_steps=8).sample(mixture(), latents()).images)
 
 
 def test_a_trajectory_is_watched_by_a_for_loop() -> None:
