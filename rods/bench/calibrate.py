@@ -234,7 +234,7 @@ class Search:
 
     def window(self, lo: float, hi: float) -> SigmaWindow:
         """Fractions of the steps as noise levels, a little wider than the steps that they stand for."""
-        below = self.level(hi - 1 / self.task.num_steps)
+        below = self.level(max(lo, hi - 1 / self.task.num_steps))
         return SigmaWindow(rounded(0.98 * below, 3), rounded(1.02 * self.level(lo), 3))
 
     def windows(self) -> list[Window]:

@@ -21,7 +21,7 @@ from rods.denoiser import bind
 from rods.eval.detection import auroc
 from rods.eval.logistic import fit_logistic
 from rods.gate import Readout, activations, products
-from rods.types import Denoiser
+from rods.types import Denoiser, state_dtype
 from torch_utils.rng import SeedStreams
 from training.networks import Precond
 
@@ -76,13 +76,14 @@ def pooled_activations(
 
     `report` is told how many images are done, batch by batch. The network is on `device` already.
     """
+    where = device or torch.device("cpu")
     found: dict[str, list[F64]] = {block: [] for block in blocks}
     for start in range(0, len(images), batch):
         rows = images[start : start + batch]
-        x = torch.from_numpy(values_of(rows)).to(device or torch.device("cpu"))
+        x = torch.from_numpy(values_of(rows)).to(where, state_dtype(where))
         streams = SeedStreams(range(start, start + len(rows)), x.device)
         noise = torch.stack([streams.randn_like(x) for _ in range(draws)])
-        level = torch.as_tensor(network.round_sigma(torch.tensor(sigma, dtype=torch.float64, device=x.device)))
+        level = torch.as_tensor(network.round_sigma(x.new_tensor(sigma)))
         for block, p in zip(blocks, activations(bind(network, len(x)), x, level, noise, blocks), strict=True):
             found[block].append(p.cpu().numpy())
         report(len(rows))

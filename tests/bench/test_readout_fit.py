@@ -1,14 +1,21 @@
-"""Fitting a readout: which blocks and noise levels tell most, with and without products, and from how many labels."""
+"""rods.bench.readout_fit and scripts/fit_readout.py: what is learned, from whose labels, and the commands that use it."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from commands import SMALL
+from click.testing import CliRunner
+from commands import LABELLED, SMALL, generate, generated, options_json, records
 
+from dnnlib.errors import UserError
+from rods.base_samplers import Edm, Euler
+from rods.bench.labelled import read_png
 from rods.bench.readout_fit import (
     Judged,
     Kind,
@@ -21,9 +28,19 @@ from rods.bench.readout_fit import (
     standardised,
 )
 from rods.eval.detection import auroc
+from rods.gate import Readout
+from rods.labels.labels import ImageLabel, write_labels
+from rods.presets import Preset
+from rods.restart import Restart
+from rods.runs.gates import read_readout, write_readout
+from rods.runs.presets import read_preset, write_preset
+from rods.runs.rating import Answers, open_session
+from scripts.fit_readout import main, with_readout
 from training.checkpoint import load_denoiser
 
 BLOCK = "model.dec.8x8_block0"
+OTHERS = '{"name": "x", "network": "other", "source": "", "samplers": {"euler": {}}}'
+FINGERPRINT = "0123456789ab"
 
 
 def network() -> Any:
@@ -39,6 +56,10 @@ def measured(n: int = 600) -> tuple[dict[tuple[str, float], np.ndarray], np.ndar
     return {("noise", 1.0): draw.normal(size=(n, 2)), ("product", 2.0): 5 + 3 * z, ("weak", 1.0): weak}, bad
 
 
+def readout(bias: float = 0.25) -> Readout:
+    return Readout((BLOCK,), 0.5, 2, FINGERPRINT, bias, (0.0, 0.5), (1.0, 2.0), (0.25, -1.0))
+
+
 def test_the_kind_that_tells_most_is_found_and_fitted() -> None:
     at, bad = measured()
     told: list[Judged] = []
@@ -50,8 +71,8 @@ def test_the_kind_that_tells_most_is_found_and_fitted() -> None:
     by_kind = {(*j.kind.blocks, j.kind.quadratic): j.auroc for j in told[:6]}
     assert abs(by_kind["noise", True] - 0.5) < 0.08
     assert by_kind["product", False] < 0.6 < by_kind["weak", False] < 0.75
-    r = fit(best, at, bad, draws=3, network="0123456789ab")
-    assert (r.draws, r.network) == (3, "0123456789ab")
+    r = fit(best, at, bad, draws=3, network=FINGERPRINT)
+    assert (r.draws, r.network) == (3, FINGERPRINT)
     mine = r.of(torch.from_numpy(at["product", 2.0])).numpy()
     assert auroc(mine, bad) > 0.9
     assert abs(mine.mean() - bad.mean()) < 0.01, "a probability"
@@ -59,7 +80,7 @@ def test_the_kind_that_tells_most_is_found_and_fitted() -> None:
     assert (features(z, 2).shape, features(z, 0).shape) == ((600, 5), (600, 2))
 
 
-def test_blocks_together_tell_more_than_each_alone() -> None:
+def test_blocks_together_tell_more_than_each_alone(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     a, b, n = draw.normal(size=(900, 2)), draw.normal(size=(900, 2)), draw.normal(size=(900, 2))
     bad = a[:, 0] * a[:, 1] + b[:, 0] + 0.2 * draw.logistic(size=900) > 0.5
@@ -70,10 +91,12 @@ def test_blocks_together_tell_more_than_each_alone() -> None:
     assert tried == alone | {("a", "b"), ("b", "a"), ("n", "a", "b"), ("a", "n", "b"), ("b", "n", "a")}
     assert (set(best.blocks) >= {"a", "b"}, best.blocks[0], best.quadratic, best.sigma) == (True, "a", True, 1.0)
     assert ranked[0].auroc > 0.1 + max(j.auroc for j in ranked if len(j.kind.blocks) == 1)
-    r = fit(best, at, bad, draws=1, network="0123456789ab")
+    r = fit(best, at, bad, draws=1, network=FINGERPRINT)
     assert (len(r.mean), r.width, len(r.quadratic)) == (2 * len(best.blocks), 2, 3)
     p = np.concatenate([at[block, 1.0] for block in best.blocks], axis=1)
     assert auroc(r.of(torch.from_numpy(p)).numpy(), bad) > 0.95
+    write_readout(tmp_path / "r.safetensors", r)
+    assert read_readout(tmp_path / "r.safetensors", option="--preset") == r
     with pytest.raises(ValueError, match="2 activations, and"):
         r.of(torch.zeros(1, 2))
 
@@ -90,13 +113,13 @@ def test_more_labels_tell_more() -> None:
 
 def test_a_few_labels_are_too_few() -> None:
     at, _ = measured()
-    with pytest.raises(ValueError, match="9 bad and 591 good images are too few"):
+    with pytest.raises(UserError, match="9 bad and 591 good images are too few"):
         judge(at, np.arange(600) < 9, report=lambda _: None)
 
 
-def test_decoder_blocks_are_read() -> None:
+def test_blocks_of_the_decoder_are_read() -> None:
     assert decoder_blocks(network()) == (BLOCK, "model.dec.8x8_block1")
-    with pytest.raises(ValueError, match="no decoder blocks"):
+    with pytest.raises(UserError, match="--network has no"):
         decoder_blocks(torch.nn.Linear(2, 2))
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     done: list[int] = []
@@ -107,3 +130,171 @@ def test_decoder_blocks_are_read() -> None:
     assert parts[0].shape == (5, 8)
     np.testing.assert_allclose(parts[0], parts[1], rtol=1e-5, atol=1e-6)
     assert done == [5, 2, 2, 1]
+
+
+# -- presets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_readout_takes_the_settings_of_the_old_one_out(tmp_path: Path) -> None:
+    old = Preset("x", "x", "by hand | readout: old", {"edm": Edm()}, fitted={"readout": readout()})
+    gated = Restart(threshold=0.5, sigma_r=2, detector=readout())
+    both = Preset("x", "x", "by hand | readout: old", {**old.samplers, "restart": gated}, fitted=old.fitted)
+    same, stale = with_readout(both, readout(), "again")
+    assert (same.samplers, stale, same.source) == (both.samplers, [], "by hand | readout: again")
+    new, stale = with_readout(both, readout(0.5), "new")
+    assert (new.samplers, stale) == (old.samplers, ["restart"])
+    alone, _ = with_readout(Preset("x", "x", "", {"restart": gated}, fitted=old.fitted), readout(0.5), "new")
+    assert alone.samplers == {"euler": Euler()}, "for --filter"
+    for preset in (same, new, alone):
+        write_preset(tmp_path / "x.preset.json", preset)
+        assert read_preset(tmp_path / "x.preset.json") == preset
+    data = json.loads((tmp_path / "x.preset.json").read_text())
+    assert data["readout"] == "x.readout.safetensors"
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def fitted(*options: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [*options, "--threads=1"])
+    torch.set_flush_denormal(False)  # the command sets it for its process, which here goes on to other tests
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the small network, a rater's answers, which go by what a layer of it says, and the same as labels."""
+    folder = tmp_path_factory.mktemp("labelled")
+    generated(folder / "run", "--sampler=euler", "--seeds=0-59", "--batch=20")
+    session = open_session(folder / "run", None, kind="hands", seed=0)
+    answers = Answers(folder / "answers.jsonl", session)
+    names = sorted(item.name for item in session.items.values())
+    images = np.stack([read_png(folder / "run" / name) for name in names])
+    p = pooled_activations(network(), images, 0.3, (BLOCK,), draws=4, batch=60, report=lambda _: None)[BLOCK]
+    high = dict(zip(names, p[:, 0] > np.median(p[:, 0]), strict=True))
+    for n, item in enumerate(session.items.values()):
+        what = "extra fingers" if high[item.name] else "normal"
+        answers.record("alice", {"item": item.key, "answer": what, "note": "", "seen": 0, "id": f"{n:08x}"})
+    verdicts = {name: "hallucinated" if is_high else "valid" for name, is_high in high.items()}
+    write_labels(folder / "run", [ImageLabel(name, verdict, "alice") for name, verdict in verdicts.items()])
+    return folder
+
+
+def test_people_teach_a_readout_and_it_restarts_and_filters(labelled: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "small.preset.json"
+    asked = (f"--network={SMALL}", f"--images={labelled / 'run'}", f"--answers={labelled / 'answers.jsonl'}",
+             "--levels=.3", f"--out={tmp_path / 'kept'}", f"--dest={preset}")  # fmt: skip
+    code, output = fitted(*asked)
+    assert code == 0, output
+    assert "60 sure labels, 30 bad" in output
+    weights = tmp_path / "small.readout.safetensors"
+    assert json.loads(preset.read_text())["readout"] == weights.name
+    lines = [json.loads(line) for line in (tmp_path / "small.readout.jsonl").read_text().splitlines()]
+    assert lines[1]["auroc"] > 0.9
+    assert max(line["auroc"] for line in lines[1:] if "ridge" in line) == lines[1]["auroc"]
+
+    data = json.loads(preset.read_text())
+    assert list(data["samplers"]) == ["euler"], "for --filter"
+    data["samplers"]["restart"] = {"detector": "readout", "threshold": 0.5, "sigma_r": 1.0}
+    preset.write_text(json.dumps(data))
+    before, bits = read_preset(preset), weights.read_bytes()
+    assert fitted(*asked)[0] == 0, "again, and what else the preset has stays"
+    assert (read_preset(preset), weights.read_bytes()) == (before, bits)
+
+    run = ("--sampler=restart", f"--preset={preset}", "--seeds=0-7", "--batch=4")
+    generated(tmp_path / "out", *run)
+    scores = [line["restart"]["scores"] for line in records(tmp_path / "out")]
+    assert all((len(s) > 1) == (s[0] > 0.5) for s in scores)
+    assert {len(s) > 1 for s in scores} == {True, False}
+    assert generate(tmp_path / "out", *run, "--detector=lid")[0] == 2, "another run"
+    identity = options_json(tmp_path / "out")["identity"]
+    assert (identity["detector"], identity["detector_sha256"]) == ("readout", before.fitted["readout"].digest)
+    filtered = ("--sampler=euler", f"--preset={preset}", "--seeds=0-7", "--batch=4", "--filter=readout")
+    generated(tmp_path / "all", *filtered, "--filter-threshold=inf")
+    found = [line["filter_score"] for line in records(tmp_path / "all")]
+    assert all(0 < f < 1 for f in found)
+    assert {line["forward"] for line in records(tmp_path / "all")} == {6}
+
+    code, output = fitted(*asked, "--draws=3")
+    assert code == 0
+    assert "left out, for they were of the readout before: the settings of restart; calibrate again" in output
+    again = read_preset(preset)
+    assert list(again.samplers) == ["euler"]
+    assert again.source.startswith("readout: scripts/fit_readout.py")
+    assert again.source.count("readout: ") == 1
+
+
+def test_a_labelled_run_teaches_what_its_raters_do(labelled: Path, tmp_path: Path) -> None:
+    common = (f"--network={SMALL}", "--levels=.3", f"--out={tmp_path / 'kept'}")
+    people = (f"--images={labelled / 'run'}", f"--answers={labelled / 'answers.jsonl'}")
+    a, b, c = (tmp_path / f"{name}.preset.json" for name in "abc")
+    assert fitted(*common, *people, f"--dest={a}")[0] == 0
+    code, output = fitted(*common, f"--run={labelled / 'run'}", f"--dest={b}")
+    assert code == 0, output
+    assert "labelled by alice: 60 sure labels, 30 bad" in output
+    assert read_preset(b).fitted == read_preset(a).fitted
+
+    run = tmp_path / "run"
+    shutil.copytree(labelled / "run", run)
+    names = sorted(path.name for path in run.glob("0*.png"))
+    write_labels(run, [ImageLabel(name, "uncertain" if i < 20 else "valid", "bob") for i, name in enumerate(names)])
+    code, output = fitted(*common, f"--run={run}", f"--dest={c}")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "has labels of 'alice', 'bob'; name one by --labels" in output
+    code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
+    assert "40 sure labels, 0 bad" in output
+    assert output.endswith("0 bad and 40 good images are too few to learn from; label more\n")
+    write_labels(run, [ImageLabel(name, "hallucinated", "bob") for name in names[30:]])
+    code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
+    assert code == 0
+    assert "labelled by bob: 40 sure labels, 30 bad" in output
+    (run / names[25]).unlink()
+    code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
+    assert code == 2
+    assert f"{names[25]} is missing; sample the run again" in output
+
+
+def test_mistakes_are_one_line(labelled: Path, tmp_path: Path) -> None:
+    good = (f"--network={SMALL}", f"--images={labelled / 'run'}", f"--answers={labelled / 'answers.jsonl'}")
+    run = f"--run={labelled / 'run'}"
+    dest = f"--dest={tmp_path / 'p.json'}"
+    for options, says in (
+        (good[:2], "give one of --task, --run, or --images with --answers"),
+        (("--task=hands-32", *good), "give one of --task, --run"),
+        ((run,), "--network: give the network that sampled --run="),
+        ((*good, "--labels=bob"), "--labels=bob says whose labels of --run count"),
+        ((f"--network={LABELLED}", run), "needs class labels"),
+        ((good[0], run, "--labels=bob"), "has no labels of 'bob', but of 'alice'"),
+        (("--task=grid25",), "no layers to read"),
+        (("--task=hands-32", "--network=x"), "--network=x: hands-32 has hands-32"),
+        ((*good, "--blocks=model.nowhere"), "--blocks: small has no module 'model.nowhere'; it has model.dec."),
+        ((*good, f"--blocks={BLOCK},"), "--blocks: small has no module ''"),
+        ((*good, "--levels=0"), "--levels=0.0: give noise levels > 0"),
+    ):
+        code, output = fitted(*options, dest)
+        assert (code, output.count("\n")) == (2, 1), output
+        assert says in output
+    code, output = fitted(*good, f"--dest={tmp_path / 'no' / 'p.json'}")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "there is no such folder" in output
+    preset = tmp_path / "q.json"
+    for text, says in (("{", f"--dest={preset} is not JSON"), (OTHERS, "is for network other, not small")):
+        preset.write_text(text)
+        code, output = fitted(*good, f"--dest={preset}")
+        assert (code, output.count("\n")) == (2, 1)
+        assert says in output
+    preset.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_another_network_is_refused(labelled: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(labelled / "run", run)
+    options = json.loads((run / "options.json").read_text())
+    options["identity"]["network_sha256"] = "0" * 64
+    (run / "options.json").write_text(json.dumps(options))
+    code, output = fitted(f"--network={SMALL}", f"--run={run}", f"--dest={tmp_path / 'p.json'}")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "was sampled by another network (checksum 000000000000" in output

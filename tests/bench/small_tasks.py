@@ -1,4 +1,4 @@
-"""Two small tasks on exact densities, for the tests of the benchmark's runner: points and pictures."""
+"""Two small tasks on exact densities, for the tests of the benchmark: points and images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rods.bench.results import Results, read_results
 
-from rods.bench.methods import Setting, resolve
+from rods.bench.labelled import LabelledRun, read_run
+from rods.bench.methods import Method, resolve, split_methods
 from rods.bench.run import Place, run_methods
 from rods.bench.task import LoadedNetwork, Task
 from rods.densities import Mixture
@@ -59,7 +59,7 @@ POINTS = Task(
     num_steps=6,
     settings={
         "rods-cas": {"eps": 0.0, "rho": 0.02, "window": "0.5,0.9"},
-        "restart": {"threshold": 1.0, "sigma_r": 0.5, "lid_sigma": 0.1, "draws": 2, "rounds": 2},
+        "restart": {"threshold": 1.0, "sigma_r": 0.5, "detector": "lid:sigma=0.1,draws=2", "rounds": 2},
         "overshoot": {"rho": 0.02, "window": "0.5,0.9"},
     },
 )
@@ -107,13 +107,19 @@ PICTURES = Task(
 )
 
 
-def run(task: Task, out: Path, methods: list[str], seeds: list[int] | None = None) -> dict[str, Results]:
-    """The results of methods on a task's own network, sampled where they are not there yet."""
+def run(task: Task, out: Path, methods: list[str], seeds: list[int] | None = None) -> dict[str, LabelledRun]:
+    """Labelled runs of methods on a task's own network, sampled where they are not there yet."""
     network = task.networks["exact"]()
-    settings = [resolve(name, task, None) for name in methods]
-    run_methods(task, network, settings, seeds or list(task.report_seeds), out=out, batch=task.batch)
-    return {s.name: read_results(path(task, out, s)) for s in settings}
+    chosen = [method(text, task) for text in methods]
+    run_methods(task, network, chosen, seeds or list(task.report_seeds), out=out, batch=task.batch)
+    return {m.name: read_run(folder(task, out, m.name)) for m in chosen}
 
 
-def path(task: Task, out: Path, setting: Setting) -> Path:
-    return Place(out, task.name, "exact").results(setting)
+def method(text: str, task: Task) -> Method:
+    """`lid detector=lid:sigma=.1` as the command line has it."""
+    ((name, given),) = split_methods(text)
+    return resolve(name, task, given=given)
+
+
+def folder(task: Task, out: Path, name: str) -> Path:
+    return Place(out, task.name, "exact").folder / name

@@ -1,4 +1,4 @@
-"""rods.bench.calibration and scripts/calibrate.py: the rule of choice, and a small calibration that goes on."""
+"""rods.bench.calibrate, calibrate_restart and scripts/calibrate.py: the rule of choice, and a small calibration that goes on."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import json
 import math
 from dataclasses import replace
 
-import bench_tasks
 import numpy as np
 import pytest
-from bench_tasks import POINTS
+import small_tasks
 from click.testing import CliRunner
+from small_tasks import POINTS
 
-from rods.bench.calibration import Search, Trial, choose, critical_steps, level_of
+from dnnlib.errors import UserError
+from rods.base_samplers import Edm, Euler
+from rods.bench.calibrate import Search, Trial, choose, critical_steps, level_of, method_of, short_name
+from rods.bench.calibrate_restart import recording, restarts
 from rods.bench.compare import compare
-from rods.bench.methods import resolve
+from rods.bench.methods import Method
+from rods.config import SAMPLERS, build, changed
+from rods.correctors import Overshoot
+from rods.detectors import Lid, Tvf
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import proportion_interval
-from rods.presets import parse_preset
+from rods.restart import Restart
+from rods.runs.presets import read_preset
+from rods.samplers import Corrected, RodsCas
+from rods.schedules import SigmaWindow
 from scripts import calibrate
 
 pytestmark = pytest.mark.usefixtures("restored_threads")
@@ -25,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("restored_threads")
 
 @pytest.fixture(scope="module")
 def row(tmp_path_factory):
-    runs = bench_tasks.run(POINTS, tmp_path_factory.mktemp("row"), ["euler", "heun"])
+    runs = small_tasks.run(POINTS, tmp_path_factory.mktemp("row"), ["euler", "heun"])
     return compare(runs["euler"], runs["heun"])
 
 
@@ -45,7 +54,7 @@ def trial(
     )
     kept = Estimate(variance, variance, variance, 0.95)
     done = replace(row, outcomes=outcomes, variance_kept=kept, forward=passes, backward=0.0, n=n)
-    return Trial("f", resolve("heun", POINTS, None), done, passes / 40, spread)
+    return Trial("f", Method("heun", Edm()), done, passes / 40, spread)
 
 
 def test_the_most_repaired_minus_broken_wins_within_the_bars(row):
@@ -71,7 +80,7 @@ def test_where_no_setting_clears_the_bars_the_remark_says_so(row):
     assert one.remark().endswith("misses: broken above 1%")
     assert list(trial(row, repaired=0, broken=0, variance=float("nan")).missed) == ["variance below 0.97"]
     dear = trial(row, repaired=40, broken=0, passes=70, spread=0.8)
-    assert dear.remark().endswith("spread 0.80, passes 1.75x; misses: spread below 0.97, passes above 1.5x")
+    assert dear.remark().endswith("spread 0.80, NFE 1.75x; misses: spread below 0.97, NFE above 1.5x")
     assert choose([one, dear]) is dear
 
 
@@ -91,20 +100,20 @@ def test_the_grid_is_in_noise_levels_and_in_units_of_the_state(tmp_path):
     assert search.level(0.99) == 0.002
     assert search.radii() == pytest.approx(np.sqrt(2) * np.array([1 / 32, 1 / 8, 1 / 2]), rel=0.01)
     for window in search.windows():
-        lo, hi = map(float, window.removeprefix("sigma:").split(","))
-        assert 0.002 < lo < hi <= 82
+        assert isinstance(window, SigmaWindow)
+        assert 0.002 < window.lo < window.hi <= 82
 
 
 def test_critical_steps_add_up(tmp_path):
     search = Search(POINTS, POINTS.networks["exact"](), tmp_path, list(range(1000, 1016)), 16, 16)
-    found = critical_steps(search, rho=0.02, window="0.5,1", eps=0.0)
+    found = critical_steps(search, RodsCas(eps=0, rho=0.02, window=(0.5, 1), num_steps=6), eps=0.0)
     assert len(found["steps"]) == POINTS.num_steps
     assert sum(s["largest"] for s in found["steps"]) == pytest.approx(1)
     assert [s["flagged"] for s in found["steps"]] == [None] * 3 + [1.0] * 3, "eps 0 flags all, in the window only"
 
 
 def test_a_level_is_a_quantile_of_the_healthy(tmp_path):
-    runs = bench_tasks.run(POINTS, tmp_path, ["euler", "h-index rho=.02 window=0,1"])
+    runs = small_tasks.run(POINTS, tmp_path, ["euler", "h-index rho=.02 window=0,1"])
     base, run = runs.values()
     level = level_of(base, run, 0.25)
     healthy = base.labels != 2
@@ -119,17 +128,19 @@ def calibrated(monkeypatch, *args: str):
 
 
 def test_a_calibration_goes_on_and_writes_a_preset_that_generate_reads(tmp_path, monkeypatch):
-    dest = tmp_path / "exact.preset.json"
-    args = ["--seeds=1000-1023", "--first=8", "--batch=8", "--threads=1", f"--out={tmp_path / 'out'}", f"--dest={dest}"]
+    dest, out = tmp_path / "exact.preset.json", tmp_path / "out"
+    args = ["--seeds=1000-1023", "--first=8", "--batch=8", "--threads=1", f"--out={out}", f"--dest={dest}"]
     few = "--samplers=rods-cas,overshoot,restart"
     done = calibrated(monkeypatch, few, *args)
     assert done.exit_code == 0, done.output
-    preset = parse_preset(json.loads(dest.read_text()), where="test")
+    preset = read_preset(dest)
     assert set(preset.samplers) == {"rods-cas", "overshoot", "restart", "random"}
-    assert preset.samplers["rods-cas"]["window"].startswith("sigma:")
+    assert isinstance(preset.samplers["rods-cas"].window, SigmaWindow)
+    assert preset.samplers["random"].correct.rho == preset.samplers["overshoot"].correct.rho
     assert preset.detect_eps["rods-cas"] > 0
     assert "24 seeds from 1000" in preset.source
     assert preset.source.count("(at most ") == 3, "the upper bound of what each breaks"
+    assert "sigma_max" not in json.loads(dest.read_text())["samplers"]["restart"], "only what was set"
 
     beside = tmp_path / "exact.calibration.jsonl"
     header, *lines = map(json.loads, beside.read_text().splitlines())
@@ -137,20 +148,75 @@ def test_a_calibration_goes_on_and_writes_a_preset_that_generate_reads(tmp_path,
     tried = [line for line in lines if "family" in line]
     assert {line["family"] for line in tried} == {"rods-cas", "overshoot", "restart"}
     assert {line["n"] for line in tried} == {8, 24}
+    assert all(line["config"]["rho"] and line["config"]["window"] for line in tried if line["family"] != "restart")
     assert sum("critical" in line for line in lines) == 1
+    folders = {path.parent.name for path in out.rglob("labels.jsonl")}
+    assert folders >= {line["method"] for line in tried} | {"euler"}
 
-    first = {p: p.read_bytes() for p in tmp_path.rglob("*.json*")}
+    first = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for path in (out / "points" / "exact" / "euler", out / "points" / "exact" / tried[0]["method"]):
+        for name in ("labels.jsonl", "samples.jsonl"):  # as if it had been cut off there
+            kept = (path / name).read_text().splitlines(keepends=True)[:8]
+            (path / name).write_text("".join(kept))
     again = calibrated(monkeypatch, few, *args)
     assert again.output == done.output
-    assert {p: p.read_bytes() for p in first} == first, "nothing is sampled twice"
+    timing = {p for p in first if p.name == "timing.jsonl"}
+    assert {p: p.read_bytes() for p in set(first) - timing} == {p: first[p] for p in set(first) - timing}
 
     other = tmp_path / "more.preset.json"
     more = calibrated(monkeypatch, "--samplers=tag", *args[:-1], f"--base={dest}", f"--dest={other}")
     assert more.exit_code == 0, more.output
-    both = json.loads(other.read_text())
-    assert {**both["samplers"], "tag": None} == {**json.loads(dest.read_text())["samplers"], "tag": None}
-    assert both["retention"], "what the base holds is kept"
-    assert both["source"].endswith(preset.source)
+    both = read_preset(other)
+    assert {**both.samplers, "tag": None} == {**preset.samplers, "tag": None}
+    assert both.detect_eps == preset.detect_eps
+    assert both.source.endswith(preset.source)
+
+
+@pytest.mark.parametrize("family", ["rods-sas", "sigma-offset", "iq", "laplacian"])
+def test_every_family_finds_options(tmp_path, monkeypatch, family):
+    dest = tmp_path / "p.preset.json"
+    args = ["--seeds=1000-1007", "--first=4", "--batch=8", "--threads=1", f"--out={tmp_path / 'out'}"]
+    done = calibrated(monkeypatch, f"--samplers={family}", *args, f"--dest={dest}")
+    assert done.exit_code == 0, done.output
+    assert list(read_preset(dest).samplers) == [family]
+
+
+def test_what_can_be_calibrated_is_a_sampler():
+    assert set(calibrate.FAMILIES) < set(SAMPLERS)
+
+
+def test_names_are_short_and_tell_candidates_apart():
+    lid = Lid(0.0275, 2)
+    restart = Restart(threshold=2.578, sigma_r=0.47, detector=lid, num_steps=6)
+    assert short_name(restart) == "restart-t2.578-r0.47-lid_0.0275_2"
+    assert short_name(changed(restart, {"rounds": 1})) == "restart-t2.578-r0.47-k1-lid_0.0275_2"
+    window = SigmaWindow(0.0172, 0.839)
+    overshoot = Corrected(correct=Overshoot(0.177), window=window, num_steps=6)
+    assert short_name(overshoot) == "overshoot-rho0.177-w0.0172_0.839"
+    all_steps = changed(overshoot, {"window": (0, 1)})
+    assert short_name(all_steps) == "overshoot-rho0.177-w0_1_of_steps"
+    own = RodsCas(eps=0, rho=4, window=window, detect=False)
+    assert short_name(own) == "rods-cas-eps=0-rho4-w0.0172_0.839-detect=false"
+    assert short_name(build("tag", {"eta": 1.1})) == "tag-eta=1.1"
+    assert short_name(Euler()) == "euler"
+    for sampler in (restart, overshoot, all_steps, own):
+        assert method_of(sampler).folder == short_name(sampler)
+    assert [method_of(changed(s, {k: math.inf})).is_score for s, k in ((restart, "threshold"), (own, "rounds"))[:1]] == [
+        True
+    ]
+    assert not method_of(restart).is_score
+
+
+def test_restarts_go_back_further_than_their_score_looks(tmp_path):
+    search = Search(POINTS, POINTS.networks["exact"](), tmp_path, [1000, 1001], 2, 2)
+    levels = [0.2, 0.5, 1.0]
+    by_lid, in_flight = recording(search, Lid(0.1, 2)), recording(search, Lid(0.1, 2), 0.3)
+    assert [s.sigma_r for s in restarts(by_lid, [3.0], levels)] == levels
+    assert [s.sigma_r for s in restarts(in_flight, [3.0], levels)] == [0.5, 1.0]
+    found = restarts(recording(search, Tvf(0.5)), [3.0, 4.0], levels)
+    assert [(s.threshold, s.sigma_r) for s in found] == [(3.0, 1.0), (4.0, 1.0)]
+    with pytest.raises(UserError, match=r"--samplers: restart-t0-r99.* on points: sigma_r: 99"):
+        search.run([Restart(threshold=0, sigma_r=99, num_steps=6)], [1000])
 
 
 @pytest.mark.parametrize(
