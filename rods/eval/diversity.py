@@ -59,7 +59,7 @@ def total_variation(p: NDArray[np.floating], q: NDArray[np.floating]) -> float:
 def spread_within(x: NDArray[np.floating], modes: NDArray[np.integer]) -> float:
     """The pooled standard deviation of samples x [n, d] within their modes [n], per dimension.
 
-    Unbiased: each mode's mean costs a degree of freedom. Samples without a mode (-1) are left out. nan where no mode
+    Each mode's mean costs a degree of freedom. Samples without a mode (-1) are left out. nan where no mode
     has two samples. The ratio to the same of real data is 1 for the true spread.
     """
     squares, freedom = 0.0, 0
