@@ -12,10 +12,9 @@ benchmark. A command generates its options when it is imported: register before 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import fields, replace
 from math import inf
-from types import NoneType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.correctors import (
@@ -35,6 +34,7 @@ from rods.gate import Readout
 from rods.restart import Restart
 from rods.samplers import Corrected, RodsCas, RodsSas
 from rods.schedules import SigmaWindow, Window
+from rods.schema import REQUIRED, Option, digits, options_of, window_from_text, window_to_text
 from rods.trajectory import Corrector
 
 DETECTORS: dict[str, type[Detector]] = {
@@ -66,7 +66,6 @@ SAMPLERS: dict[str, type[Sampler] | type[NamedCorrector]] = {
     **{name: kind for name, kind in CORRECTORS.items() if issubclass(kind, NamedCorrector)},
 }
 """A corrector stands for `Corrected`, whose options are then the corrector's, the window and the grid."""
-REQUIRED: Any = MISSING
 _CHURN = ("S_min", "S_max", "S_noise")
 _Value = TypeVar("_Value", Detector, Corrector)
 
@@ -74,38 +73,16 @@ _Value = TypeVar("_Value", Detector, Corrector)
 # -- what options there are -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Option:
-    """A field of a sampler, as an option."""
-
-    name: str
-    kind: Any  # float, int, bool, Window, Detector, Corrector, or a tuple of choices
-    optional: bool  # None is a value
-    default: Any  # `REQUIRED` where there is none
-    help: str  # empty: a constant, which no command offers
-    flag: str  # as on the command line
-    least: int | None = None
-    most: int | None = None
-
-    def expected(self) -> str:
-        """What a value must be, in words."""
-        if isinstance(self.kind, tuple):
-            return " or ".join(self.kind)
-        if self.kind == Window:
-            return "lo,hi such as .1,.5 or sigma:1,5"
-        return {int: "a whole number", bool: "true or false", float: "a number"}.get(self.kind, "a name with options")
-
-
 def options(sampler: str) -> dict[str, Option]:
     """The options of a sampler by name, its own before the grid's. Raises ValueError for an unknown sampler."""
     kind = _entry(sampler)
     if issubclass(kind, NamedCorrector):
-        found = {**_options_of(kind), **_options_of(Corrected)}
+        found = {**options_of(kind), **options_of(Corrected)}
         window = kind.window
         found["window"] = replace(found["window"], default=REQUIRED if window is None else window)
         del found["correct"]
     else:
-        found = _options_of(kind)
+        found = options_of(kind)
     grid = [f.name for f in fields(Sampler)]
     return {name: found[name] for name in [*(n for n in found if n not in grid), *grid]}
 
@@ -114,33 +91,6 @@ def _entry(sampler: str) -> type[Sampler] | type[NamedCorrector]:
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: unknown sampler {sampler!r}; use one of {', '.join(SAMPLERS)}")
     return SAMPLERS[sampler]
-
-
-_KNOWN: dict[type[Any], dict[str, Option]] = {}  # by class and not by name, which may be registered anew
-
-
-def _options_of(kind: type[Any]) -> dict[str, Option]:
-    """The options of a registered class, read from its fields once."""
-    if kind in _KNOWN:
-        return _KNOWN[kind]
-    hints = get_type_hints(kind)
-    found = {}
-    for f in fields(kind):
-        kinds = set(get_args(hints[f.name])) if _is_union(hints[f.name]) else {hints[f.name]}
-        optional, main = NoneType in kinds, hints[f.name]
-        if optional:
-            (main,) = kinds - {NoneType}
-        if get_origin(main) is Literal:
-            main = get_args(main)
-        flag = f.metadata.get("flag") or "--" + f.name.replace("_", "-")
-        what, least, most = (f.metadata.get(key) for key in ("help", "least", "most"))
-        found[f.name] = Option(f.name, main, optional, f.default, what or "", flag, least, most)
-    _KNOWN[kind] = found
-    return found
-
-
-def _is_union(hint: Any) -> bool:
-    return hint != Window and (get_origin(hint) is Union or type(hint).__name__ == "UnionType")
 
 
 # -- samplers ---------------------------------------------------------------------------------------------------------
@@ -253,33 +203,6 @@ def _plain(value: Any) -> Any:
     return str(value) if value in (inf, -inf) else value
 
 
-# -- windows ----------------------------------------------------------------------------------------------------------
-
-
-def window_from_text(text: str) -> Window:
-    """`.1,.5` -> fractions of the steps; `sigma:1.2,5` -> noise levels. Raises ValueError for anything else."""
-    body = text.removeprefix("sigma:")
-    try:
-        lo, hi = (float(part) for part in body.split(","))
-    except ValueError:
-        raise ValueError(f"window: {text!r} is not a window; give lo,hi such as .1,.5 or sigma:1,5") from None
-    return SigmaWindow(lo, hi) if text.startswith("sigma:") else (lo, hi)
-
-
-def window_to_text(window: Window) -> str:
-    """The inverse of `window_from_text`."""
-    if isinstance(window, SigmaWindow):
-        return f"sigma:{_digits(window.lo)},{_digits(window.hi)}"
-    return f"{_digits(window[0])},{_digits(window[1])}"
-
-
-def _digits(value: float | bool | str) -> str:
-    """All the digits that a number has, and no more."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, str | int) else repr(float(value)).removesuffix(".0")
-
-
 # -- detectors and correctors -----------------------------------------------------------------------------------------
 
 
@@ -306,7 +229,7 @@ def from_text(kind: type[_Value], text: str, *, option: str, fitted: Mapping[str
     if name not in registry:
         names = [*registry, *(FITTED if kind is Detector else ())]
         raise ValueError(f"{option}: unknown {option} {name!r}; give {' or '.join(names)}")
-    known = _options_of(registry[name])
+    known = options_of(registry[name])
     given: dict[str, Any] = {}
     for part in rest.split(",") if has_options else []:
         key, _, value = (p.strip() for p in part.partition("="))
@@ -343,6 +266,6 @@ def to_text(value: Detector | Corrector) -> str:
         if type(value) is kind:
             if name in FITTED:
                 return name
-            written = [f"{f.name}={_digits(getattr(value, f.name))}" for f in fields(kind)]  # type: ignore[arg-type]
+            written = [f"{f.name}={digits(getattr(value, f.name))}" for f in fields(kind)]  # type: ignore[arg-type]
             return f"{name}:{','.join(written)}"
     raise ValueError(f"{type(value).__name__} is not registered in rods.config")

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from tree import ROOT, extras, requirements, source_files, zone_of
 
-# commands and scripts -> rods.bench -> {rods.eval, rods.runs, training, rods} -> torch_utils -> dnnlib
+# commands and scripts -> rods.bench -> {rods.labels, rods.runs} -> {rods.eval, training, rods} -> torch_utils -> dnnlib
 MAY_IMPORT: dict[str, set[str]] = {
-    "command": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
-    "rods.bench": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
+    "command": {"rods.bench", "rods.labels", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
+    "rods.bench": {"rods.bench", "rods.labels", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
+    "rods.labels": {"rods.labels", "rods.eval", "rods.runs", "dnnlib"},
     "rods.eval": {"rods.eval", "torch_utils", "dnnlib"},
-    "rods.runs": {"rods.runs", "rods", "torch_utils", "dnnlib"},
+    "rods.runs": {"rods.runs", "rods", "training", "torch_utils", "dnnlib"},
     "tools": {"tools", "training", "torch_utils", "dnnlib"},
     "training": {"training", "torch_utils", "dnnlib"},
     "rods": {"rods", "torch_utils"},
@@ -57,9 +58,9 @@ def target_zone(name: str, siblings: set[str]) -> str | None:
     top, *rest = name.split(".")
     if top in OF_TOOLS:
         return "tools"
-    if top in ("scripts", "examples") or top in siblings:
+    if top in ("scripts", "examples", "gpu_sections") or top in siblings:
         return "command"
-    if top == "rods" and rest and rest[0] in ("bench", "eval", "runs"):
+    if top == "rods" and rest and rest[0] in ("bench", "eval", "labels", "runs"):
         return f"rods.{rest[0]}"
     return top if top in MAY_IMPORT else None
 

@@ -146,16 +146,16 @@ def summary(found: dict[str, Any]) -> str:
 
 def run_section(name: str, out: Path, device: str, quick: bool) -> None:
     """One section in this process."""
-    import importlib
-
     import torch
+    from gpu_sections import agreement, options, profiled, speed, system, trained
     from gpu_sections.common import THREADS, Section
 
     torch.set_num_threads(THREADS)  # sections side by side, each with all cores, would wait for each other's threads
     module, function = SECTIONS[name].where.split(":")
     section = Section(torch.device(device), quick, out)
     section.save()
-    getattr(importlib.import_module(f"gpu_sections.{module}"), function)(section)
+    modules = {m.__name__.split(".")[-1]: m for m in (agreement, options, profiled, speed, system, trained)}
+    getattr(modules[module], function)(section)
     section.save()
 
 

@@ -31,13 +31,14 @@ from rods.bench.labelled import LabelledRun, read_run
 from rods.bench.methods import BASELINE, Method
 from rods.bench.run import Place, run_methods, source_of
 from rods.bench.task import LoadedNetwork, Task
-from rods.config import changed, name_of, options, to_json, to_text, values_of, window_to_text
+from rods.config import changed, name_of, options, to_json, to_text, values_of
 from rods.correctors import Laplacian, NamedCorrector, Overshoot, SigmaOffset, Tag
 from rods.detectors import Detector
 from rods.eval.diversity import spread_within
 from rods.eval.labels import Label
 from rods.samplers import Corrected, Rods, RodsCas, RodsSas
 from rods.schedules import SigmaWindow, Window
+from rods.schema import window_to_text
 from torch_utils import distributed
 
 F64 = NDArray[np.float64]

@@ -15,26 +15,14 @@ import click
 from dnnlib.cli import with_options
 from dnnlib.errors import UserError
 from rods.base_samplers import Ablation, Churned, Sampler
-from rods.config import (
-    CORRECTORS,
-    DETECTORS,
-    FITTED,
-    REQUIRED,
-    SAMPLERS,
-    Option,
-    detector_from_text,
-    from_text,
-    options,
-    to_text,
-    window_from_text,
-    window_to_text,
-)
+from rods.config import CORRECTORS, DETECTORS, FITTED, SAMPLERS, detector_from_text, from_text, options, to_text
 from rods.correctors import NamedCorrector
 from rods.detectors import Detector
 from rods.legacy import detector_text
 from rods.presets import Preset
 from rods.samplers import Rods
 from rods.schedules import SigmaWindow, Window, check_window
+from rods.schema import REQUIRED, Option, window_from_text, window_to_text
 from rods.trajectory import Corrector
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import LABELLED, SMALL, generate, generated, options_json, records
+from rods.runs.rating import Answers, open_session
 
 from dnnlib.errors import UserError
 from rods.base_samplers import Edm, Euler
@@ -34,7 +35,6 @@ from rods.presets import Preset
 from rods.restart import Restart
 from rods.runs.gates import read_readout, write_readout
 from rods.runs.presets import read_preset, write_preset
-from rods.runs.rating import Answers, open_session
 from scripts.fit_readout import main, with_readout
 from training.checkpoint import load_denoiser
 

@@ -29,10 +29,9 @@ from rods.config import (
     to_json,
     to_text,
     values_of,
-    window_from_text,
-    window_to_text,
 )
 from rods.runs import options as command_line
+from rods.schema import window_from_text, window_to_text
 
 patient = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]

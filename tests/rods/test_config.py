@@ -30,7 +30,6 @@ from rods import (
 )
 from rods.base_samplers import MAX_STEPS
 from rods.config import (
-    REQUIRED,
     SAMPLERS,
     build,
     changed,
@@ -42,9 +41,8 @@ from rods.config import (
     to_json,
     to_text,
     values_of,
-    window_from_text,
-    window_to_text,
 )
+from rods.schema import REQUIRED, window_from_text, window_to_text
 
 READOUT = Readout(("model.dec.8x8_block0",), 0.5, 2, "0123456789ab", 0.25, (0.0, 1.0), (1.0, 2.0), (0.5, -0.5))
 
