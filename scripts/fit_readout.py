@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from rods.readout import fingerprint
 
 from dnnlib.cli import Command, NumberList, SeedList
 from dnnlib.errors import UserError

