@@ -50,10 +50,10 @@ def main() -> None:
     from training.checkpoint import load_denoiser
 
     net = load_denoiser(root / "models" / "hands-32.safetensors").requires_grad_(False)
-    latents = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    plain, H = rods_cas(net, latents, eps=float("inf"), rho=4.0, window=(0.3, 0.7), N=20)
+    latents = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, H = rods_cas(net, latents, eps=float("inf"), rho=4.0, window=(0.3, 0.7), N=10)
     eps = float(H.amax(dim=0).median())
-    fixed, _ = rods_cas(net, latents, eps=eps, rho=4.0, window=(0.3, 0.7), N=20)
+    fixed, _ = rods_cas(net, latents, eps=eps, rho=4.0, window=(0.3, 0.7), N=10)
     for i, change in enumerate((fixed - plain).flatten(1).abs().amax(dim=1)):
         print(f"image {i}: largest H {float(H[:, i].max()):.3g}, eps {eps:.3g}, changed by up to {float(change):.3g}")
 

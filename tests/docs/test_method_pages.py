@@ -1,7 +1,8 @@
-"""docs/rivals.md and docs/method.md: every command runs, every block of code does, every detector has its defaults."""
+"""docs/rivals.md, method.md and api.md: commands and code run, detectors have their defaults, modules are there."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,9 @@ def test_the_blocks_of_method_run() -> None:
     for block in Page("method").blocks:
         exec(block, found)
     assert len(found["result"].images) == 4
+
+
+def test_the_api_page_names_modules_that_there_are() -> None:
+    modules = re.findall(r"^::: (\S+)$", Page("api").text, re.MULTILINE)
+    assert len(modules) > 10
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []

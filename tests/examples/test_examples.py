@@ -69,9 +69,9 @@ def test_the_30_lines_are_the_sampler_on_a_network() -> None:
     """float32 inside the network: flagged rows are gathered by the library, so that rounding may differ: 1e-5."""
     net = load_denoiser(HANDS).requires_grad_(False)
     x = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    _, H, _ = both(net, x, eps=inf, rho=4.0, window=(0.3, 0.7), N=10)
+    _, H, _ = both(net, x, eps=inf, rho=4.0, window=(0.3, 0.7), N=7)
     eps = float(H.amax(dim=0).median())
-    images, H, ours = both(net, x, eps=eps, rho=4.0, window=(0.3, 0.7), N=10)
+    images, H, ours = both(net, x, eps=eps, rho=4.0, window=(0.3, 0.7), N=7)
     assert 0 < sum(bool(record.flagged) for record in ours.records) < 3
     image_error, H_error = distances(images, H, ours)
     assert image_error <= 1e-5
@@ -92,7 +92,7 @@ def test_the_sampler_of_the_30_lines_has_about_30() -> None:
 def test_rods_in_30_lines_runs(capsys: pytest.CaptureFixture[str]) -> None:
     lines = run("rods_in_30_lines", capsys)
     changes = [float(line.rpartition(" ")[2]) for line in lines]
-    assert len(changes) == 4
+    assert len(changes) == 3
     assert min(changes) == 0 < max(changes)
 
 
