@@ -48,7 +48,7 @@ bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/ben
 	@$(BENCH) report --out=results --dest=docs/benchmark
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit
-	@$(PY) scripts/crash_test.py
+	@$(PY) tests/tools/crash_test.py
 
 docs: .venv/.installed ## the documentation as a site, in build/site; it needs no internet to read
 	@$(PY) -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

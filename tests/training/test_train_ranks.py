@@ -228,7 +228,7 @@ def test_processes_train_the_network_of_one_and_stop_together(tmp_path: Path, wo
 
 
 def crash_test(*options: str) -> None:
-    script = [sys.executable, str(ROOT / "scripts" / "crash_test.py"), *options]
+    script = [sys.executable, str(ROOT / "tests" / "tools" / "crash_test.py"), *options]
     done = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=1500)
     assert done.returncode == 0, done.stderr + done.stdout
     (last,) = (line for line in done.stdout.splitlines() if line.startswith("all "))

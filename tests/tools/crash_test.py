@@ -24,7 +24,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works from a plain checkout, installed or not
 
 import training.loop  # what train.py imports, so that the forked processes need not
 import training.options
@@ -32,7 +32,7 @@ import training.validation  # noqa: F401
 from dnnlib.cli import Command
 from training.state import load_state, saved_states
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 BATCH, TICK_STEPS, SNAP_TICKS = 4, 2, 2
 OPTIONS = (  # whatever draws, counts or averages
