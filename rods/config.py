@@ -30,7 +30,7 @@ from rods.correctors import (
 )
 from rods.costly_detectors import LambdaMax, Lmi
 from rods.detectors import CurvatureIndex, Detector, Lid, Tvf
-from rods.gate import Readout
+from rods.gate import DensityRatio, Gate, Readout
 from rods.restart import Restart
 from rods.samplers import Corrected, RodsCas, RodsSas
 from rods.schedules import SigmaWindow, Window
@@ -44,7 +44,7 @@ DETECTORS: dict[str, type[Detector]] = {
     "lambda-max": LambdaMax,
     "lmi": Lmi,
 }
-FITTED: dict[str, type[Detector]] = {"readout": Readout}
+FITTED: dict[str, type[Gate]] = {"readout": Readout, "density-ratio": DensityRatio}
 """Detectors whose weights belong to a network: they are named alone, and a preset has the weights."""
 CORRECTORS: dict[str, type[Corrector]] = {
     "cas": Cas,
@@ -143,7 +143,7 @@ def to_json(sampler: Sampler) -> dict[str, Any]:
         is_constant = not known.help and value == known.default
         if not is_dead and not is_constant:
             found[option] = _plain(value)
-    if isinstance(detector := getattr(sampler, "detector", None), Readout):
+    if isinstance(detector := getattr(sampler, "detector", None), Gate):
         found["detector_sha256"] = detector.digest
     return {"sampler": name, **found}
 
@@ -224,7 +224,7 @@ def from_text(kind: type[_Value], text: str, *, option: str, fitted: Mapping[str
         if has_options:
             raise ValueError(f"{option}: the options of {name} are the preset's; give {name} alone")
         if fitted is None or name not in fitted:
-            raise ValueError(f"{option}: no preset has the weights of {name}; fit one by scripts/fit_{name}.py")
+            raise ValueError(f"{option}: no preset has the weights of {name}; {FITTED[name].remedy}")
         return fitted[name]  # type: ignore[return-value]
     if name not in registry:
         names = [*registry, *(FITTED if kind is Detector else ())]

@@ -1,8 +1,14 @@
 """Gates: detectors that read the network's own activations, fitted to one network.
 
-`Readout` is a linear readout, or probe, of hidden layers (Alain and Bengio 2016, arXiv 1610.01644), of a denoiser's
-U-Net and for the risk of an image. It needs labelled samples of the network, from a program or from people;
-scripts/fit_readout.py fits one. Its weights live in a safetensors file beside a preset (rods/runs/gates.py).
+`DensityRatio` needs no labels, but real images: how much more likely the activations are of an image of the network
+than of a real one, by a Gaussian of each (quadratic discriminant analysis), or of the real ones alone. Its relatives
+are discriminator rejection (DiffRS, arXiv 2405.17880), which trains a network for it, and one-class detection on
+features. scripts/fit_gate.py fits one.
+
+`Readout` is a linear readout, or probe, of hidden layers (Alain and Bengio 2016, arXiv 1610.01644). It needs labelled
+samples of the network, from a program or from people; scripts/fit_readout.py fits one.
+
+The weights live in a safetensors file beside a preset (rods/runs/gates.py).
 """
 
 from __future__ import annotations
@@ -27,13 +33,19 @@ LARGEST = 40.0
 
 
 def pooled(output: Tensor) -> Tensor:
-    """Mean and standard deviation over space of each channel: [B, C, H, W] -> [B, 2 C], float64.
+    """Mean and standard deviation of each channel over space, [B, C, H, W], or over tokens, [B, N, C]: [B, 2 C].
 
-    Raises ValueError for a tensor of another shape.
+    A vector per sample, [B, C], stays as it is. In float64. Raises ValueError for a tensor of another shape.
     """
-    if output.ndim != 4:
-        raise ValueError(f"block: its output has shape {list(output.shape)}; choose one whose output is [B, C, H, W]")
-    maps = output.detach().float().flatten(2)  # [B, C, H W]
+    if output.ndim == 2:
+        return output.detach().double()
+    if output.ndim not in (3, 4):
+        raise ValueError(
+            f"block: its output has shape {list(output.shape)}; choose one whose output is [B, C, H, W], [B, N, C] or "
+            "[B, C]"
+        )
+    maps = output.detach().float()
+    maps = maps.flatten(2) if output.ndim == 4 else maps.transpose(1, 2)  # [B, C, places]
     return torch.cat([maps.mean(dim=2), maps.std(dim=2, correction=0)], dim=1).double()
 
 
@@ -109,15 +121,14 @@ def products(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Readout(Detector):
-    """The probability that an image is hallucinated, by a logistic regression on the network's activations.
+class Gate(Detector):
+    """A quadratic function of the network's activations: what DensityRatio and Readout have in common.
 
     Modules `blocks` of the network (paths such as model.dec.32x32_block0) are read while D(image + t e; t) is
     evaluated at t = `sigma`, for `draws` draws e: p [K] are their `activations` side by side, z = (p - mean) / scale,
-    and the score is 1 / (1 + exp(-(bias + linear . z + quadratic . products(z')))), where z' are the first features of
-    z, as many as `quadratic` has weights for. Cost: `draws` F. `network` is the `fingerprint` of the blocks in the
-    network that it was fitted on; `check` refuses others. Raises ValueError: values that are not finite, or lengths
-    that do not match.
+    and the value is bias + linear . z + quadratic . products(z'), where z' are the first features of z, as many as
+    `quadratic` has weights for. Cost: `draws` F. `network` is the `fingerprint` of the blocks in the network that it
+    was fitted on; `check` refuses others. Raises ValueError: values that are not finite, or lengths that do not match.
     """
 
     blocks: tuple[str, ...]
@@ -125,27 +136,28 @@ class Readout(Detector):
     draws: int
     network: str
     bias: float
-    mean: tuple[float, ...] = field(repr=False)  # [K], K = 2 C of every block
+    mean: tuple[float, ...] = field(repr=False)  # [K]: 2 C of every block whose output has places, else C
     scale: tuple[float, ...] = field(repr=False)  # [K]
     linear: tuple[float, ...] = field(repr=False)  # [K]
     quadratic: tuple[float, ...] = field(repr=False, default=())  # [k (k + 1) / 2], k = 0 to K
 
     needs: ClassVar[Needs] = "image"
+    remedy: ClassVar[str] = "fit it again"
 
     def __post_init__(self) -> None:
-        K = len(self.mean)
+        K, remedy = len(self.mean), self.remedy
         if not re.fullmatch("[0-9a-f]{12}", self.network):
-            raise ValueError(f"readout: {self.network!r} is not a checksum of a network; fit it again")
-        if not self.blocks or not all(self.blocks) or K == 0 or K % 2 or len(self.scale) != K or len(self.linear) != K:
-            raise ValueError("readout: it needs a block, and as many means as scales and weights; fit it again")
+            raise ValueError(f"gate: {self.network!r} is not a checksum of a network; {remedy}")
+        if not self.blocks or not all(self.blocks) or K == 0 or len(self.scale) != K or len(self.linear) != K:
+            raise ValueError(f"gate: it needs a block, and as many means as scales and weights; {remedy}")
         if self.width > K or len(self.quadratic) != self.width * (self.width + 1) // 2:
-            raise ValueError(f"readout: {len(self.quadratic)} weights of products for {K} features; fit it again")
+            raise ValueError(f"gate: {len(self.quadratic)} weights of products for {K} features; {remedy}")
         if not all(map(isfinite, (self.bias, *self.mean, *self.scale, *self.linear, *self.quadratic))):
-            raise ValueError("readout: a weight is not finite; fit it again")
+            raise ValueError(f"gate: a weight is not finite; {remedy}")
         if min(self.scale) <= 0:
-            raise ValueError("readout: a scale is not above 0; fit it again")
+            raise ValueError(f"gate: a scale is not above 0; {remedy}")
         if not 0 < self.sigma < inf or self.draws < 1:
-            raise ValueError("readout: sigma is a noise level > 0, and draws a whole number >= 1; fit it again")
+            raise ValueError(f"gate: sigma is a noise level > 0, and draws a whole number >= 1; {remedy}")
 
     @property
     def num_draws(self) -> int:
@@ -163,25 +175,97 @@ class Readout(Detector):
         what = repr((self.blocks, float(self.sigma), self.draws, self.network, len(self.mean)))
         return hashlib.sha256(what.encode() + struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()[:12]
 
+    def value(self, p: Tensor) -> Tensor:
+        """The quadratic function [B] of activations [B, K]."""
+        if p.shape[1] != len(self.mean):
+            raise ValueError(f"gate: {p.shape[1]} activations, and {len(self.mean)} weights; {self.remedy}")
+        z = (p - p.new_tensor(self.mean)) / p.new_tensor(self.scale)
+        value = self.bias + (z * p.new_tensor(self.linear)).sum(dim=1)
+        if self.quadratic:
+            value = value + (products(z[:, : self.width]) * p.new_tensor(self.quadratic)).sum(dim=1)
+        return value
+
     def of(self, p: Tensor) -> Tensor:
         """The score [B] of activations [B, K]."""
-        if p.shape[1] != len(self.mean):
-            raise ValueError(f"readout: {p.shape[1]} activations, and {len(self.mean)} weights; fit it again")
-        z = (p - p.new_tensor(self.mean)) / p.new_tensor(self.scale)
-        logit = self.bias + (z * p.new_tensor(self.linear)).sum(dim=1)
-        if self.quadratic:
-            logit = logit + (products(z[:, : self.width]) * p.new_tensor(self.quadratic)).sum(dim=1)
-        return torch.sigmoid(logit.clamp(-LARGEST, LARGEST))
+        return self.value(p)
 
     def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
         """ValueError where the network is not the one that it was fitted on. Reads the blocks' weights once."""
         own = fingerprint(network_of(denoiser), self.blocks)
         if own != self.network:
             raise ValueError(
-                f"detector: the preset's readout is of another network ({self.blocks[0]} has checksum {own}, not "
-                f"{self.network}); use this network's own preset, or fit one by scripts/fit_readout.py"
+                f"detector: the preset's gate is of another network ({self.blocks[0]} has checksum {own}, not "
+                f"{self.network}); use this network's own preset, or {self.remedy}"
             )
 
     def score(self, denoise: BoundDenoiser, image: Tensor, *, noise: Tensor) -> Tensor:
         p = activations(denoise, image, noise_level(self.sigma, image), noise, self.blocks)
         return self.of(torch.cat(p, dim=1)).to(image.dtype)
+
+
+@dataclass(frozen=True)
+class Readout(Gate):
+    """The probability that an image is hallucinated, by a logistic regression on the network's activations: see `Gate`.
+
+    The score is 1 / (1 + exp(-value)). Cost: `draws` F.
+    """
+
+    remedy: ClassVar[str] = "fit one by scripts/fit_readout.py"
+
+    def of(self, p: Tensor) -> Tensor:
+        return torch.sigmoid(self.value(p).clamp(-LARGEST, LARGEST))
+
+
+@dataclass(frozen=True)
+class DensityRatio(Gate):
+    """log N(p; own) - log N(p; real) of an image's activations p, or -log N(p; real) alone: see `Gate`.
+
+    Fitted to activations of real images and of the network's own samples that went the same way, without labels: what
+    the network draws and the data do not hold has a high score. In nats, up to a constant. Cost: `draws` F.
+    """
+
+    remedy: ClassVar[str] = "fit one by scripts/fit_gate.py"
+
+
+def density_ratio(
+    real: Tensor,
+    own: Tensor | None,
+    *,
+    blocks: tuple[str, ...],
+    sigma: float,
+    draws: int,
+    network: str,
+    ridge: float = 1e-3,
+    same_mean: bool = False,
+) -> DensityRatio:
+    """The `DensityRatio` of activations of real images [N, K] and of the network's own [M, K]; None: of `real` alone.
+
+    Features are standardised by the real ones; `ridge` is added to the covariances' diagonals. `same_mean` takes the
+    shift between the two means out: the network's style does not count then. Raises ValueError: too few rows.
+    """
+    least = 8
+    if len(real) < least or (own is not None and len(own) < least):
+        raise ValueError(f"real, own: {len(real)} and {0 if own is None else len(own)} images; give {least} or more")
+    mean, scale = real.mean(dim=0), real.std(dim=0, correction=0)
+    scale = torch.where(scale > 1e-9, scale, 1.0)
+    m, P, half_log_det = _gaussian((real - mean) / scale, ridge)
+    A, b = P / 2, -P @ m
+    c = m @ P @ m / 2 - half_log_det
+    if own is not None:
+        m_own, P_own, half_log_det_own = _gaussian((own - mean) / scale, ridge)
+        if same_mean:
+            m_own = m
+        A, b = A - P_own / 2, b + P_own @ m_own
+        c = c - m_own @ P_own @ m_own / 2 + half_log_det_own
+    i, j = torch.triu_indices(len(mean), len(mean))
+    quadratic = torch.where(i == j, A[i, j], 2 * A[i, j])
+    numbers = (tuple(part.tolist()) for part in (mean, scale, b, quadratic))
+    return DensityRatio(blocks, sigma, draws, network, float(c), *numbers)
+
+
+def _gaussian(z: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [K], precision [K, K], and half the logarithm of the precision's determinant, of rows z [N, K]."""
+    m = z.mean(dim=0)
+    cov = (z - m).T @ (z - m) / len(z) + ridge * torch.eye(z.shape[1], dtype=z.dtype)
+    L = torch.linalg.cholesky(cov)
+    return m, torch.cholesky_inverse(L), -L.diagonal().log().sum()

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from rods.config import detector_from_text, from_json, options, to_json, to_text
+from rods.config import FITTED, detector_from_text, from_json, options, to_json, to_text
 from rods.detectors import Detector
 from rods.gate import Readout
 
@@ -71,7 +71,7 @@ def identity(data: Mapping[str, Any]) -> dict[str, Any]:
         fitted: dict[str, Detector] = {}
         if detector.startswith("readout("):
             fitted["readout"] = readout_from_text(detector)
-        elif detector == "readout":  # of this version: named, with its checksum beside it
+        elif detector in FITTED:  # of this version: named, with its checksum beside it
             return dict(data)
         sampler = from_json(sampler_options(own), fitted=fitted)
         selected = {k: v for key in ("filter", "accept") if key in data for k, v in _limit(key, data[key]).items()}
@@ -83,7 +83,7 @@ def identity(data: Mapping[str, Any]) -> dict[str, Any]:
 def _limit(key: str, text: str) -> dict[str, Any]:
     """A filter `score<=x`, or a limit `score<x`, as it is written now. Raises ValueError for a score of no version."""
     score, less, limit = text.partition("<")
-    if score == "readout":
+    if score in FITTED:
         return {}
     if score.startswith("readout("):
         return {key: f"readout{less}{limit}", f"{key}_sha256": readout_from_text(score).digest}

@@ -3,8 +3,8 @@
 A preset is JSON: {"name", "network", "source", "samplers": {sampler: {option: value}}}; windows and detectors are
 written as on the command line (`.1,.5`, `sigma:1,5`, `lid:sigma=1.2`). `source` says where the numbers come from.
 Optional: "detect_eps": {sampler: threshold}, the H from which a sample counts as at risk where every sample is
-corrected (eps 0); "readout": the name of a safetensors file beside the preset, whose weights the name `readout` then
-stands for.
+corrected (eps 0); "readout" and "density-ratio": the name of a safetensors file beside the preset, whose weights the
+detector of that name then has.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rods.base_samplers import Sampler
-from rods.config import SAMPLERS, build, changed, from_json, name_of
+from rods.config import FITTED, SAMPLERS, build, changed, from_json, name_of
 from rods.detectors import Detector
 
-KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", "readout")
+KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", *FITTED)
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,14 @@ class Restart(Sampler):
 
     A new image is kept if its score is below (1 - margin) times the one kept so far; what is still above the threshold
     goes back again. Other samples are those of the base sampler (`Euler`, or `Edm` without churn for heun), bit for
-    bit. `threshold` is absolute and belongs to the detector and the network: inf only records the scores, 0 sends every
-    sample back. No detector but one of the whole run reads levels above `sigma_r`. `score_at` > 0 scores in flight.
+    bit. `threshold` is absolute and belongs to the detector and the network: inf only records the scores, -inf sends
+    every sample back. No detector but one of the whole run reads levels above `sigma_r`. `score_at` > 0: in flight.
 
     Cost: the base sampler's, and the score's; for a flagged sample in each round the steps from `sigma_r` to
     `score_at`, what `inside` spends in them, and the score's again.
     """
 
-    threshold: float = option(help="Images that score higher go back; 0: all, inf: none, the scores are recorded.")
+    threshold: float = option(help="Images that score higher go back; -inf: all, inf: none, the scores are recorded.")
     sigma_r: float = option(help="The noise level to go back to.")
     rounds: int = option(3, help="How often an image may go back.", least=1, most=1000)
     margin: float = option(0, help="The part of its score by which a new image must be better to be kept.")
@@ -51,10 +51,11 @@ class Restart(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_solver(self.solver)
-        if isnan(self.threshold) or self.threshold < 0:
-            raise ValueError(f"threshold: {self.threshold} is not a score; give a number >= 0 (inf: only record them)")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin: {self.margin} is not a fraction of a score; give 0 <= margin < 1")
+        if isnan(self.threshold):
+            raise ValueError(f"threshold: {self.threshold} is not a score; give a number (inf: only record them)")
+        if not 0 <= self.margin < 1 or (self.margin and self.threshold < 0):
+            raise ValueError(f"margin: {self.margin}: must be a fraction of a score, 0 <= margin < 1, and 0 where "
+                             "scores may be negative")  # fmt: skip
         if not 0 <= self.score_at < self.sigma_max:
             raise ValueError(f"score_at: {self.score_at}: must be a noise level below sigma_max (0: finished images)")
         if self.sigma_r < self.detector.max_sigma < float("inf"):

@@ -11,29 +11,37 @@ from safetensors.numpy import save_file
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.gate import Readout
+from rods.config import FITTED
+from rods.gate import Gate
 
-READOUT_SUFFIX = ".readout.safetensors"
 _ARRAYS = ("mean", "scale", "linear", "quadratic")
+_DTYPES = {"readout": np.float32, "density-ratio": np.float64}  # of weights; a quadratic form cancels much
 
 
-def write_readout(path: Path, readout: Readout) -> None:
-    """Writes a readout; `read_readout` reads back an equal one (its weights are float32 numbers)."""
-    arrays = {name: np.array(getattr(readout, name), dtype=np.float32) for name in _ARRAYS}
-    about = {"format": "rods-readout-1", "blocks": list(readout.blocks), "sigma": readout.sigma, "draws": readout.draws,
-             "network": readout.network, "bias": readout.bias}  # fmt: skip
+def gate_suffix(kind: str) -> str:
+    """What the name of a gate's file ends with, beside the preset NAME.preset.json."""
+    return f".{kind}.safetensors"
+
+
+def write_gate(path: Path, gate: Gate) -> None:
+    """Writes a gate; `read_gate` reads back an equal one (a readout's weights are float32 numbers)."""
+    kind = next(name for name, cls in FITTED.items() if type(gate) is cls)
+    arrays = {name: np.array(getattr(gate, name), dtype=_DTYPES[kind]) for name in _ARRAYS}
+    about = {"format": f"rods-{kind}-1", "blocks": list(gate.blocks), "sigma": gate.sigma, "draws": gate.draws,
+             "network": gate.network, "bias": gate.bias}  # fmt: skip
     with atomic_write(path) as temporary:
-        save_file(arrays, temporary, metadata={"readout": json.dumps(about)})  # one entry: their order is random
+        save_file(arrays, temporary, metadata={kind: json.dumps(about)})  # one entry: their order is random
 
 
-def read_readout(path: Path, *, option: str) -> Readout:
-    """Raises UserError, in the name of that option: no such file, or not a readout."""
+def read_gate(path: Path, kind: str, *, option: str) -> Gate:
+    """The gate of this kind, a name of `FITTED`. Raises UserError, naming that option: no such file, or not a gate."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["readout"])
+            about = json.loads((file.metadata() or {})[kind])
             mean, scale, linear, quadratic = (tuple(file.get_tensor(name).tolist()) for name in _ARRAYS)
         blocks = tuple(map(str, about["blocks"]))
         numbers = float(about["sigma"]), int(about["draws"]), str(about["network"]), float(about["bias"])
-        return Readout(blocks, *numbers, mean, scale, linear, quadratic)
+        return FITTED[kind](blocks, *numbers, mean, scale, linear, quadratic)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{option}: {path} is not a readout ({e}); scripts/fit_readout.py writes one") from None
+        script = {"readout": "fit_readout", "density-ratio": "fit_gate"}[kind]
+        raise UserError(f"{option}: {path} is not a {kind} ({e}); scripts/{script}.py writes one") from None

@@ -10,11 +10,11 @@ from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods import legacy
 from rods.base_samplers import Sampler
-from rods.config import name_of, options, to_json
+from rods.config import FITTED, name_of, options, to_json
 from rods.detectors import Detector
-from rods.gate import Readout
+from rods.gate import Gate
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
-from rods.runs.gates import READOUT_SUFFIX, read_readout, write_readout
+from rods.runs.gates import gate_suffix, read_gate, write_gate
 
 SUFFIX = ".preset.json"
 _RANGE = ("sigma_min", "sigma_max", "time_rho")  # of the noise grid
@@ -46,7 +46,7 @@ def beside_preset(path: Path, suffix: str) -> Path:
 
 
 def read_preset(path: Path, *, option: str = "--preset") -> Preset:
-    """Raises UserError, in the name of that option: not JSON, not a preset, or its readout's file is missing."""
+    """Raises UserError, in the name of that option: not JSON, not a preset, or the file of a gate is missing."""
     where = f"{option}={path}"
     try:
         data = json.loads(path.read_text())
@@ -59,8 +59,9 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
                 data, fitted = legacy.preset(data)
             except ValueError as e:
                 raise ValueError(f"{where}: {e}") from None
-            if "readout" in data and "readout" not in fitted:
-                fitted["readout"] = read_readout(beside(path, data["readout"]), option=where)
+            for kind in FITTED:
+                if kind in data and kind not in fitted:
+                    fitted[kind] = read_gate(beside(path, data[kind]), kind, option=where)
         return parse_preset(data, where=where, fitted=fitted)
     except UserError:
         raise
@@ -69,16 +70,17 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
 
 
 def write_preset(path: Path, preset: Preset) -> None:
-    """Writes a preset, and its readout, if it has one, beside it; `read_preset` reads back an equal one."""
+    """Writes a preset, and its gates, if it has any, beside it; `read_preset` reads back an equal one."""
     samplers = {name: preset_options(sampler) for name, sampler in preset.samplers.items()}
     data: dict[str, Any] = {"name": preset.name, "network": preset.network, "source": preset.source}
     data["samplers"] = samplers
     if preset.detect_eps:
         data["detect_eps"] = dict(preset.detect_eps)
-    if isinstance(readout := preset.fitted.get("readout"), Readout):
-        file = beside_preset(path, READOUT_SUFFIX)
-        write_readout(file, readout)
-        data["readout"] = file.name
+    for kind, gate in preset.fitted.items():
+        if isinstance(gate, Gate):
+            file = beside_preset(path, gate_suffix(kind))
+            write_gate(file, gate)
+            data[kind] = file.name
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n")
 
@@ -96,5 +98,5 @@ def preset_options(sampler: Sampler) -> dict[str, Any]:
 def beside(preset: Path, name: object) -> Path:
     """The file `name` in the folder of a preset. Raises ValueError for what is not a plain file name."""
     if not isinstance(name, str) or not name or Path(name).name != name:
-        raise ValueError(f"{preset}: readout must be the name of a file beside it")
+        raise ValueError(f"{preset}: a gate must be the name of a file beside it")
     return preset.with_name(name)

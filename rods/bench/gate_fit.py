@@ -1,0 +1,128 @@
+"""Fitting a density-ratio gate without labels: features of real images and of the network's own samples.
+
+Both go the same way. A sample is scored in flight, at D(x_t), or finished; a real image is noised to that level and
+denoised once, or taken as it is. Then the activations of the decoder's blocks are read at the noise level T with one
+draw. What is chosen without labels: how many of the last blocks, and at which level (`choose`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rods.bench.labelled import values_of
+from rods.denoiser import bind
+from rods.gate import DensityRatio, activations, density_ratio, fingerprint, network_of
+from rods.types import AnyDenoiser, Denoiser, Step, state_dtype
+from torch_utils.rng import SeedStreams
+
+U8 = NDArray[np.uint8]
+LEVELS = ((0.131, 0.12), (0.47, 0.3), (1.07, 0.6))  # (score_at, T): where samples are scored in flight, and read
+RIDGE = 1e-3  # larger ones are worse: the directions in which real data hardly vary tell most
+PER_NUMBER = 2.0  # images of either kind for each feature, below which a covariance is not to be trusted
+NOISE_SEED = 7_000_000  # of real images' noise
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where a sample is scored: at the first noise level of the run that is at most `score_at`, read at `sigma`."""
+
+    score_at: float
+    sigma: float  # T
+    i: int  # the step whose D(x_t) is scored
+    t: float  # that step's noise level
+
+
+def levels_of(steps_begin: Sequence[float], wanted: Sequence[tuple[float, float]] = LEVELS) -> list[Level]:
+    """The levels of a run whose steps begin at these noise levels, each once."""
+    found: dict[int, Level] = {}
+    for score_at, sigma in wanted:
+        below = [k for k, t in enumerate([*steps_begin, 0.0]) if t <= score_at]
+        i = below[0] - 1
+        if i >= 0:
+            found.setdefault(i, Level(score_at, sigma, i, float(steps_begin[i])))
+    return list(found.values())
+
+
+@dataclass
+class FlightFeatures:
+    """Sees the steps of a run of a whole batch and reads the activations of D(x_t) at chosen levels. Cost: F each."""
+
+    denoiser: AnyDenoiser
+    blocks: tuple[str, ...]
+    levels: Sequence[Level]
+    seeds: Sequence[int]
+    found: dict[float, Tensor] = field(default_factory=dict)  # by score_at: [B, K of all blocks]
+
+    def add(self, step: Step) -> None:
+        for level in self.levels:
+            if step.rows is None and step.i == level.i:
+                noise = SeedStreams(self.seeds, step.denoised.device).third().randn_like(step.denoised)[None]
+                self.found[level.score_at] = features(self.denoiser, step.denoised, level.sigma, self.blocks, noise)
+
+
+def features(denoiser: AnyDenoiser, image: Tensor, sigma: float, blocks: tuple[str, ...], noise: Tensor) -> Tensor:
+    """The activations [B, K] of blocks side by side for images [B, C, H, W]; `noise` [1, B, C, H, W]. Cost: F."""
+    level = torch.as_tensor(sigma, dtype=image.dtype, device=image.device)
+    return torch.cat(activations(bind(denoiser, len(image)), image, level, noise, blocks), dim=1).cpu()
+
+
+def real_features(
+    denoiser: Denoiser,
+    images: U8,
+    levels: Sequence[Level],
+    blocks: tuple[str, ...],
+    *,
+    batch: int,
+    device: torch.device,
+    report: Callable[[int], None] = lambda n: None,
+) -> dict[float, Tensor]:
+    """By `score_at`, the activations [N, K] of real images [N, C, H, W] that went the samples' way. Cost: 2F a level."""
+    found: dict[float, list[Tensor]] = {level.score_at: [] for level in levels}
+    for start in range(0, len(images), batch):
+        x = torch.from_numpy(values_of(images[start : start + batch])).to(device, state_dtype(device))
+        seeds = range(NOISE_SEED + start, NOISE_SEED + start + len(x))
+        for level in levels:
+            streams = SeedStreams(seeds, device)
+            t = torch.as_tensor(level.t, dtype=x.dtype, device=device)
+            with torch.no_grad():
+                denoised = bind(denoiser, len(x))(x + t * streams.randn_like(x), t)
+            noise = streams.third().randn_like(x)[None]
+            found[level.score_at].append(features(denoiser, denoised, level.sigma, blocks, noise))
+        report(len(x))
+    return {score_at: torch.cat(parts) for score_at, parts in found.items()}
+
+
+# -- what is chosen ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A gate before its threshold: a level and the last blocks, with what speaks for it."""
+
+    level: Level
+    blocks: tuple[str, ...]
+    tail: float  # heaviness of the upper tail of the samples' scores: (q95 - q50) / (q50 - q05)
+    separation: float  # AUROC of held-out real images against samples that were not used in the fit
+
+
+def halves(N: int) -> tuple[Tensor, Tensor]:
+    """Every second index, and the others: what is fitted, and what is held out."""
+    index = torch.arange(N)
+    return index[index % 2 == 0], index[index % 2 == 1]
+
+
+def columns_of(widths: Sequence[int], last: int) -> Tensor:
+    """The columns of the last blocks among those of all, given every block's width."""
+    return torch.arange(sum(widths) - sum(widths[-last:]), sum(widths))
+
+
+def tail_heaviness(scores: Tensor) -> float:
+    """(q95 - q50) / (q50 - q05): above 1 where a part of the samples scores far higher than the rest."""
+    low, middle, high = torch.quantile(scores, scores.new_tensor([0.05, 0.5, 0.95])).tolist()
+    return float((high - middle) / max(middle - low, 1e-9))
