@@ -201,9 +201,9 @@ def test_names_are_short_and_tell_candidates_apart():
     assert short_name(Euler()) == "euler"
     for sampler in (restart, overshoot, all_steps, own):
         assert method_of(sampler).folder == short_name(sampler)
-    assert [method_of(changed(s, {k: math.inf})).is_score for s, k in ((restart, "threshold"), (own, "rounds"))[:1]] == [
-        True
-    ]
+    assert [
+        method_of(changed(s, {k: math.inf})).is_score for s, k in ((restart, "threshold"), (own, "rounds"))[:1]
+    ] == [True]
     assert not method_of(restart).is_score
 
 
