@@ -19,9 +19,8 @@ from vectors import ROOT
 from dnnlib.errors import UserError
 from rods.bench.labelled import TIMING_NAME, read_run
 from rods.bench.run import run_methods
-from rods.bench.task import LoadedNetwork
+from rods.bench.task import AuditLine, LoadedNetwork
 from rods.eval.correction import proportion_interval
-from rods.bench.task import AuditLine
 from scripts import bench
 from training.checkpoint import load_snapshot
 

@@ -1,4 +1,4 @@
-"""rods.bench.calibrate, calibrate_restart and scripts/calibrate.py: the rule of choice, and a small calibration that goes on."""
+"""rods.bench.calibrate, calibrate_restart and scripts/calibrate.py: the rule of choice, and calibrations that go on."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from rods.bench.compare import (
     total_variance,
     variance_kept,
 )
-from rods.bench.qualitative import ADDED, REMOVED, Pair, change_map, pair_sheet
 from rods.bench.labelled import LabelledRun
+from rods.bench.qualitative import ADDED, REMOVED, Pair, change_map, pair_sheet
 from rods.bench.tables import detection_table, outcome_table, quality_table, share
 from rods.eval.correction import proportion_interval
 from rods.eval.labels import Label

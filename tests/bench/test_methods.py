@@ -57,8 +57,8 @@ def test_methods_that_cannot_be_made_name_the_option_and_the_remedy(method, give
 
 
 def test_a_method_that_does_not_suit_the_network_is_refused_before_the_run() -> None:
+    denoiser = POINTS.networks["exact"]().denoiser
     with pytest.raises(UserError, match="on points: sigma_r: 99"):
-        denoiser = POINTS.networks["exact"]().denoiser
         resolve("restart", POINTS, None, denoiser, given={"sigma_r": 99.0})
 
 
