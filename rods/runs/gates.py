@@ -20,10 +20,10 @@ _ARRAYS = ("mean", "scale", "linear", "quadratic")
 def write_readout(path: Path, readout: Readout) -> None:
     """Writes a readout; `read_readout` reads back an equal one (its weights are float32 numbers)."""
     arrays = {name: np.array(getattr(readout, name), dtype=np.float32) for name in _ARRAYS}
-    about = {"blocks": list(readout.blocks), "sigma": readout.sigma, "draws": readout.draws,
+    about = {"format": "rods-readout-1", "blocks": list(readout.blocks), "sigma": readout.sigma, "draws": readout.draws,
              "network": readout.network, "bias": readout.bias}  # fmt: skip
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save(arrays, metadata={"format": "rods-readout-1", "readout": json.dumps(about)}))
+        temporary.write_bytes(save(arrays, metadata={"readout": json.dumps(about)}))  # one entry: their order is random
 
 
 def read_readout(path: Path, *, option: str) -> Readout:
@@ -31,9 +31,9 @@ def read_readout(path: Path, *, option: str) -> Readout:
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["readout"])
-            arrays = {name: tuple(file.get_tensor(name).astype(np.float64).tolist()) for name in _ARRAYS}
+            mean, scale, linear, quadratic = (tuple(file.get_tensor(name).tolist()) for name in _ARRAYS)
         blocks = tuple(map(str, about["blocks"]))
         numbers = float(about["sigma"]), int(about["draws"]), str(about["network"]), float(about["bias"])
-        return Readout(blocks, *numbers, **arrays)
+        return Readout(blocks, *numbers, mean, scale, linear, quadratic)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{option}: {path} is not a readout ({e}); scripts/fit_readout.py writes one") from None
