@@ -92,7 +92,7 @@ def test_times_stand_beside_the_baselines_of_the_same_run(tmp_path: Path) -> Non
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     small_tasks.run(POINTS, tmp_path, ["euler"])
-    with pytest.raises(UserError, match=r"num_steps"):
+    with pytest.raises(UserError, match="steps"):
         small_tasks.run(replace(POINTS, num_steps=7), tmp_path, ["euler"], list(range(100)))
     with pytest.raises(UserError, match=r"batch"):
         small_tasks.run(replace(POINTS, batch=9), tmp_path, ["euler"], list(range(100)))
