@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
@@ -23,7 +23,7 @@ def write_readout(path: Path, readout: Readout) -> None:
     about = {"format": "rods-readout-1", "blocks": list(readout.blocks), "sigma": readout.sigma, "draws": readout.draws,
              "network": readout.network, "bias": readout.bias}  # fmt: skip
     with atomic_write(path) as temporary:
-        save_file(arrays, temporary, metadata={"readout": json.dumps(about)})  # one entry: their order is random
+        temporary.write_bytes(save(arrays, metadata={"readout": json.dumps(about)}))  # one entry: their order is random
 
 
 def read_readout(path: Path, *, option: str) -> Readout:
