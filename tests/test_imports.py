@@ -12,6 +12,7 @@ from tree import ROOT, extras, requirements, source_files, zone_of
 
 # commands and scripts -> rods.bench -> {rods.eval, rods.runs, training, rods} -> torch_utils -> dnnlib
 MAY_IMPORT: dict[str, set[str]] = {
+    "tools": {"tools", "command", "rods.bench", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
     "command": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
     "rods.bench": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
     "rods.eval": {"rods.eval", "torch_utils", "dnnlib"},

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gpu_sections.common import Section
-from gpu_sections.speed import HANDS, best_of, flops
+from tools.gpu_sections.common import Section
+from tools.gpu_sections.speed import HANDS, best_of, flops
 from training.config import Execution, TrainConfig
 from training.feed import Batch
 from training.presets import PRESETS, network_kwargs
