@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tree import ROOT, extras, requirements, source_files, zone_of
 
-# commands, scripts, tools -> rods.bench -> rods.labels, rods.runs -> {rods.eval, training, rods} -> torch_utils -> dnnlib
+# commands, scripts, tools -> rods.bench -> rods.labels, rods.runs -> rods.eval, training, rods -> torch_utils -> dnnlib
 _ALL = {"rods.bench", "rods.labels", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"}
 MAY_IMPORT: dict[str, set[str]] = {
     "command": _ALL,
