@@ -71,13 +71,13 @@ def main(
         checkpoint_blocks(net)
     shape = (batch, net.img_channels, net.img_resolution, net.img_resolution)
     latents = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(where)
-    about: dict[str, Any] = {
-        "network": name, "device": str(where), "batch": batch, "steps": steps, "dtype": dtype,
-        "channels_last": channels_last, "checkpoint_blocks": checkpointed, **facts(),
-    }  # fmt: skip
-    click.echo("\n".join(f"{key}: {value}" for key, value in about.items()))
     runs = []
     with apply_execution(net, execution):
+        about: dict[str, Any] = {
+            "network": name, "device": str(where), "batch": batch, "steps": steps, "dtype": dtype,
+            "channels_last": channels_last, "checkpoint_blocks": checkpointed, **facts(),
+        }  # fmt: skip
+        click.echo("\n".join(f"{key}: {value}" for key, value in about.items()))
         for sampler, options in SAMPLERS.items():
             run = profiled(net, build(sampler, {"num_steps": steps, **options}), latents, trace=trace)
             runs.append({"sampler": sampler, **run})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import gpu_check  # noqa: E402
-from gpu_sections import options  # noqa: E402
-from gpu_sections.common import Section, plain, psnr, relative  # noqa: E402
+from tools import gpu_check
+from tools.gpu_sections import options
+from tools.gpu_sections.common import Section, plain, psnr, relative
 
 
 def section(folder: Path) -> Section:
@@ -42,7 +38,7 @@ def test_a_failing_part_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None
 def test_a_section_that_breaks_or_takes_too_long_leaves_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken, endless = gpu_check.Plan("system:nothing", 60), gpu_check.Plan("system:environment", 0)
+    broken, endless = gpu_check.Plan(60), gpu_check.Plan(0)
     monkeypatch.setattr(gpu_check, "SECTIONS", {"environment": endless, "memory": broken})
     monkeypatch.setattr(gpu_check, "PATIENCE", 0)
     check = gpu_check.Check(tmp_path / "out.json", device="cpu", quick=True, workers=2, budget=100)

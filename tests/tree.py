@@ -31,7 +31,7 @@ def source_files() -> list[Path]:
 def zone_of(path: Path) -> str:
     """`command`, or the package whose import rules hold for the file. Raises ValueError for a place that has none."""
     top, *rest = path.relative_to(ROOT).parts
-    if not rest or top in ("scripts", "examples") or (top == "tools" and rest[0].startswith("gpu_")):
+    if not rest or top in ("scripts", "examples"):
         return "command"
     if top == "tools":
         return "tools"

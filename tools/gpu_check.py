@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]  # works from a plain checkout, installed or not
+sys.path.insert(0, str(HERE.parent))  # works from a plain checkout, installed or not
 
 SCHEMA = 1
 PATIENCE = 10  # times the limit of a section, on a CPU that others may use
@@ -32,30 +32,29 @@ PATIENCE = 10  # times the limit of a section, on a CPU that others may use
 
 @dataclass(frozen=True)
 class Plan:
-    """A section: the function that runs it, how long it may take, and whether it has the machine for itself."""
+    """How long a section may take, and whether it has the machine for itself."""
 
-    where: str  # module:function
     limit: float  # seconds
     alone: bool = False
     full: bool = False  # only with --full: torch.compile takes minutes
 
 
 SECTIONS = {  # the most valuable first; those that are not alone run side by side, before the others
-    "environment": Plan("system:environment", 60),
-    "agreement": Plan("agreement:agreement", 150),
-    "options": Plan("options:options", 200),
-    "memory": Plan("system:memory", 90),
-    "nccl": Plan("system:nccl", 90),
-    "tests": Plan("system:tests", 120),
-    "ceilings": Plan("system:ceilings", 60, alone=True),
-    "ffhq": Plan("speed:ffhq", 150, alone=True),
-    "hands-128": Plan("speed:hands128", 150, alone=True),
-    "profile": Plan("profiled:profile", 90, alone=True),
-    "layers": Plan("profiled:layers", 60, alone=True),
-    "training": Plan("trained:training", 120, alone=True),
-    "compiled options": Plan("options:compiled_options", 300, full=True),
-    "ffhq compiled": Plan("speed:compiled_ffhq", 400, alone=True, full=True),
-    "training compiled": Plan("trained:compiled_training", 400, alone=True, full=True),
+    "environment": Plan(60),
+    "agreement": Plan(150),
+    "options": Plan(200),
+    "memory": Plan(90),
+    "nccl": Plan(90),
+    "tests": Plan(120),
+    "ceilings": Plan(60, alone=True),
+    "ffhq": Plan(150, alone=True),
+    "hands-128": Plan(150, alone=True),
+    "profile": Plan(90, alone=True),
+    "layers": Plan(60, alone=True),
+    "training": Plan(120, alone=True),
+    "compiled options": Plan(300, full=True),
+    "ffhq compiled": Plan(400, alone=True, full=True),
+    "training compiled": Plan(400, alone=True, full=True),
 }
 
 
@@ -147,15 +146,31 @@ def summary(found: dict[str, Any]) -> str:
 def run_section(name: str, out: Path, device: str, quick: bool) -> None:
     """One section in this process."""
     import torch
-    from gpu_sections import agreement, options, profiled, speed, system, trained
-    from gpu_sections.common import THREADS, Section
 
+    from tools.gpu_sections import agreement, options, profiled, speed, system, trained
+    from tools.gpu_sections.common import THREADS, Section
+
+    run = {
+        "environment": system.environment,
+        "agreement": agreement.agreement,
+        "options": options.options,
+        "memory": system.memory,
+        "nccl": system.nccl,
+        "tests": system.tests,
+        "ceilings": system.ceilings,
+        "ffhq": speed.ffhq,
+        "hands-128": speed.hands128,
+        "profile": profiled.profile,
+        "layers": profiled.layers,
+        "training": trained.training,
+        "compiled options": options.compiled_options,
+        "ffhq compiled": speed.compiled_ffhq,
+        "training compiled": trained.compiled_training,
+    }[name]
     torch.set_num_threads(THREADS)  # sections side by side, each with all cores, would wait for each other's threads
-    module, function = SECTIONS[name].where.split(":")
     section = Section(torch.device(device), quick, out)
     section.save()
-    modules = {m.__name__.split(".")[-1]: m for m in (agreement, options, profiled, speed, system, trained)}
-    getattr(modules[module], function)(section)
+    run(section)
     section.save()
 
 

@@ -189,7 +189,8 @@ class Search:
         return found
 
     def try_all(self, family: str, samplers: Sequence[Sampler], *, finals: bool = False) -> list[Trial]:
-        """The trials of samplers, on the first seeds or, for finals, on all."""
+        """The trials of samplers, each once, on the first seeds or, for finals, on all."""
+        samplers = list(dict.fromkeys(samplers))  # with few steps, windows coincide
         seeds = self.seeds if finals else self.seeds[: self.first]
         base, *runs = self.run(samplers, seeds)
         found = []

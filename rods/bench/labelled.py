@@ -212,7 +212,7 @@ def read_run(path: Path, *, source: str | None = None) -> LabelledRun:
             [line for line in timing if "seconds" in line],
             [line for line in timing if "seconds" not in line],
         )
-    except (ValueError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: {OPTIONS_NAME} or {TIMING_NAME} was changed; sample the run again") from None
 
 

@@ -132,9 +132,9 @@ def resolve(
 
 def split_methods(text: str) -> list[tuple[str, dict[str, Any]]]:
     """`euler,heun` -> two methods; with options one method: `restart sigma_r=2.24 detector=lid:sigma=1.2,draws=4`."""
-    name, *rest = text.split()
+    name, *rest = re.sub(r",\s+", ",", text).split()
     if not rest:
-        return [(part.strip(), {}) for part in text.split(",")]
+        return [(part, {}) for part in name.split(",")]
     return [(name, dict(_option(part, name) for part in rest))]
 
 

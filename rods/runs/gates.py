@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
@@ -30,7 +30,7 @@ def write_gate(path: Path, gate: Gate) -> None:
     about = {"format": f"rods-{kind}-1", "blocks": list(gate.blocks), "sigma": gate.sigma, "draws": gate.draws,
              "network": gate.network, "bias": gate.bias}  # fmt: skip
     with atomic_write(path) as temporary:
-        save_file(arrays, temporary, metadata={kind: json.dumps(about)})  # one entry: their order is random
+        temporary.write_bytes(save(arrays, metadata={kind: json.dumps(about)}))  # one entry: their order is random
 
 
 def read_gate(path: Path, kind: str, *, option: str) -> Gate:

@@ -1,193 +1,236 @@
-"""rods.bench.run, results and methods: files that go on where they were cut, and what is in them."""
+"""rods.bench.run and scripts/bench.py: runs that go on where they were cut, experiments, and runs of generate.py."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-import bench_tasks
-import numpy as np
 import pytest
-import torch
-from bench_tasks import PICTURES, POINTS
-from rods.bench.results import read_results
-from rods.pipeline import SAMPLERS
+import small_tasks
+from click.testing import CliRunner
+from commands import SMALL, files
+from small_tasks import PICTURES, POINTS
+from vectors import ROOT
 
 from dnnlib.errors import UserError
-from rods.bench.compare import total_variance
-from rods.bench.methods import METHODS, resolve, split_methods
-from rods.bench.run import PICTURES as PICTURES_FOLDER
-from rods.bench.run import Place, run_methods
-from rods.eval.labels import Label
-from rods.presets import Preset
-from rods.runs.images import to_uint8
+from rods.bench.labelled import TIMING_NAME, read_run
+from rods.bench.run import run_methods
+from rods.bench.task import AuditLine, LoadedNetwork
+from rods.eval.correction import proportion_interval
+from scripts import bench
+from training.checkpoint import load_snapshot
 
-ALL = ["euler", "lid", "h-index", "lmi", "overshoot", "restart"]
+pytestmark = pytest.mark.usefixtures("restored_threads")
 
-
-def samples(path: Path) -> list[list]:
-    return [v for v in map(json.loads, path.read_text().splitlines()) if isinstance(v, list)]
-
-
-def test_a_run_cut_anywhere_goes_on_to_the_same_samples(tmp_path):
-    whole = bench_tasks.run(POINTS, tmp_path / "a", ALL)
-    bench_tasks.run(POINTS, tmp_path / "b", ALL, list(range(32)))
-    for name, results in whole.items():
-        cut = tmp_path / "b" / "points" / "exact" / results.path.name
-        content = cut.read_bytes()
-        cut.write_bytes(content[: content.rfind(b'{"chunk"') + 10])  # within the last line
-        with open(cut, "ab") as f:
-            f.write(b"[1,2")
-        assert len(samples_complete(cut)) == 16, name
-    again = bench_tasks.run(POINTS, tmp_path / "b", ALL)
-    for name, results in whole.items():
-        assert again[name].rows == results.rows
-        assert len(again[name].runs) == 2, "each invocation says who it is"
-    before = {p: p.read_bytes() for p in (tmp_path / "b").rglob("*.jsonl")}
-    bench_tasks.run(POINTS, tmp_path / "b", ALL)
-    assert {p: p.read_bytes() for p in before} == before, "nothing to do, nothing written"
+ALL = ["euler", "lid detector=lid:sigma=.1,draws=2", "h-index rho=.02 window=0,1", "lmi", "overshoot", "restart"]
+NAMES = [text.split()[0] for text in ALL]
+AUDIT = (AuditLine("real data, fresh", "hallucinated", proportion_interval(0, 100), 0.005),)
 
 
-def samples_complete(path: Path) -> list:
-    return read_results(path).rows
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """The small tasks instead of the benchmark's, and one whose network is that of the commands' tests."""
+    tasks = {"points": replace(POINTS, audit=lambda: AUDIT), "bars": PICTURES}
+    snapshot = load_snapshot(SMALL)
+    networks = {"small": lambda: LoadedNetwork(snapshot.net, snapshot.name, snapshot.sha256)}
+    tasks["tiny"] = replace(PICTURES, name="tiny", networks=networks, num_steps=2, batch=4, kinds=None, num_kinds=0)
+    monkeypatch.setattr(bench, "TASKS", {name: lambda task=task: task for name, task in tasks.items()})
+    for command in bench.main.commands.values():
+        for option in command.params:
+            if option.name == "task_name":
+                monkeypatch.setattr(option, "type", type(option.type)(list(tasks)))
 
 
-def test_what_a_file_says_of_points(tmp_path):
-    results = bench_tasks.run(POINTS, tmp_path, ALL)
-    base = results["euler"]
-    assert base.columns == ("seed", "label", "kind", "F", "B", "x")
-    assert base.seeds.tolist() == list(range(64))
-    x = base.features.reshape(-1, 2, 1, 1)
-    assert np.array_equal(base.labels, POINTS.label(x))
-    assert np.array_equal(base.kinds, POINTS.kinds(x))
-    assert (base.passes == [6, 0]).all()
-    assert results["lid"].rows != base.rows
-    for score in ("lid", "h-index", "lmi"):
-        assert np.array_equal(results[score].features, base.features), "a score changes no sample"
-        assert np.isfinite(results[score].scores).all()
-    levels, steps = results["h-index"].step_scores
-    assert steps.shape == (64, len(levels))
-    assert results["h-index"].scores == pytest.approx(steps.max(axis=1))
-    kept = [row[0] for row in results["restart"].column("restart")]
-    unchanged = np.array(kept) == 0
-    assert np.array_equal(results["restart"].features[unchanged], base.features[unchanged])
-    assert not (tmp_path / PICTURES_FOLDER).exists()
+def cli(*args: str | Path) -> str:
+    result = CliRunner().invoke(bench.main, list(map(str, args)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
-def test_what_a_file_says_of_pictures(tmp_path):
-    results = bench_tasks.run(PICTURES, tmp_path, ["euler", "overshoot"])
-    run = results["overshoot"]
-    place = Place(tmp_path, "bars", "exact")
-    pictures = np.concatenate([np.load(place.pictures("overshoot.jsonl", (s, 8))) for s in range(0, 32, 8)])
-    assert pictures.shape == (32, 1, 16, 16)
-    unit = pictures / 255.0
-    assert run.features == pytest.approx(unit.reshape(32, 8, 2, 8, 2).mean(axis=(2, 4)).reshape(32, 64), abs=0.006)
-    expected = (2 * unit - 1).reshape(32, -1).var(axis=0).sum()
-    assert total_variance(run.groups()) == pytest.approx(expected, rel=0.01)
-    assert (tmp_path / PICTURES_FOLDER / ".gitignore").read_text() == "*\n"
-    assert run.path.stat().st_size < 32 * 400
+def without_times(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in files(folder).items() if not name.endswith(TIMING_NAME)}
 
 
-def test_times_stand_beside_the_baselines_of_the_same_run(tmp_path):
-    first = bench_tasks.run(POINTS, tmp_path, ["euler", "overshoot"])
-    assert all(c["baseline_seconds"] == c["seconds"] for c in first["euler"].chunks)
-    assert all(c["baseline_seconds"] > 0 for c in first["overshoot"].chunks)
-    late = bench_tasks.run(POINTS, tmp_path, ["euler", "heun"])["heun"]
-    assert ["baseline_seconds" in c for c in late.chunks] == [True, False, False, False], "every fourth, timed again"
+# -- the library ------------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_recipe_is_refused(tmp_path):
-    bench_tasks.run(POINTS, tmp_path, ["euler"])
-    for other, what in ((replace(POINTS, num_steps=7), "num_steps 6, not 7"), (replace(POINTS, batch=9), "batch 16")):
-        with pytest.raises(UserError, match=what):
-            bench_tasks.run(other, tmp_path, ["euler"])
-    moved = tmp_path / "points" / "exact" / "heun.jsonl"
-    moved.write_bytes((tmp_path / "points" / "exact" / "euler.jsonl").read_bytes())
-    with pytest.raises(UserError, match="method euler, not heun"):
-        bench_tasks.run(POINTS, tmp_path, ["euler", "heun"])
+@pytest.mark.parametrize("task", [POINTS, PICTURES], ids=lambda task: task.name)
+def test_a_run_cut_anywhere_goes_on_to_the_same_files(tmp_path: Path, task) -> None:
+    methods = ALL if task is POINTS else ["euler", "overshoot"]
+    names = NAMES if task is POINTS else methods
+    seeds = list(task.report_seeds)
+    small_tasks.run(task, tmp_path / "a", methods)
+    small_tasks.run(task, tmp_path / "b", methods, seeds[: len(seeds) // 2])
+    for name in names:
+        cut = small_tasks.folder(task, tmp_path / "b", name)
+        for file, keep in (("samples.jsonl", 3), ("labels.jsonl", 2)):
+            lines = (cut / file).read_text().splitlines(keepends=True)
+            (cut / file).write_text("".join(lines[:keep]))
+        for image in sorted(cut.glob("*.png"))[4:]:
+            image.unlink()
+    found = small_tasks.run(task, tmp_path / "b", methods)
+    whole, again = without_times(tmp_path / "a"), without_times(tmp_path / "b")
+    assert again == whole
+    assert all(len(run.machines) >= 2 for run in found.values()), "each invocation says who it is"
+    before = files(tmp_path / "b")
+    small_tasks.run(task, tmp_path / "b", methods)
+    assert files(tmp_path / "b") == before, "nothing to do, nothing written"
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{}\n", "[1]\n", "hello\n", '{"format":1,"recipe":{},"columns":["seed"]}\n[1,2]\n{"chunk":1}\n']
-)
-def test_files_that_are_none_are_refused_in_a_line(tmp_path, content):
-    path = tmp_path / "euler.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError, match=r"euler\.jsonl"):
-        read_results(path)
+def test_times_stand_beside_the_baselines_of_the_same_run(tmp_path: Path) -> None:
+    first = small_tasks.run(POINTS, tmp_path, ["euler", "overshoot"])
+    assert all(c["baseline_seconds"] == c["seconds"] for c in first["euler"].timing)
+    assert [c["baseline_seconds"] > 0 for c in first["overshoot"].timing] == [True] * 4
+    late = small_tasks.run(POINTS, tmp_path, ["euler", "heun"])["heun"]
+    assert ["baseline_seconds" in c for c in late.timing] == [False] * 4, "the baseline was not sampled beside it"
+    assert late.machines[0]["torch"]
 
 
-def test_the_baseline_comes_first_and_names_differ(tmp_path):
+def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    small_tasks.run(POINTS, tmp_path, ["euler"])
+    with pytest.raises(UserError, match="steps"):
+        small_tasks.run(replace(POINTS, num_steps=7), tmp_path, ["euler"], list(range(100)))
+    with pytest.raises(UserError, match=r"batch"):
+        small_tasks.run(replace(POINTS, batch=9), tmp_path, ["euler"], list(range(100)))
+
+
+def test_the_baseline_comes_first_and_names_differ(tmp_path: Path) -> None:
     network = POINTS.networks["exact"]()
     for names, what in ((["heun", "euler"], "euler comes first"), (["euler", "heun", "heun"], "'heun' is there twice")):
-        settings = [resolve(name, POINTS, None) for name in names]
+        methods = [small_tasks.method(name, POINTS) for name in names]
         with pytest.raises(UserError, match=what):
-            run_methods(POINTS, network, settings, [0], out=tmp_path, batch=4)
+            run_methods(POINTS, network, methods, [0], out=tmp_path, batch=4)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_samples_that_are_no_numbers_are_bad_and_counted(tmp_path):
-    class Broken:
-        img_channels, img_resolution, label_dim = 2, 1, 0
-
-        def __call__(self, x, sigma, class_labels=None):
-            return torch.where(x[:, :1] > 0, float("nan"), 0 * x)
-
-    network = replace(POINTS.networks["exact"](), denoiser=Broken())
-    run_methods(POINTS, network, [resolve("euler", POINTS, None)], list(range(8)), out=tmp_path, batch=8)
-    found = read_results(tmp_path / "points" / "exact" / "euler.jsonl")
-    broken = found.chunks[0]["not_finite"]
-    assert 0 < broken <= 8
-    assert (found.labels == Label.BAD).sum() >= broken
-    assert (found.kinds == -1).sum() >= broken
+# -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_settings_come_from_the_line_the_table_the_preset_and_the_task():
-    preset = Preset("p", "exact", "", {"overshoot": {"rho": 3.0, "num_steps": 99}, "tag": {"eta": 1.5}})
-    assert resolve("overshoot", POINTS, None).config.options["rho"] == 0.02
-    calibrated = resolve("overshoot", POINTS, preset).config.options
-    assert (calibrated["rho"], calibrated["num_steps"]) == (3.0, 6), "methods are compared at the task's steps"
-    given = resolve("overshoot rho=.5 window=sigma:.1,2", POINTS, preset)
-    assert given.config.describe()["window"] == "sigma:0.1,2"
-    assert given.config.options["rho"] == 0.5
-    assert given.file_name == "overshoot_rho=.5_window=sigma_.1_2.jsonl"
-    assert resolve("tag", POINTS, preset).config.options["eta"] == 1.1
-    assert resolve("euler-200", POINTS, None).config.options["num_steps"] == 200
+def test_the_command_run_twice_gives_identical_files(tmp_path: Path, small) -> None:
+    out = f"--out={tmp_path}"
+    asked = ["--task=points", "--threads=1", out, "--samplers=heun,overshoot,restart"]
+    asked += [f"--samplers={text}" for text in ALL[1:3]]
+    said = cli(*asked)
+    assert re.findall(r"^\| ([\w-]+) ", said, re.MULTILINE) == [
+        "sampler", "euler", "heun", "overshoot", "restart", "score", "lid", "h-index",
+    ]  # fmt: skip
+    before = files(tmp_path)
+    assert cli("run", *asked) == said
+    assert files(tmp_path) == before
+    assert "hallucinated 0/100" in cli("audit", "--task=points", out)
+    assert json.loads((tmp_path / "points" / "audit.json").read_text())["lines"][0]["what"] == "real data, fresh"
+
+
+EXPERIMENT = """
+[[table]]
+task = "points"
+batch = 16
+
+[[table.run]]
+methods = ["euler", "heun"]
+seeds = "0-31"
+
+[[table.run]]
+name = "lid-near"
+method = "lid"
+detector = "lid:sigma=.1,draws=2"
+seeds = "0-15"
+
+[[table]]
+task = "bars"
+seeds = "0-7"
+
+[[table.run]]
+method = "overshoot"
+rho = 1.5
+"""
+
+
+def test_an_experiment_runs_its_tables(tmp_path: Path, small) -> None:
+    path, out = tmp_path / "e.toml", tmp_path / "out"
+    path.write_text(EXPERIMENT)
+    said = cli("run", path, f"--out={out}", "--threads=1")
+    numbers = {
+        "points/exact/euler": 32, "points/exact/heun": 32, "points/exact/lid-near": 16,
+        "bars/exact/euler": 8, "bars/exact/overshoot": 8,
+    }  # fmt: skip
+    assert {name: len(read_run(out / name)) for name in numbers} == numbers
+    assert len(list(out.rglob("options.json"))) == len(numbers)
+    assert read_run(out / "bars/exact/overshoot").options["rho"] == 1.5
+    before = files(out)
+    assert cli("run", path, f"--out={out}", "--threads=1") == said
+    assert files(out) == before
+    for args, what in (
+        ((path, "--samplers=heun"), "--samplers: the experiment says it"),
+        ((path, "--task=points"), "give either an experiment's TOML file, or --task=NAME"),
+        ((), "give either an experiment's TOML file, or --task=NAME"),
+    ):
+        result = CliRunner().invoke(bench.main, ["run", *map(str, args), f"--out={out}"])
+        assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
+        assert what in result.output
+
+
+def test_runs_of_generate_on_two_ranks_are_labelled_and_compared(tmp_path: Path, small) -> None:
+    common = [f"--network={SMALL}", "--steps=2", "--batch=4", "--seeds=0-15", "--threads=1"]
+    samplers = {"euler": ["--sampler=euler"], "over": ["--sampler=overshoot", "--rho=2", "--window=0,1"]}
+    for name, options in samplers.items():
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command = [*launcher, str(ROOT / "generate.py"), *common, *options, f"--outdir={tmp_path / name}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        said = cli("label", tmp_path / name, "--task=tiny", "--threads=1")
+        assert said == f"16 images of {tmp_path / name} labelled\n"
+    table = cli("compare", tmp_path / "euler", tmp_path / "over")
+    assert re.findall(r"^\| (\w+) ", table, re.MULTILINE) == ["sampler", "euler", "over"]
+
+    # The benchmark makes the same images through the library.
+    cli("--task=tiny", "--samplers=overshoot rho=2 window=0,1", "--seeds=0-15", "--threads=1", f"--out={tmp_path}/out",
+        "--preset=none")  # fmt: skip
+    for name, other in (("euler", "euler"), ("over", "overshoot")):
+        mine, theirs = read_run(tmp_path / name), read_run(tmp_path / "out" / "tiny" / "small" / other)
+        assert mine.keys == theirs.keys
+        assert mine.labels.tolist() == theirs.labels.tolist()
+
+    later = tmp_path / "later"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "generate.py"), *common, "--seeds=90-91", "--sampler=euler", f"--outdir={later}"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cli("label", later, "--task=tiny")
+    result = CliRunner().invoke(bench.main, ["compare", str(tmp_path / "euler"), str(later)])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert "no labelled seed in common" in result.output
+
+
+def test_all_leaves_out_what_nobody_calibrated_and_says_so(tmp_path: Path, small) -> None:
+    said = cli("--task=points", "--seeds=0-1", "--threads=1", f"--out={tmp_path}", "--batch=2")
+    assert "left out: --samplers: sigma-offset on points: kappa" in said
+    assert "| tag " in said
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("args", "what"),
     [
-        ("sorcery", "'sorcery' is no method"),
-        ("overshoot rho", "'rho' after overshoot"),
-        ("overshoot size=3", "size: overshoot has no such option"),
-        ("sigma-offset", "kappa: sigma-offset needs a value"),
-        ("overshoot rho=big", "rho: 'big' will not do"),
+        (["--task=points", "--samplers=tvf detector=tvf:sigma=99"], "sigma"),
+        (["--task=points", "--samplers=nonsense"], "--samplers: unknown method 'nonsense'"),
+        (["--task=points", "--network=other"], "--network=other: points has exact"),
+        (["report"], "holds no results of points, bars"),
+        (["--task=points", "--preset=missing"], "--preset=missing is unknown"),
     ],
 )
-def test_methods_that_will_not_do_name_the_option_and_the_remedy(text, what):
-    with pytest.raises(UserError, match=what):
-        resolve(text, POINTS, None)
+def test_mistakes_get_one_line(tmp_path: Path, small, args, what) -> None:
+    result = CliRunner().invoke(bench.main, [*args, f"--out={tmp_path / 'out'}"])
+    assert result.exit_code == 2
+    assert what in result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_list_of_methods_splits_at_methods_only():
-    text = "euler,rods-cas window=.1,.5 rho=4, heun"
-    assert split_methods(text) == ["euler", "rods-cas window=.1,.5 rho=4", "heun"]
-    one = "restart detector=lid:sigma=1.6,draws=8 sigma_r=2"
-    assert split_methods(f"{one},lid") == [one, "lid"]
-
-
-def test_the_table_names_samplers_that_exist_and_covers_them():
-    used = {m.sampler for m in METHODS.values()}
-    assert used == set(SAMPLERS)
-    assert next(iter(METHODS)) == "euler"
-
-
-def test_pictures_are_those_that_are_hashed(tmp_path):
-    run = bench_tasks.run(PICTURES, tmp_path, ["euler"])["euler"]
-    latents = torch.stack([torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(8)])
-    setting = resolve("euler", PICTURES, None)
-    images = to_uint8(setting.config.run(PICTURES.networks["exact"]().denoiser, latents).images.numpy())
-    stored = np.load(Place(tmp_path, "bars", "exact").pictures("euler.jsonl", (0, 8)))
-    assert np.array_equal(stored, images)
-    assert len(set(run.column("sha"))) == 32
+def test_calibration_seeds_are_named(tmp_path: Path, small) -> None:
+    said = cli("--task=points", "--samplers=euler", "--seeds=1000-1001", "--threads=1", f"--out={tmp_path}")
+    assert "2 of them, such as 1000, are calibration seeds" in said

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import bench_tasks
 import numpy as np
 import pytest
-from bench_tasks import POINTS
-from rods.bench.results import Results
+import small_tasks
+from small_tasks import POINTS
 
 from rods.bench.compare import (
     compare,
@@ -20,6 +22,7 @@ from rods.bench.compare import (
     total_variance,
     variance_kept,
 )
+from rods.bench.labelled import LabelledRun
 from rods.bench.qualitative import ADDED, REMOVED, Pair, change_map, pair_sheet
 from rods.bench.tables import detection_table, outcome_table, quality_table, share
 from rods.eval.correction import proportion_interval
@@ -28,16 +31,27 @@ from rods.eval.labels import Label
 CODES = {"w": Label.WELL, "b": Label.BAD, "?": Label.AMBIGUOUS}
 
 
-def made(name: str, labels: str, x: list[float], *, F: int = 40, seconds: tuple[float, ...] = (), **more) -> Results:
-    """A run on seeds 0, 1, ... whose samples are single numbers."""
-    columns = ("seed", "label", "F", "B", "x", *more)
-    rows = [
-        [i, int(CODES[c]), F, 0, [v], *(column[i] for column in more.values())]
-        for i, (c, v) in enumerate(zip(labels, x, strict=True))
+def made(
+    name: str,
+    labels: str,
+    x: list[float],
+    *,
+    F: int = 40,
+    seconds: tuple[float, ...] = (),
+    first: int = 0,
+    is_score: bool = False,
+    options: Mapping[str, Any] | None = None,
+    **columns: list[Any],
+) -> LabelledRun:
+    """A run on seeds `first`, ... whose samples are single numbers; `columns` of its records."""
+    samples = [
+        {"name": f"{first + i:06d}.png", "seed": first + i, "forward": F, "backward": 0, "x": [v]}
+        | {key: column[i] for key, column in columns.items()}
+        for i, v in enumerate(x)
     ]
-    chunks = [{"chunk": 0, "n": len(x), "not_finite": 0, "seconds": s, "baseline_seconds": 2.0} for s in seconds]
-    recipe = {"method": name, "is_score": "score" in more}
-    return Results(Path(f"{name}.jsonl"), recipe, columns, rows, [], chunks)
+    codes = np.array([CODES[c] for c in labels], dtype=np.int8)
+    timing = [{"seeds": [first], "seconds": s, "baseline_seconds": 2.0} for s in seconds]
+    return LabelledRun(Path(name), name, is_score, options or {}, samples, codes, None, timing, [])
 
 
 BASE = made("euler", "bbww?", [0, 0, 9, 9, 1], seconds=(2.0, 2.0, 2.0))
@@ -61,16 +75,10 @@ def test_rows_count_what_changed_and_what_it_cost():
 
 
 def test_rows_are_of_the_seeds_that_both_have():
-    late = made("late", "wbbww", [9, 0, 0, 9, 9])
-    for row in late.rows:
-        row[0] += 3
-    row = compare(BASE, late)
+    row = compare(BASE, made("late", "wbbww", [9, 0, 0, 9, 9], first=3))
     assert (row.n, row.outcomes.table[Label.WELL]) == (2, (0, 1, 0))
-    for row in late.rows:
-        row[0] += 3
-    del late.__dict__["seeds"]
     with pytest.raises(ValueError, match="no seed in common"):
-        compare(BASE, late)
+        compare(BASE, made("late", "wbbww", [9, 0, 0, 9, 9], first=6))
 
 
 def test_total_variance_of_groups_is_that_of_their_samples():
@@ -98,7 +106,7 @@ def test_the_interval_of_the_variance_kept_holds_it():
 def test_a_score_is_judged_on_sure_labels(tmp_path):
     labels = "b" * 20 + "w" * 60 + "?" * 20
     scores = [2.0] * 20 + [1.0] * 60 + [3.0] * 20
-    run = made("lid", labels, [0.0] * 100, score=scores)
+    run = made("lid", labels, [0.0] * 100, largest=scores, is_score=True)
     row = compare(made("euler", labels, [0.0] * 100), run)
     d = row.detection
     assert (d.auroc.value, d.average_precision.value, d.hallucinated, d.valid) == (1, 1, 20, 60)
@@ -107,25 +115,23 @@ def test_a_score_is_judged_on_sure_labels(tmp_path):
     assert row.filtered == pytest.approx(20 / 96), "the 4 dropped are unsure ones"
     (line,) = detection_table([row], row).rows
     assert line[0] == "lid"
-    run.recipe["is_score"] = False
-    assert compare(BASE, run).detection is None, "a correction's scores are of other images"
+    assert compare(BASE, replace(run, is_score=False)).detection is None, "a correction's scores are of other images"
 
 
 def test_a_restart_is_filtered_by_what_it_kept():
-    tried = [[1, 9.0, 0.5], [0, 0.1], [0, 0.2], [0, 0.3], [2, 8.0, 7.0, 6.0]]
-    run = made("restart", "wwwwb", [0.0] * 5, score=[t[1] for t in tried], restart=tried)
+    tried = [(1, [9.0, 0.5]), (0, [0.1]), (0, [0.2]), (0, [0.3]), (2, [8.0, 7.0, 6.0])]
+    run = made("restart", "wwwwb", [0.0] * 5, restart=[{"scores": s, "kept": k} for k, s in tried])
+    assert run.scores.tolist() == [9.0, 0.1, 0.2, 0.3, 8.0]
     assert run.own_scores.tolist() == [0.5, 0.1, 0.2, 0.3, 6.0]
-    run.recipe["is_score"] = False
     row = compare(BASE, run)
     assert row.filtered == pytest.approx(1 / 5 / 0.96), "4 % of five samples is none"
     assert np.isnan(compare(BASE, OTHER).filtered)
 
 
 def test_a_threshold_flags_and_a_curve_leaves_uncertain_images_out():
-    run = made("lid", "bbww?", [0.0] * 5, score=[3.0, 1.0, 2.0, 0.5, 9.0])
+    run = made("lid", "bbww?", [0.0] * 5, largest=[3.0, 1.0, 2.0, 0.5, 9.0], is_score=True)
     assert confusion_at_threshold(BASE, run) is None
-    run.recipe["threshold"] = 1.5
-    threshold, found = confusion_at_threshold(BASE, run)
+    threshold, found = confusion_at_threshold(BASE, replace(run, options={"threshold": 1.5}))
     assert (threshold, found.risk_bad, found.risk_good, found.safe_bad, found.safe_good) == (1.5, 1, 2, 1, 1)
     curve = score_curve(BASE, run)
     assert list(zip(curve.false_alarms, curve.recall, strict=True))[1:] == [(0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
@@ -134,8 +140,8 @@ def test_a_threshold_flags_and_a_curve_leaves_uncertain_images_out():
 
 def test_step_aurocs_follow_the_labels():
     steps = [[0.0, float(i < 2), 1.0] for i in range(5)]
-    run = made("h-index", "bbww?", [0.0] * 5, score=[1.0] * 5, steps=steps)
-    run.chunks.append({"sigma": [3.0, 2.0, 1.0]})
+    run = made("h-index", "bbww?", [0.0] * 5, H=steps, sigma=[[3.0, 2.0, 1.0]] * 5, is_score=True)
+    assert run.scores.tolist() == [1.0] * 5
     assert step_aurocs(run, BASE) == [(3.0, 0.5), (2.0, 1.0), (1.0, 0.5)]
     assert step_aurocs(OTHER, BASE) == []
 
@@ -145,10 +151,10 @@ def test_distances_to_real_data_have_a_floor():
     assert real.floor.mode_distance < 0.05
     assert real.floor.std_ratio == pytest.approx(1, abs=0.05)
     rng = np.random.default_rng(3)
-    x = bench_tasks.CENTRES.numpy()[rng.integers(2, size=2000)] + 0.5 * bench_tasks.SPREAD * rng.standard_normal(
+    x = small_tasks.CENTRES.numpy()[rng.integers(2, size=2000)] + 0.5 * small_tasks.SPREAD * rng.standard_normal(
         (2000, 2)
     )
-    half = distances(x, bench_tasks.mode_of(x), real)
+    half = distances(x, small_tasks.mode_of(x), real)
     assert half.mode_distance == pytest.approx(0.5, abs=0.05)
     assert half.std_ratio == pytest.approx(0.5, rel=0.05)
     assert half.frechet > 10 * real.floor.frechet
@@ -158,14 +164,14 @@ def test_distances_to_real_data_have_a_floor():
 
 
 def test_the_quality_table_leaves_out_what_a_task_does_not_have(tmp_path):
-    runs = bench_tasks.run(POINTS, tmp_path, ["euler", "heun"])
+    runs = small_tasks.run(POINTS, tmp_path, ["euler", "heun"])
     real = reference(POINTS, 500)
     rows = [compare(runs["euler"], run, real=real) for run in runs.values()]
     table = quality_table(rows, real, features="coordinates")
     assert table.headings[1] == "FD-coordinates ↓"
     assert [row[0] for row in table.rows] == ["euler", "heun", "(real data, 500 others)"]
-    pictures = bench_tasks.PICTURES
-    runs = bench_tasks.run(pictures, tmp_path, ["euler"])
+    pictures = small_tasks.PICTURES
+    runs = small_tasks.run(pictures, tmp_path, ["euler"])
     real = reference(pictures, 64)
     table = quality_table([compare(runs["euler"], runs["euler"], real=real)], real, features="pixels8")
     assert not any("std" in heading for heading in table.headings)

@@ -1,4 +1,4 @@
-"""rods.bench.readout_fit and scripts/fit_readout.py: what is learned, from whose labels, and the commands that use it."""
+"""rods.bench.readout_fit and scripts/fit_readout.py: what is learned, from whose labels, and the commands."""
 
 from __future__ import annotations
 

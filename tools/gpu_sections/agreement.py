@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu_sections.common import MODELS, Section, arithmetic, psnr, relative
 from rods import curvature_index, edm_sampler, euler_sampler, restart_sampler, rods_sampler
+from tools.gpu_sections.common import MODELS, Section, arithmetic, psnr, relative
 from torch_utils.rng import SeedStreams
 from training.checkpoint import load_denoiser
 from training.loss import EDMLoss

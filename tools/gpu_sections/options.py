@@ -12,8 +12,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from gpu_sections.common import MODELS, THREADS, Section, psnr
 from rods.runs.execution_options import add_execution_options
+from tools.gpu_sections.common import MODELS, THREADS, Section, psnr
 
 NETWORK = MODELS / "hands-32.safetensors"
 FAMILIES = {  # the preset of hands-32 gives restart its readout, which looks at layers

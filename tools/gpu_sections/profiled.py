@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpu_sections.common import Section, arithmetic
-from gpu_sections.speed import FFHQ, build, forward, probe, state, variant
+from tools.gpu_sections.common import Section, arithmetic
+from tools.gpu_sections.speed import FFHQ, build, forward, probe, state, variant
 from training.execution import set_layout
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from training.presets import PRESETS, network_kwargs
 
-from gpu_sections.common import Section, arithmetic
 from rods import edm_sampler, euler_sampler, restart_sampler, rods_sampler
+from tools.gpu_sections.common import Section, arithmetic
 from training.execution import compiled, set_layout
 from training.networks import NETWORKS
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from gpu_sections.common import ROOT, Section, arithmetic, psnr
-from gpu_sections.options import generate, images_of
+from tools.gpu_sections.common import ROOT, Section, arithmetic, psnr
+from tools.gpu_sections.options import generate, images_of
 
 CORE = ("torch", "numpy", "click", "pillow", "scipy", "requests", "psutil", "safetensors", "tqdm")
 

@@ -10,8 +10,8 @@ import torch
 from training.presets import PRESETS, network_kwargs
 from training.run import Run
 
-from gpu_sections.common import Section
-from gpu_sections.speed import HANDS, best_of, flops
+from tools.gpu_sections.common import Section
+from tools.gpu_sections.speed import HANDS, best_of, flops
 from training.config import Execution, TrainConfig
 from training.feed import Batch
 
