@@ -82,7 +82,7 @@ def real_features(
     device: torch.device,
     report: Callable[[int], None] = lambda n: None,
 ) -> dict[float, Tensor]:
-    """By `score_at`, the activations [N, K] of real images [N, C, H, W] that went the samples' way. Cost: 2F a level."""
+    """By `score_at`, the activations [N, K] of real images [N, C, H, W] that went the samples' way. 2F a level."""
     found: dict[float, list[Tensor]] = {level.score_at: [] for level in levels}
     for start in range(0, len(images), batch):
         x = torch.from_numpy(values_of(images[start : start + batch])).to(device, state_dtype(device))
@@ -126,3 +126,84 @@ def tail_heaviness(scores: Tensor) -> float:
     """(q95 - q50) / (q50 - q05): above 1 where a part of the samples scores far higher than the rest."""
     low, middle, high = torch.quantile(scores, scores.new_tensor([0.05, 0.5, 0.95])).tolist()
     return float((high - middle) / max(middle - low, 1e-9))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Activations by `score_at`: of real images [N, K] and of the network's own samples [M, K] (M = 0: none)."""
+
+    levels: Sequence[Level]
+    blocks: tuple[str, ...]
+    widths: tuple[int, ...]  # K of each block
+    real: dict[float, Tensor]
+    own: dict[float, Tensor]
+
+    @property
+    def num_own(self) -> int:
+        return len(next(iter(self.own.values()))) if self.own else 0
+
+
+def fitted(
+    f: Features, level: Level, last: int, denoiser: AnyDenoiser, real: Tensor, own: Tensor | None, *, same_mean: bool
+) -> DensityRatio:
+    """The gate of the last blocks at a level, of real images [n] and own samples [m] by index."""
+    columns, blocks = columns_of(f.widths, last), f.blocks[-last:]
+    return density_ratio(
+        f.real[level.score_at][real][:, columns],
+        None if own is None else f.own[level.score_at][own][:, columns],
+        blocks=blocks,
+        sigma=level.sigma,
+        draws=1,
+        network=fingerprint(network_of(denoiser), blocks),
+        ridge=RIDGE,
+        same_mean=same_mean,
+    )
+
+
+def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
+    """Every level and number of last blocks that the images are enough for, the best first.
+
+    Judged on halves: a gate is fitted to one half of the real images and of the samples, with the shift between their
+    means taken out, and scores the other. The more its scores of samples have an upper tail, the better: a few samples
+    that lie off the data's support, and most that do not. Separation itself is not asked for: it is also of the
+    network's style.
+    """
+    found = []
+    (fit_real, held_real), (fit_own, held_own) = halves(len(next(iter(f.real.values())))), halves(f.num_own)
+    for level in f.levels:
+        for last in range(1, len(f.blocks) + 1):
+            K = sum(f.widths[-last:])
+            two_class = f.num_own > 0 and PER_NUMBER * K <= len(fit_own)
+            if K * PER_NUMBER > len(fit_real) and last > 1:
+                break
+            gate = fitted(f, level, last, denoiser, fit_real, fit_own if two_class else None, same_mean=two_class)
+            columns = columns_of(f.widths, last)
+            own = gate.of(f.own[level.score_at][held_own][:, columns]) if f.num_own else None
+            real = gate.of(f.real[level.score_at][held_real][:, columns])
+            tail = tail_heaviness(own) if own is not None else float("nan")
+            found.append(Choice(level, f.blocks[-last:], tail, float("nan") if own is None else separation(real, own)))
+    return sorted(found, key=lambda c: -c.tail if c.tail == c.tail else -len(c.blocks))
+
+
+def separation(real: Tensor, own: Tensor) -> float:
+    """AUROC of scores [n], [m]: how often a sample scores higher than a real image."""
+    order = torch.cat([real, own]).argsort().argsort().double()
+    ranks = order[len(real) :].sum() - len(own) * (len(own) - 1) / 2
+    return float(ranks / (len(real) * len(own)))
+
+
+class ScoredImages:
+    """Sees the steps of a gated restart of a whole batch and keeps what was scored of the images that are kept."""
+
+    def __init__(self) -> None:
+        self.images = torch.empty(0)
+
+    def add(self, step: Step) -> None:
+        if step.verdict is None:
+            return
+        scored = step.x_next if step.sigma_next == 0 else step.denoised
+        if step.rows is None:
+            self.images = scored
+        else:
+            kept = step.verdict.kept
+            self.images = self.images.index_copy(0, step.rows[kept], scored[kept])
