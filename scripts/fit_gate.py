@@ -32,6 +32,7 @@ from rods.bench.gate_fit import (
     Features,
     FlightFeatures,
     ScoredImages,
+    best_of,
     choices,
     columns_of,
     features,
@@ -124,7 +125,7 @@ def chosen(f: Features, net: Denoiser) -> tuple[Choice, list[Choice]]:
     """The best choice and all of them; without samples, a fixed level and as many blocks as there are images for."""
     found = choices(f, net)
     if f.num_own:
-        return found[0], found
+        return best_of(found), found
     level = f.levels[min(NO_SAMPLES, len(f.levels) - 1)]
     mine = [c for c in found if c.level == level]
     return max(mine, key=lambda c: len(c.blocks)), found

@@ -24,6 +24,7 @@ from torch_utils.rng import SeedStreams
 U8 = NDArray[np.uint8]
 LEVELS = ((0.131, 0.12), (0.47, 0.3), (1.07, 0.6))  # (score_at, T): where samples are scored in flight, and read
 RIDGE = 1e-3  # larger ones are worse: the directions in which real data hardly vary tell most
+NEAR_BEST = 0.85  # of the heaviest tail: among choices as near as that, the one of the most numbers is taken
 PER_NUMBER = 2.0  # images of either kind for each feature, below which a covariance is not to be trusted
 NOISE_SEED = 7_000_000  # of real images' noise
 
@@ -161,7 +162,7 @@ def fitted(
 
 
 def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
-    """Every level and number of last blocks that the images are enough for, the best first.
+    """Every level and number of last blocks that the images are enough for, the heaviest tail first.
 
     Judged on halves: a gate is fitted to one half of the real images and of the samples, with the shift between their
     means taken out, and scores the other. The more its scores of samples have an upper tail, the better: a few samples
@@ -174,7 +175,7 @@ def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
         for last in range(1, len(f.blocks) + 1):
             K = sum(f.widths[-last:])
             two_class = f.num_own > 0 and PER_NUMBER * K <= len(fit_own)
-            if K * PER_NUMBER > len(fit_real) and last > 1:
+            if last > 1 and len(fit_real) < PER_NUMBER * K:
                 break
             gate = fitted(f, level, last, denoiser, fit_real, fit_own if two_class else None, same_mean=two_class)
             columns = columns_of(f.widths, last)
@@ -183,6 +184,13 @@ def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
             tail = tail_heaviness(own) if own is not None else float("nan")
             found.append(Choice(level, f.blocks[-last:], tail, float("nan") if own is None else separation(real, own)))
     return sorted(found, key=lambda c: -c.tail if c.tail == c.tail else -len(c.blocks))
+
+
+def best_of(found: Sequence[Choice]) -> Choice:
+    """The choice with the most numbers among those whose tail is near the heaviest."""
+    heaviest = max(c.tail for c in found)
+    near = [c for c in found if c.tail >= NEAR_BEST * heaviest]
+    return max(near, key=lambda c: (len(c.blocks), c.tail))
 
 
 def separation(real: Tensor, own: Tensor) -> float:
