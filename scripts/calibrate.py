@@ -21,8 +21,9 @@ from dnnlib.cli import Command, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench import calibrate
-from rods.bench.calibrate import Calibrated, Search, critical_steps
+from rods.bench.calibrate import Calibrated, Search
 from rods.bench.calibrate_restart import iq, restart
+from rods.bench.calibrate_rods import critical_steps, rods_cas, rods_sas
 from rods.bench.task import load_network
 from rods.bench.tasks import TASKS
 from rods.config import changed, values_of
@@ -34,8 +35,8 @@ from torch_utils import distributed
 
 FAMILIES: dict[str, Callable[[Search], Calibrated]] = {
     "restart": restart,
-    "rods-cas": calibrate.rods_cas,
-    "rods-sas": calibrate.rods_sas,
+    "rods-cas": rods_cas,
+    "rods-sas": rods_sas,
     "overshoot": calibrate.overshoot,
     "sigma-offset": calibrate.sigma_offset,
     "tag": calibrate.tag,
