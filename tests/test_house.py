@@ -10,10 +10,13 @@ import pytest
 from tree import LIBRARY, ROOT, source_files
 
 MAX_LINES = 320
-LONG_FILES: dict[str, str] = {}  # name: why it is better in one piece
+LONG_FILES: dict[str, str] = {  # name: why it is better in one piece
+    "rods/config.py": "the registries, and all that turns text and JSON into values and back",
+}
 CATCH_ALL_PARAMETERS = {
     "dnnlib/cli.py": "extra",  # it overrides click.Command.main and hands click its own arguments
-    "training/precond.py": "model_kwargs",  # a network file's constructor arguments; training/schema.py checks them
+    "training/networks/precond.py": "model_kwargs",  # a network file's arguments; training/schema.py checks them
+    "rods/_deprecated.py": "options",  # old samplers', handed on whole to `build`, which checks them
 }
 LEFT_FOR_LATER = re.compile(r"\b(T[O]DO|F[I]XME|X[X]X|H[A]CK)\b")  # in brackets so as not to find itself
 
@@ -44,7 +47,7 @@ def test_library_functions_name_their_parameters(path: Path) -> None:
     assert set(catch_all_parameters(path.read_text())) <= {CATCH_ALL_PARAMETERS.get(name(path), "")}
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").glob("*.py"))], ids=name)
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=name)
 def test_nothing_is_left_for_later(path: Path) -> None:
     assert not LEFT_FOR_LATER.findall(path.read_text())
 

@@ -10,18 +10,22 @@ from pathlib import Path
 import pytest
 from tree import ROOT, extras, requirements, source_files, zone_of
 
-# commands and scripts -> rods.bench -> {rods.eval, rods.runs, training, rods} -> torch_utils -> dnnlib
+# commands, scripts, tools -> rods.bench -> rods.labels, rods.runs -> {rods.eval, training, rods} -> torch_utils -> dnnlib
+_ALL = {"rods.bench", "rods.labels", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "command": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
-    "rods.bench": {"rods.bench", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
+    "command": _ALL,
+    "tools": {"tools", "command", "rods.eval", "rods.runs", "rods", "training", "torch_utils", "dnnlib"},
+    "rods.bench": _ALL,
+    "rods.labels": {"rods.labels", "rods.runs", "rods.eval", "rods", "torch_utils", "dnnlib"},
     "rods.eval": {"rods.eval", "torch_utils", "dnnlib"},
-    "rods.runs": {"rods.runs", "rods", "torch_utils", "dnnlib"},
+    "rods.runs": {"rods.runs", "training", "rods", "torch_utils", "dnnlib"},
     "training": {"training", "torch_utils", "dnnlib"},
     "rods": {"rods", "torch_utils"},
     "torch_utils": {"torch_utils", "dnnlib"},
     "dnnlib": {"dnnlib"},
 }
 FOREIGN_TO_THE_CORE_ALLOWED = {"torch"}
+OF_TOOLS = {path.parent.name for path in (ROOT / "tools").rglob("*.py")}  # packages that tools/ holds
 MODULES = {"pillow": "PIL"}  # where the name of the import is not that of the package
 
 
@@ -53,9 +57,11 @@ def imported_on_loading(source: str) -> list[str]:
 def target_zone(name: str, siblings: set[str]) -> str | None:
     """The zone of an imported name, or None for a module that is not ours. `siblings`: the commands' file stems."""
     top, *rest = name.split(".")
+    if top in OF_TOOLS:
+        return "tools"
     if top in ("scripts", "examples") or top in siblings:
         return "command"
-    if top == "rods" and rest and rest[0] in ("bench", "eval", "runs"):
+    if top == "rods" and rest and rest[0] in ("bench", "labels", "eval", "runs"):
         return f"rods.{rest[0]}"
     return top if top in MAY_IMPORT else None
 
@@ -71,6 +77,8 @@ def violations(
     for name in imported(source):
         top = name.split(".")[0]
         target = target_zone(name, siblings)
+        if zone == "tools" and name == "import_module":
+            continue  # a tool may load its own sections by name
         if name.startswith(".") or name in ("import_module", "__import__"):
             found.append(f"{name}: imports are absolute and static")
         elif target is not None:
@@ -125,12 +133,17 @@ def test_every_zone_has_files() -> None:
         ("rods", "import training.loss"),
         ("rods.eval", "from rods.samplers import euler_sampler"),
         ("rods.eval", "import training"),
-        ("rods.runs", "from training.checkpoint import load_denoiser"),
-        ("rods.runs", "from rods.eval import labels"),
+        ("rods.runs", "from rods.labels import labels"),
+        ("rods.runs", "from rods.eval import kernel"),
+        ("rods.labels", "from rods.bench.compare import compare"),
+        ("rods.labels", "import training.checkpoint"),
         ("training", "import rods"),
         ("training", "from rods.eval.labels import Label"),
-        ("torch_utils", "from training import unet"),
+        ("torch_utils", "from training import networks"),
         ("dnnlib", "from torch_utils.rng import SeedStreams"),
+        ("rods.bench", "from rendered_hands import render_hands"),
+        ("command", "import rendered_hands.mesh"),
+        ("tools", "from rods.bench.task import Task"),
         ("rods.bench", "import generate"),
         ("command", "from generate import main"),
         ("command", "from scripts.convert import main"),
@@ -150,7 +163,7 @@ def test_the_check_sees(zone: str, source: str) -> None:
         ("rods", "import math\nfrom torch import Tensor\nfrom rods.types import Step\nimport torch_utils.rng"),
         ("rods.runs", "import PIL.Image, numpy, tqdm\nfrom rods.presets import Preset\nfrom dnnlib.util import x"),
         ("rods.bench", "from rods.eval.labels import Label\nfrom training.checkpoint import load_denoiser"),
-        ("command", "import click\nfrom rods.bench.hands import draw_hands\nimport torch_utils.distributed"),
+        ("command", "import click\nfrom rods.bench.tasks.hands.data import draw_hands\nimport torch_utils.distributed"),
         ("rods.runs", "def f():\n    import flask"),
     ],
 )
@@ -164,3 +177,55 @@ def test_importing_rods_loads_nothing_beside_torch_and_its_own_modules() -> None
     loaded = {module.split(".")[0] for module in run.stdout.split()}
     assert "rods" in loaded
     assert loaded - sys.stdlib_module_names <= {"rods", "torch", "torch_utils"}
+
+
+# -- what is loaded with what -----------------------------------------------------------------------------------------
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def loading() -> dict[str, set[str]]:
+    """Which of our modules each of them imports when it is loaded, its packages among them."""
+    paths = {module_name(path): path for path in source_files()}
+    found: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        dotted = imported_on_loading(path.read_text())
+        prefixes = {".".join(d.split(".")[:n]) for d in dotted for n in range(1, d.count(".") + 2)}
+        found[name] = prefixes & set(paths) - {name}
+    return found
+
+
+def reached(start: str, graph: dict[str, set[str]]) -> set[str]:
+    """Every module that is loaded with `start`."""
+    done, waiting = set(), [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in done:
+            done.add(name)
+            waiting += graph[name]
+    return done
+
+
+def test_no_module_needs_itself() -> None:
+    """A package may be needed by its own modules, for it is loaded first: `import rods.x` loads rods."""
+    graph = {name: {other for other in found if not name.startswith(f"{other}.")} for name, found in loading().items()}
+    circles = [name for name, found in graph.items() if any(name in reached(other, graph) for other in found)]
+    assert circles == []
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("rods.config", ("rods.runs", "rods.labels", "rods.eval", "rods.bench", "training", "dnnlib")),
+        ("rods", ("rods.runs", "rods.labels", "rods.eval", "rods.bench", "training", "dnnlib")),
+        ("fid", ("rods.bench", "rods.labels")),
+        ("generate", ("rods.bench", "rods.labels", "rods.eval")),
+        ("train", ("rods.bench", "rods.labels", "rods.eval")),
+    ],
+)
+def test_what_a_module_never_brings_with_it(module: str, never: tuple[str, ...]) -> None:
+    found = reached(module, loading())
+    assert len(found) > 10
+    assert not [name for name in found if name.startswith(tuple(f"{package}." for package in never)) or name in never]

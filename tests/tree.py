@@ -24,7 +24,8 @@ def source_files() -> list[Path]:
         for path in ROOT.iterdir()
         if path.is_dir() and path.name not in NOT_SOURCE and not path.name.startswith((".", "out"))
     ]
-    return sorted([*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))])
+    found = [file for folder in folders for file in folder.rglob("*.py")]
+    return sorted([*ROOT.glob("*.py"), *(file for file in found if "tests" not in file.relative_to(ROOT).parts)])
 
 
 def zone_of(path: Path) -> str:
@@ -32,6 +33,8 @@ def zone_of(path: Path) -> str:
     top, *rest = path.relative_to(ROOT).parts
     if not rest or top in ("scripts", "examples"):
         return "command"
+    if top == "tools":
+        return "tools"
     if top not in LIBRARY:
         raise ValueError(f"{path}: tests/test_imports.py has no rule for {top}/; give it one")
     return f"rods.{rest[0]}" if top == "rods" and len(rest) > 1 else top
