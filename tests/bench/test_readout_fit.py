@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import LABELLED, SMALL, generate, generated, options_json, records
-from rods.runs.rating import Answers, open_session
+from rods.labels.session import Answers, open_session
 
 from dnnlib.errors import UserError
 from rods.base_samplers import Edm, Euler
