@@ -26,7 +26,7 @@ def tiny(model: str = "SongUNet", labels: int = 0) -> nn.Module:
     return net
 
 
-def point(net: nn.Module) -> Point:
+def point(net: nn.Module) -> State:
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return State(bind(net, 3), x, torch.tensor(0.7, dtype=torch.float64))
 
