@@ -332,7 +332,7 @@ def test_without_a_preset_eps_and_rho_are_needed(tmp_path: Path) -> None:
         code, output = generate(tmp_path / "out", "--seeds=0", "--sampler=rods-cas", *options, network=network)
         assert code == 2
         assert output.startswith("Error: --eps needed" if "--rho=1" in options else "Error: --eps and --rho needed")
-        assert "docs/calibration.md" in output
+        assert "docs/how-to/calibrate.md" in output
 
 
 def test_the_embedded_network_and_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
