@@ -134,7 +134,7 @@ def _help(kinds: Mapping[str, Option]) -> str:
 
 
 def _names(option: Option) -> list[str]:
-    """The names that an option's value may begin with; none where it is no detector or corrector."""
+    """The names that an option's value may begin with; none where it is not a detector or corrector."""
     if option.kind is Detector:
         return [*DETECTORS, *FITTED]
     if option.kind is Corrector:  # inside a restart, where none may draw

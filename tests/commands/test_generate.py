@@ -135,7 +135,7 @@ def test_records(tmp_path: Path) -> None:
         assert (line["forward"], line["backward"]) == (2 * 3 + 2, 2 * 3)
     at_risk = sum(bool(line["flagged"]) for line in lines)
     assert f"{at_risk} of 3 at risk (H >= 0.1 at some step)" in output
-    assert "8.0 forward and 6.0 backward passes an image" in output
+    assert "8.0 F + 6.0 B network evaluations an image" in output
     with PIL.Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 2 * 96
 
