@@ -94,9 +94,8 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
 def main(**opts: Any) -> int:
     """Sample images, score how likely each is hallucinated, and repair while sampling.
 
-    The outdir gets a PNG per seed, samples.jsonl (per image: scores, restarts, H per step, flagged steps, tries, network
-    evaluations, sha256) and options.json. The same command completes what an interrupted run left, and changes nothing
-    else.
+    The outdir gets a PNG per seed, samples.jsonl (per image: scores, restarts, H per step, flagged steps, tries, NFE,
+    sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
 
     \b
     Examples:
