@@ -92,14 +92,14 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     help="Where to run (mps was never tried).",
 )
 def main(**opts: Any) -> int:
-    """Sample images, measure the risk of each (curvature index H), and repair while sampling.
+    """Sample images, score how likely each is hallucinated, and repair while sampling.
 
-    The outdir gets a PNG per seed, samples.jsonl (per image: H per step, flagged steps, restarts, tries, network
-    passes, sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
+    The outdir gets a PNG per seed, samples.jsonl (per image: scores, restarts, H per step, flagged steps, tries, NFE,
+    sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
 
     \b
     Examples:
-      python generate.py --outdir=out --sampler=rods-cas --seeds=0-63 --grid
+      python generate.py --outdir=out --sampler=restart --seeds=0-63 --grid
       python generate.py --network=edm-ffhq-64x64-uncond-ve.pkl --sampler=rods-cas --outdir=out --seeds=0-8
       python generate.py --sampler=euler --filter=lid --filter-threshold=15 --outdir=out
       python generate.py --sampler=euler --accept='lid<12' --max-tries=4 --outdir=out
@@ -191,7 +191,7 @@ def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
         raise UserError("--trajectory shows one run, and --accept may draw an image several times; leave one out")
     if steps and steps[-1] >= (num_steps := sampler.num_steps):
         raise UserError(
-            f"--trajectory={steps[-1]} is no step of this run: it has {num_steps}, 0 to {num_steps - 1}; name others"
+            f"--trajectory={steps[-1]} is not a step of this run, which has 0 to {num_steps - 1}; name others"
         )
     return tuple(steps)
 
@@ -229,10 +229,10 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
               if line["sha256"] is None and line.get("x") is None and not line.get("dropped")]  # fmt: skip
     if grid and any(line["sha256"] for line in mine):
         write_grid(folder, mine, folder.outdir / "grid.png", threshold=job.risk_threshold())
-    passes = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
+    nfe = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
         f"{len(mine) - len(broken) - dropped} images in {folder.outdir}, "
-        f"{passes[0]:.1f} forward and {passes[1]:.1f} backward passes an image"
+        f"{nfe[0]:.1f} F + {nfe[1]:.1f} B network evaluations an image"
     )
     if any(line["H"] for line in mine):
         click.echo(risk_summary(mine, getattr(job.sampler, "eps", 0.0), job.risk_threshold()))

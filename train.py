@@ -63,7 +63,7 @@ def main(ctx: click.Context, **opts: Any) -> None:
         describe(trainer, dataset)
     if not opts["dry_run"]:
         validate = None if held_out is None else partial(validation, trainer=trainer, dataset=held_out)
-        train(trainer, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
+        train(trainer, settings, dataset, draw=drawing(device) if opts["grid"] else None, validate=validate)
     elif distributed.rank() == 0:
         if not saved_states(settings.run_dir):
             start(trainer)
@@ -202,8 +202,8 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
         click.echo(f"Slow: {busy}; --threads=N divides the cores")
 
 
-def picture(device: torch.device) -> Draw:
-    """What draws the pictures of --grid: training knows nothing of samplers."""
+def drawing(device: torch.device) -> Draw:
+    """What draws the images of --grid: training knows nothing of samplers."""
     from rods.runs.snapshot_grid import draw_grid
 
     return partial(draw_grid, device=device)

@@ -24,8 +24,8 @@ Gradient = Literal["backward", "difference"]
 DIFFERENCE = 0.01
 """How far that difference moves an element (root mean square), in units of the noise level.
 
-A length of .01 t for the whole image is too short for pictures: float32 inside the network rounds H away at high noise
-levels (docs/performance.md).
+A length of .01 t for the whole image is too short for an image: float32 inside the network rounds H away at high noise
+levels (docs/lab/2026-11-24-performance.md).
 """
 Noise = Callable[[Tensor], Tensor]
 """Unit normal draws in the shape and dtype of a whole batch, such as `torch.randn_like`."""

@@ -151,12 +151,12 @@ def time_training(device: torch.device, *, batch: int, repeats: int) -> list[Row
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text: the ratio in time (median, least to greatest), seconds per image, and passes where known."""
+    """The rows as text: the ratio in time (median, least to greatest), seconds per image, and NFE where known."""
     lines = [f"{'':<32}{'time':>7}{'range':>15}{'s/image':>10}{'F':>7}{'B':>7}"]
     for row in rows:
         spread = f"{min(row['ratios']):.2f}-{max(row['ratios']):.2f}"
-        passes = f"{row['F']:>7.1f}{row['B']:>7.1f}" if "F" in row else ""
-        lines.append(f"{row['name']:<32}{row['ratio']:>6.2f}x{spread:>15}{row['s_per_image']:>10.4f}{passes}")
+        nfe = f"{row['F']:>7.1f}{row['B']:>7.1f}" if "F" in row else ""
+        lines.append(f"{row['name']:<32}{row['ratio']:>6.2f}x{spread:>15}{row['s_per_image']:>10.4f}{nfe}")
     return "\n".join(lines)
 
 

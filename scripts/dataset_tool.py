@@ -31,7 +31,7 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
         if not found or not 0 < int(found[1]) <= 16384 or not 0 < int(found[2]) <= 16384:
-            self.fail(f"{value!r} is no size; write for example 64x64", param, ctx)
+            self.fail(f"{value!r} is not a size; write for example 64x64", param, ctx)
         return int(found[1]), int(found[2])
 
 
@@ -44,7 +44,7 @@ class Colour(click.ParamType):
         try:
             red, green, blue = PIL.ImageColor.getcolor(str(value), "RGB")
         except (ValueError, TypeError):
-            self.fail(f"{value!r} is no colour; write for example white or #00ff00", param, ctx)
+            self.fail(f"{value!r} is not a colour; write for example white or #00ff00", param, ctx)
         return red, green, blue
 
 

@@ -38,8 +38,8 @@ from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot
 from training.model_zoo import MODELS
 
-SHOWN = 24  # pairs in the picture
-KINDS = ("NEWLY BROKEN", "repaired", "still hallucinated", "uncertain", "still valid")  # in the order of the picture
+SHOWN = 24  # pairs in the image
+KINDS = ("NEWLY BROKEN", "repaired", "still hallucinated", "uncertain", "still valid")  # in the order of the image
 NAMES = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}
 NAMES |= {(Label.BAD, Label.BAD): "still hallucinated", (Label.WELL, Label.WELL): "still valid"}
 

@@ -87,7 +87,7 @@ def of_run(run: LabelledRun, network: LoadedNetwork, source: str, *, option: str
             raise UserError(f"{option}: {missing} is missing; sample the run again by the command that made it")
         images.append(image)
     if not images:
-        raise UserError(f"{option}: no image has a sure label; label more")
+        raise UserError(f"{option}: no image is labelled valid or hallucinated; label more")
     return LabelledImages(np.stack(images), run.labels[index] == Label.BAD, source)
 
 
@@ -115,7 +115,7 @@ def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledIm
         try:
             images.append(read_png(folder / name))
         except OSError:
-            raise UserError(f"--images={folder}: {name} is no readable image; copy it again") from None
+            raise UserError(f"--images={folder}: {name} is not a readable image; copy it again") from None
         if images[-1].shape != (d.img_channels, d.img_resolution, d.img_resolution):
             raise UserError(f"--images={folder}: {name} has another size than {network.name} draws; use its own")
     bad = np.array([settled["A", name]["answer"] != NORMAL for name in names])
@@ -279,7 +279,7 @@ def fit_and_write(
     device: torch.device,
 ) -> None:
     bad, draws = labelled.bad, opts["draws"]
-    click.echo(f"{labelled.source}: {len(bad)} sure labels, {int(bad.sum())} bad")
+    click.echo(f"{labelled.source}: {len(bad)} labels, {int(bad.sum())} hallucinated")
     at = measured(network, labelled, blocks, levels, draws=draws, out=opts["out"], device=device)
     with tqdm(unit="kind", desc="regressions", disable=not sys.stderr.isatty()) as bar:
         judged = judge(at, bad, report=lambda _: bar.update())

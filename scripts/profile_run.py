@@ -112,7 +112,7 @@ class Flops(TorchDispatchMode):
 
 
 def profiled(net: Any, sampler: Sampler, latents: Tensor, *, trace: Path | None) -> dict[str, Any]:
-    """Time, passes, FLOP and peak memory (of a GPU) of one run, and its costliest operations. Cost: 4 runs."""
+    """Time, NFE, FLOP and peak memory (of a GPU) of one run, and its costliest operations. Cost: 4 runs."""
     device, B = latents.device, len(latents)
     with Flops() as work:  # also the run that warms up
         records = sampler.sample(net, latents).records

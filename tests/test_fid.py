@@ -209,9 +209,9 @@ def declaring(shape: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is no readable .npz"),
+        (b"", "is not a readable .npz"),
         (b"<html>", "is a web page"),
-        (npz(mu=np.zeros(3), sigma=np.eye(3))[:-30], "is no readable .npz"),
+        (npz(mu=np.zeros(3), sigma=np.eye(3))[:-30], "is not a readable .npz"),
         (npz(mu=np.zeros(3)), "has no array sigma, so it holds no statistics"),
         (npz(mu=np.zeros(3), sigma=np.eye(2)), r"has mu [3] and sigma [2, 2], not [d] and [d, d]"),
         (npz(mu=np.zeros((1, 3)), sigma=np.eye(3)), "has an array mu that is not 1-dimensional finite numbers"),

@@ -57,7 +57,7 @@ def open_run_dir(run_dir: Path, options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def refuse_other_options(run_dir: Path, found: Mapping[str, Any] | None, options: Mapping[str, Any]) -> None:
-    """Raises UserError if the run in `run_dir` has options other than these; None is no run."""
+    """Raises UserError if the run in `run_dir` has options other than these; None is not a run."""
     if found is not None and found != options:
         raise UserError(
             f"{run_dir} holds a run with other options ({_difference(found, options)}); "

@@ -28,7 +28,7 @@ from training.state import dump_name, keep_newest, load_newest, save_state, save
 from training.trainer import StepResult, Trainer
 from training.transfer import start_from_state, start_from_weights
 
-Draw = Callable[[nn.Module, Path], None]  # a picture of what the network draws, into this file
+Draw = Callable[[nn.Module, Path], None]  # an image of what the network draws, into this file
 Validate = Callable[[nn.Module], Mapping[str, Any]]  # entries for stats.jsonl; called on every rank
 
 

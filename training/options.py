@@ -41,7 +41,7 @@ class Halflives(NumberList):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | float, ...]:
         numbers = super().convert([value] if isinstance(value, int | float) else value, param, ctx)
         if not all(0 <= n < math.inf for n in numbers) or len({round(n * 1e6) for n in numbers}) < len(numbers):
-            self.fail(f"{value!r} is no list of different half-lives from 0 on, such as .1,.5", param, ctx)
+            self.fail(f"{value!r} is not a list of different half-lives from 0 on, such as .1,.5", param, ctx)
         return numbers
 
 
@@ -199,7 +199,7 @@ _OUTPUT = (
     click.option(
         "--val", metavar="ZIP|DIR", default=None, help="Held-out images: their loss by noise level, per tick."
     ),
-    click.option("--grid", is_flag=True, help="A picture with each snapshot: fixed seeds, plain and with RODS."),
+    click.option("--grid", is_flag=True, help="An image with each snapshot: fixed seeds, plain and with RODS."),
     click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and stop."),
 )
 

@@ -64,7 +64,7 @@ def start_from_state(trainer: Trainer, source: str) -> list[str]:
     try:
         state = load_state(path)
     except UserError:
-        raise UserError(f"--resume={path}: that is no training state, or damaged; name a training-state-*.pt") from None
+        raise UserError(f"--resume={path}: not a training state, or damaged; name a training-state-*.pt") from None
     theirs, ours = state.options, trainer.config.options()
     if theirs["network"] != ours["network"]:
         raise UserError(f"--resume={source} is the state of another network; --transfer takes the weights that fit")

@@ -125,7 +125,7 @@ def _hash(seed: int, *parts: str) -> str:
 
 
 def _digest(sums: Mapping[tuple[str, str], str], run: str) -> str:
-    """Names and contents of a run in one checksum: answers belong to these pictures, wherever they lie."""
+    """Names and contents of a run in one checksum: answers belong to these images, wherever they lie."""
     total = hashlib.sha256()
     for (of, name), checksum in sums.items():
         if of == run:
@@ -154,7 +154,7 @@ class Answers:
         """Append one answer; the same `id` twice is one answer. `answer` None takes an answer back.
 
         `seen` is how many answers of this rater to the item the page knew of. Raises ConflictError where there are
-        others, and ValueError for what is no answer to an item of this session.
+        others, and ValueError for what is not an answer to an item of this session.
         """
         key, answer, note, seen, ident = (data.get(k) for k in ("item", "answer", "note", "seen", "id"))
         item = self.session.items.get(key) if isinstance(key, str) else None

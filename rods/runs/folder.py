@@ -91,7 +91,7 @@ class OutputFolder:
 
         Each line holds `name`, the image's path in the folder, or `file` where it goes elsewhere in it; its `sha256`
         is added here. An image that has a record keeps both; one without, left by a run that was interrupted, is
-        replaced unless it is the same. A line that says `dropped` needs no image. `strips` are pictures of trajectories
+        replaced unless it is the same. A line that says `dropped` needs no image. `strips` are images of trajectories
         by the path in the folder that a line's `trajectory` names.
         """
         kept = []

@@ -1,6 +1,6 @@
 """Images for the metrics, in blocks: from a folder or zip, from two of them in pairs, or from a network.
 
-A block is a batch. Blocks are cut before ranks are considered, so that an image has the same batch mates, and the same
+A block is a batch. Blocks are cut before ranks are considered, so that an image has the same batch, and the same
 features to the bit, whatever the number of ranks.
 """
 

@@ -247,7 +247,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bright values": (lambda p: spoil(npm(p), json.dumps({"data": [1.004] * 784})), "values that are not x/255"),
     "NaN": (lambda p: spoil(npm(p), json.dumps({"data": [float("nan")] * 784})), "values that are not x/255"),
     "label missing": (lambda p: unlabelled(p / "set"), "has no label for 1 of 2 images, such as 'b.png'"),
-    "broken zip": (lambda p: broken(p / "set.zip"), "is no readable zip"),
+    "broken zip": (lambda p: broken(p / "set.zip"), "is not a readable zip"),
 }
 
 
@@ -385,16 +385,16 @@ def test_crops_resampling_and_bars(tmp_path: Path) -> None:
         (["--dest=old.zip"], "--dest=old.zip exists; name another place or add --force"),
         (["--dest=x.png"], "--dest=x.png ends in .png"),
         (["--dest=x.zip", "--transform=center-crop"], "--transform=center-crop needs --resolution=WxH"),
-        (["--dest=x.zip", "--resolution=64"], "'64' is no size; write for example 64x64"),
-        (["--dest=x.zip", "--resolution=0x4"], "'0x4' is no size"),
-        (["--dest=x.zip", "--resolution=64x48"], "--resolution=64x48 is no square, as networks need; use --transform"),
+        (["--dest=x.zip", "--resolution=64"], "'64' is not a size; write for example 64x64"),
+        (["--dest=x.zip", "--resolution=0x4"], "'0x4' is not a size"),
+        (["--dest=x.zip", "--resolution=64x48"], "--resolution=64x48 is not a square, as networks need; use"),
         (
             ["--dest=x.zip", "--resolution=48x64", "--transform=center-crop-wide"],
             "--resolution=48x64 is upright; center-crop-wide takes",
         ),
         (["--dest=x.zip", "--resolution=64x64", "--pad=64"], "--pad keeps the pixels as they are"),
         (["--dest=x.zip", "--pad=20"], "--pad=20: the image 'a.png': 28x28 pixels do not fit on 20x20; give more"),
-        (["--dest=x.zip", "--background=whit"], "'whit' is no colour; write for example white"),
+        (["--dest=x.zip", "--background=whit"], "'whit' is not a colour; write for example white"),
         (["--dest=x.zip", "--part=test"], "--part=test is for CIFAR-10, and --source is of kind folder"),
         (["--dest=x.zip", "--allow-duplicates"], "--allow-duplicates belongs to --check"),
         (["--dest=x.zip", "--held-out=y.zip"], "--held-out=y.zip would hold no images"),

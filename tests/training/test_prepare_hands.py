@@ -243,8 +243,8 @@ def append(line: str) -> Callable[[Path], None]:
 
 BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "no table": (lambda p: (p / "HandInfo.csv").unlink(), (), "has no HandInfo.csv, nor is one beside it; put"),
-    "no text": (lambda p: (p / "HandInfo.csv").write_bytes(b"\xff\xfe"), (), "is no CSV file in UTF-8"),
-    "quotes": (append('"x'), (), "is no CSV file in UTF-8 ('unexpected end of data')"),
+    "no text": (lambda p: (p / "HandInfo.csv").write_bytes(b"\xff\xfe"), (), "is not a CSV file in UTF-8"),
+    "quotes": (append('"x'), (), "is not a CSV file in UTF-8 ('unexpected end of data')"),
     "empty": (lambda p: (p / "HandInfo.csv").write_text(""), (), "has the columns ''; it needs imageName"),
     "no hands": (lambda p: (p / "HandInfo.csv").write_text("imageName\n"), (), "lists no hands; fetch it again"),
     "misspelt": (
@@ -255,8 +255,8 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "doubled": (rename_column("fingers", "age"), (), "it needs imageName, and each one once"),
     "short line": (append("1,2\n"), (), "HandInfo.csv, line 14, has 2 columns instead of 10; mend it"),
     "twice": (change(3, imageName="Hand_0000002.jpg"), (), "line 5: 'Hand_0000002.jpg' is on line 4 too; keep one"),
-    "outside": (change(3, imageName="../a.jpg"), (), "line 5: '../a.jpg' is no name of an image; mend it"),
-    "no name": (change(3, imageName=""), (), "line 5: '' is no name of an image; mend it"),
+    "outside": (change(3, imageName="../a.jpg"), (), "line 5: '../a.jpg' is not a name of an image; mend it"),
+    "no name": (change(3, imageName=""), (), "line 5: '' is not a name of an image; mend it"),
     "no images": (lambda p: [f.unlink() for f in p.glob("*.jpg")], (), "has none of the 12 images that"),
     "aspect": (
         change(3, aspectOfHand="dorsal rihgt"),
@@ -286,4 +286,4 @@ def test_what_is_wrong_is_one_line(case: str, source: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    assert "is no folder; name the folder of the JPEGs and HandInfo.csv" in refused(tmp_path / "nowhere")
+    assert "is not a folder; name the folder of the JPEGs and HandInfo.csv" in refused(tmp_path / "nowhere")

@@ -72,7 +72,7 @@ class ImageFiles:
             return zipfile.ZipFile(self.path)
         except zipfile.BadZipFile:
             raise UserError(
-                f"{self.where} is no readable zip; make it again, or name a folder or zip of images"
+                f"{self.where} is not a readable zip; make it again, or name a folder or zip of images"
             ) from None
 
     def _list_files(self) -> set[str]:
@@ -115,7 +115,7 @@ def label_array(labels: list[Any], names: list[str], where: str) -> tuple[np.nda
     for name, label in zip(names, labels, strict=True):
         if not is_class(label):
             raise UserError(
-                f"{where}: the label {shown(label)} of {shown(name)} is no class; "
+                f"{where}: the label {shown(label)} of {shown(name)} is not a class; "
                 "label images with whole numbers from 0, or with lists of numbers"
             )
     classes = set(labels)

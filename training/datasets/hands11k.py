@@ -58,7 +58,7 @@ def read_folder(source: Path, *, option: str = "--source") -> Folder:
     """
     where = f"{option}={source}"
     if not source.is_dir():
-        raise UserError(f"{where} is no folder; name the folder of the JPEGs and {CSV_NAME}")
+        raise UserError(f"{where} is not a folder; name the folder of the JPEGs and {CSV_NAME}")
     table = next((p for p in (source / CSV_NAME, source.parent / CSV_NAME) if p.is_file()), None)
     if table is None:
         raise UserError(
@@ -80,7 +80,7 @@ def _read_table(path: Path) -> list[Hand]:
         header = [name.strip() for name in next(lines, [])]
         rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if row]
     except (UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{path} is no CSV file in UTF-8 ({shown(str(e))}); fetch it again") from None
+        raise UserError(f"{path} is not a CSV file in UTF-8 ({shown(str(e))}); fetch it again") from None
     if IMAGE_COLUMN not in header or len(set(header)) < len(header):
         raise UserError(
             f"{path} has the columns {shown(', '.join(header), 300)}; it needs {IMAGE_COLUMN}, and each one once"
@@ -91,7 +91,7 @@ def _read_table(path: Path) -> list[Hand]:
             raise UserError(f"{path}, line {line}, has {len(row)} columns instead of {len(header)}; mend it")
         hand = Hand(row[header.index(IMAGE_COLUMN)], line, dict(zip(header, row, strict=True)))
         if not is_image(hand.image) or Path(hand.image).name != hand.image or "\\" in hand.image:
-            raise UserError(f"{path}, line {line}: {shown(hand.image)} is no name of an image; mend it")
+            raise UserError(f"{path}, line {line}: {shown(hand.image)} is not a name of an image; mend it")
         if hand.image in hands:
             raise UserError(
                 f"{path}, line {line}: {shown(hand.image)} is on line {hands[hand.image].line} too; keep one"

