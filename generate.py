@@ -164,6 +164,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         trajectory=trajectory_steps(opts, chosen_sampler),
         probe_batch=opts["probe_batch"],
         channels_last=execution.channels_last,
+        compiled=opts["compile_network"],
     )
     applied = f"{preset.name} ({preset.source})" if preset and applies else None
     about = {

@@ -147,5 +147,6 @@ def test_experiments_name_tasks_networks_and_methods_that_there_are(path: Path) 
         task = TASKS[table.task]()
         assert table.network is None or table.network in task.networks
         assert {method for _, method, _, _ in table.methods} <= set(METHODS)
-        names = [name for name, *_ in table.methods]
-        assert len(names) == len(set(names)), "every run has a folder of its own"
+        folders: dict[str, object] = {}
+        for name, method, options, _ in table.methods:
+            assert folders.setdefault(name, (method, options)) == (method, options), "a folder holds one sampler"

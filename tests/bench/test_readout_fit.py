@@ -12,7 +12,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import LABELLED, SMALL, generate, generated, options_json, records
-from rods.labels.session import Answers, open_session
 
 from dnnlib.errors import UserError
 from rods.base_samplers import Edm, Euler
@@ -31,6 +30,7 @@ from rods.bench.readout_fit import (
 from rods.eval.detection import auroc
 from rods.gate import Readout
 from rods.labels.labels import ImageLabel, write_labels
+from rods.labels.session import Answers, open_session
 from rods.presets import Preset
 from rods.restart import Restart
 from rods.runs.gates import read_readout, write_readout
