@@ -180,7 +180,8 @@ def _toml(text: str) -> dict[str, Any]:
             import tomli as tomllib  # type: ignore[import-not-found]
         except ImportError:
             raise UserError("experiments need Python 3.11, or pip install -e '.[experiments]'") from None
-    return tomllib.loads(text)
+    found: dict[str, Any] = tomllib.loads(text)
+    return found
 
 
 def _experiment(table: dict[str, Any]) -> ExperimentTable:

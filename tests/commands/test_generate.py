@@ -304,10 +304,10 @@ def test_a_preset_by_name_or_file(tmp_path: Path) -> None:
 
 def test_without_a_preset_eps_and_rho_are_needed(tmp_path: Path) -> None:
     network = tiny(tmp_path / "edm-ffhq-64x64-uncond-ve.safetensors")
-    for options in (("--preset=none",), ("--preset=none", "--rho=1")):
-        code, output = generate(tmp_path / "out", "--seeds=0", "--sampler=rods-cas", *options, network=network)
+    for given in (("--preset=none",), ("--preset=none", "--rho=1")):
+        code, output = generate(tmp_path / "out", "--seeds=0", "--sampler=rods-cas", *given, network=network)
         assert code == 2
-        assert output.startswith("Error: --eps needed" if "--rho=1" in options else "Error: --eps and --rho needed")
+        assert output.startswith("Error: --eps needed" if "--rho=1" in given else "Error: --eps and --rho needed")
         assert "docs/how-to/calibrate.md" in output
 
 
