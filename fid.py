@@ -106,6 +106,7 @@ def calc(**opts: Any) -> None:
         source = _network(opts, device) if opts["images"] is None else image_source(
             opts["images"], option="--images", batch=opts["batch"], num=opts["num"], most=NUM, seed=opts["seed"] or 0
         )  # fmt: skip
+    warnings += _passed_over(source)
     found = extract(source.num_blocks, source.load, extractors, num_images=source.num)
     if found is not None:
         results = measure(names, found, extractors, reference)
@@ -138,8 +139,8 @@ def ref(**opts: Any) -> None:
     if found is not None:
         reference = reference_of(found, extractor, keep=opts["features"], seed=opts["seed"], version=tool_version())
         write_reference(dest, reference)
-        click.echo(f"{dest}: {extractor.describe()}, n = {found.n}")
-        _warn(size_warnings(["fid"], None, found.n))
+        click.echo(f"{dest}: {extractor.describe()}, n = {found.n} images")
+        _warn([*_passed_over(source), *size_warnings(["fid"], None, found.n)])
     distributed.close()
 
 
@@ -163,6 +164,7 @@ def compare(a: str, b: str, **opts: Any) -> None:
         sources = paired_sources(a, b, batch=opts["batch"])
         if unpaired := sources[0].left_out + sources[1].left_out:
             warnings.append(f"{unpaired} images have no partner of equal name and are left out")
+        warnings += [line for source in sources for line in _passed_over(source)]
     sets = [extract(s.num_blocks, s.load, extractors, num_images=s.num) for s in sources]
     if sets[0] is not None and sets[1] is not None:
         rows = paired_differences(
@@ -286,6 +288,10 @@ def _report(
         for name, value in recipe.items():
             click.echo(f"  {name}: {'; '.join(value) if isinstance(value, list) else value}")
     _warn(warnings)
+
+
+def _passed_over(source: Source) -> list[str]:
+    return [f"{source.what}: passed over {source.passed_over}"] if source.passed_over else []
 
 
 def _warn(warnings: list[str]) -> None:

@@ -19,7 +19,7 @@ from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.execution_options import add_execution_options
-from rods.runs.folder import OutputFolder
+from rods.runs.folder import CONTACT_SHEET, OutputFolder
 from rods.runs.options import add_sampler_options, flag, given_options, respell, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset
 from rods.runs.records import restart_summary, risk_summary, selection_summary
@@ -228,7 +228,7 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     broken = [str(line["seed"]) for line in mine
               if line["sha256"] is None and line.get("x") is None and not line.get("dropped")]  # fmt: skip
     if grid and any(line["sha256"] for line in mine):
-        write_grid(folder, mine, folder.outdir / "grid.png", threshold=job.risk_threshold())
+        write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())
     passes = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
         f"{len(mine) - len(broken) - dropped} images in {folder.outdir}, "

@@ -193,7 +193,8 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
     click.echo(json.dumps(trainer.config.options(), indent=2))
     size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
     classes = f", labels of {dataset.label_dim} numbers" if dataset.label_dim else ""
-    click.echo(f"Data: {len(dataset):,} images, {size}{classes}")
+    over = f"; passed over: {dataset.left_out}" if dataset.left_out else ""
+    click.echo(f"Data: {len(dataset):,} images, {size}{classes}{over}")
     attention = ", ".join(map(str, trainer.net.model.attention_resolutions()))
     millions = sum(p.numel() for p in trainer.net.parameters()) / 1e6
     ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
+from dnnlib.run_folder import not_of_their_run
 from dnnlib.util import file_sha256
-from rods.runs.folder import TRAJECTORIES
 
 NORMAL = "normal"
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -103,18 +103,20 @@ def open_session(folder_a: Path, folder_b: Path | None, *, kind: str, seed: int)
 
 
 def _images(folder: Path, option: str) -> dict[str, Path]:
-    """Images by their name relative to the folder; links that lead out of it are refused."""
+    """Images by their name relative to the folder, a run's own alone; links that lead out of it are refused."""
     if not folder.is_dir():
         raise UserError(f"{option}={folder} is not a folder; give a folder of images")
     root, found = folder.resolve(), {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.name == "grid.png":
-            continue
-        if path.is_relative_to(folder / TRAJECTORIES):
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    images = [name for name, path in files.items() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    strangers = not_of_their_run(images, files, lambda name: files[name].read_bytes())
+    for name in images:
+        path = files[name]
+        if name in strangers:
             continue
         if not path.resolve().is_relative_to(root):
             raise UserError(f"{path} leads out of {option}={folder}; put the image itself there")
-        found[path.relative_to(folder).as_posix()] = path.resolve()
+        found[name] = path.resolve()
     if not found:
         raise UserError(f"{option}={folder} holds no images ({' '.join(SUFFIXES)}); give a folder of images")
     return found
