@@ -64,7 +64,7 @@ class Colour(click.ParamType):
 @click.option("--mode", type=click.Choice(list(MODES)), default="keep", show_default=True, help="Convert all images.")
 @click.option("--part", type=click.Choice(["train", "test"]), help="Of CIFAR-10.  [default: train]")
 @click.option("--labels-from", type=click.Choice(["folders"]),
-              help="The classes are the folders that the images are in, by alphabet; without it, dataset.json's.")  # fmt: skip
+              help="The classes are the folders that the images are in, by alphabet [default: dataset.json's].")  # fmt: skip
 @click.option("--held-out", type=click.Path(path_type=Path), help="A second data set, for the images held out.")
 @click.option("--every", type=click.IntRange(min=2), help="The last of each so many goes to --held-out.  [default: 5]")
 @click.option("--force", is_flag=True, help="Replace zips that exist.")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_utils.distributed import shard
+from torch_utils.distributed import all_sum, shard
 from training.dataset import ImageDataset
 from training.loss import Loss, stream_seed
 
@@ -95,8 +94,6 @@ def _image_losses(
 
 def _summed_over_ranks(losses: Tensor, device: torch.device) -> Tensor:
     """Each entry is that of the one rank which computed it, and 0 elsewhere, so the order of the sum is no matter."""
-    if not dist.is_initialized():
-        return losses
-    shared = losses.to(device) if dist.get_backend() == "nccl" else losses
-    dist.all_reduce(shared)
+    shared = losses.to(device) if device.type == "cuda" else losses
+    all_sum(shared)
     return shared.cpu()

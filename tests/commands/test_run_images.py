@@ -1,4 +1,4 @@
-"""All readers of a sampling run's folder see the same images: measured, paired, shown for labelling, packed, trained on."""
+"""All readers of a sampling run's folder see the same images: measured, paired, labelled, packed, trained on."""
 
 from __future__ import annotations
 

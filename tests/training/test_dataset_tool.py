@@ -553,8 +553,8 @@ def test_linked_folders_are_read_and_circles_end(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     path = good(tmp_path / "set")
-    for name in ("a.heic", "b.heic", "notes.txt", "README"):
-        (path / name).touch()
+    for file in ("a.heic", "b.heic", "notes.txt", "README"):
+        (path / file).touch()
     assert "5 other files passed over (2 .heic, 1 .txt, 1 hidden, 1 without a suffix)" in run(
         f"--source={path}", "--check"
     )

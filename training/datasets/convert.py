@@ -91,7 +91,8 @@ def convert(
 ) -> Outcome:
     """Writes the pictures to `dest` in their order, one at a time in memory.
 
-    `label_names` says what each class is. With `held_out`, the last of each `every` pictures (of number i % every == every - 1) goes there instead.
+    `label_names` says what each class is. With `held_out`, the last of each `every` pictures (of number
+    i % every == every - 1) goes there instead.
 
     Raises UserError: a picture that cannot be read, or is no square of the size and mode of the others, a label unlike
     the others, or a file that cannot be written. Neither data set is there then.
