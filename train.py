@@ -17,7 +17,7 @@ from torch_utils import distributed
 from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
 from training.feed import standard_deviation
-from training.folder import find_run_dir
+from training.folder import find_run_dir, nearly_equal
 from training.loop import Draw, start, train
 from training.networks import PRECOND_OPTIONS
 from training.options import add_training_options
@@ -25,7 +25,7 @@ from training.recipes import NETWORK_OPTIONS, network_kwargs
 from training.schema import check_init_kwargs
 from training.state import saved_states
 from training.trainer import AUTOCAST, Trainer
-from training.validation import held_out_loss
+from training.validation import held_out_loss, images_used
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
@@ -60,12 +60,14 @@ def main(ctx: click.Context, **opts: Any) -> None:
         settings = run_settings(opts, config, dataset)
     if distributed.rank() == 0:
         describe(trainer, dataset)
+        if note := nearly_equal(opts["outdir"], config.options(), settings.run_dir):
+            click.echo(note)
     if not opts["dry_run"]:
         validate = None if held_out is None else partial(validation, trainer=trainer, dataset=held_out)
         train(trainer, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
     elif distributed.rank() == 0:
         if not saved_states(settings.run_dir):
-            start(trainer)
+            start(trainer, dataset)
         click.echo(f"Would train in {settings.run_dir}")
     distributed.close()
 
@@ -101,6 +103,8 @@ def held_out_data(opts: dict[str, Any], dataset: ImageDataset) -> ImageDataset |
             raise UserError(
                 f"--val={opts['val']} has {theirs} {what}, and --data={opts['data']} {ours}; prepare it alike"
             )
+    for i in images_used(held_out):  # a damaged one is found now, and not at the first tick
+        held_out.image(i)
     return held_out
 
 

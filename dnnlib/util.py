@@ -65,6 +65,10 @@ def check_sha256(path: str | os.PathLike[str], expected: str | None, *, name: st
     return found
 
 
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}(\.\w+)?")
+"""What `atomic_write` leaves behind where it is killed."""
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the folder of `path`: write to it; leaving the block renames it, an error removes it.

@@ -51,6 +51,8 @@ def serve(
     if token is not None and not (token.isascii() and token.isalnum()):
         raise UserError(f"--token={token} must be letters and digits")
     session = open_session(images, against, kind=kind, seed=seed)
+    if answers.exists():
+        read_answers(answers, session.identity)  # whose file it is, before anything is done to it
     answers.parent.mkdir(parents=True, exist_ok=True)
     with open(answers, "ab"):
         pass
@@ -75,9 +77,9 @@ def report(answers: Path, samples: Path | None, run: str, eps: float | None) -> 
     if (samples is None) != (eps is None):
         raise UserError("--samples and --eps belong together; give both or none")
     lines = read_answers(answers)
-    kind = _kind(answers)
     if not lines:
         raise UserError(f"--answers={answers} holds no answers yet; label some images first")
+    kind = _kind(answers)
     for mode in ("image", "pair"):
         _print_agreement(lines, mode, kind)
     labels, pairs = settle(lines, "image"), settle(lines, "pair")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import SMALL, generated, torchrun
+from overridden import last_of_each
 from vectors import ROOT
 
 import fid
@@ -37,7 +38,7 @@ Run = Callable[..., str]
 
 def run(*arguments: object, code: int = 0) -> str:
     """Standard output and standard error of fid.py, which must exit with `code`."""
-    result = CliRunner().invoke(fid.main, [str(a) for a in arguments])
+    result = CliRunner().invoke(fid.main, last_of_each(arguments))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -45,7 +46,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 
 def as_json(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(fid.main, [*(str(a) for a in arguments), "--json"])
+    result = CliRunner().invoke(fid.main, [*last_of_each(arguments), "--json"])
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found

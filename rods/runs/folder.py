@@ -19,7 +19,7 @@ from PIL.Image import Image
 
 from dnnlib.errors import UserError
 from dnnlib.run_folder import OPTIONS_NAME, PARTS_NAME, SAMPLES_NAME
-from dnnlib.util import alone, atomic_write
+from dnnlib.util import TEMPORARY, alone, atomic_write
 from rods import legacy
 from rods.runs.options import flag
 
@@ -27,7 +27,6 @@ REJECTED = "rejected"  # the folder of images that a filter has dropped, where t
 TRAJECTORIES = "trajectories"  # the folder of strips that show how an image came about, where they are wanted
 CONTACT_SHEET = "grid.png"
 _OURS = re.compile(r"\d{6,}(_\d{3,})?\.png|\d{6,}")  # an image, or a folder of --subdirs
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}(\.\w+)?")  # what atomic_write leaves behind where it is killed
 
 
 class OutputFolder:
@@ -142,7 +141,7 @@ class OutputFolder:
         folders = [self.outdir, self.outdir / REJECTED, self.outdir / TRAJECTORIES]
         folders += [path for folder in folders for path in folder.glob("*") if _OURS.fullmatch(path.name)]
         for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
-            if _TEMPORARY.fullmatch(path.name):
+            if TEMPORARY.fullmatch(path.name):
                 path.unlink()
         parts = self.outdir / PARTS_NAME
         if self._known or parts.is_dir():
