@@ -13,13 +13,13 @@ if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores mus
 import click
 import torch
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import Command, Destination, SeedList
 from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.execution_options import add_execution_options
-from rods.runs.folder import OutputFolder
+from rods.runs.folder import CONTACT_SHEET, OutputFolder
 from rods.runs.options import add_sampler_options, flag, given_options, respell, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset
 from rods.runs.records import restart_summary, risk_summary, selection_summary
@@ -43,7 +43,13 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     help="Network: an EDM pickle or a safetensors snapshot [default: the embedded hands-32].",
 )
 @click.option("--sha256", metavar="HEX", help="What the network file's checksum must be.")
-@click.option("--outdir", metavar="DIR", required=True, help="Where to put the images, samples.jsonl and options.json.")
+@click.option(
+    "--outdir",
+    metavar="DIR",
+    type=Destination(),
+    required=True,
+    help="Where to put the images, samples.jsonl and options.json.",
+)
 @click.option("--seeds", type=SeedList(), default="0-63", show_default=True, help="Random seeds, such as 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="A subfolder for every 1000 seeds.")
 @click.option("--class", "class_index", metavar="INT", type=int, help="Class label [default: random per seed].")
@@ -229,7 +235,7 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     broken = [str(line["seed"]) for line in mine
               if line["sha256"] is None and line.get("x") is None and not line.get("dropped")]  # fmt: skip
     if grid and any(line["sha256"] for line in mine):
-        write_grid(folder, mine, folder.outdir / "grid.png", threshold=job.risk_threshold())
+        write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())
     nfe = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
         f"{len(mine) - len(broken) - dropped} images in {folder.outdir}, "

@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Sampler
@@ -171,7 +171,7 @@ def table(rows: list[Row]) -> str:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="cpu", help="Where to run.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default as many as torch chooses.")
 @click.option("--training/--no-training", default=True, help="Also time a training step.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="bench.json", help="The JSON to write.")
+@click.option("--out", type=Destination(dir_okay=False), default="bench.json", help="The JSON to write.")
 def main(
     network: str, batch: int, steps: int, rho: float, repeats: int, device: str, threads: int | None, training: bool,
     out: Path,

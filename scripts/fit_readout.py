@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 
-from dnnlib.cli import Command, NumberList, SeedList
+from dnnlib.cli import Command, Destination, NumberList, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
@@ -224,9 +224,9 @@ def loaded(opts: dict[str, Any], device: torch.device) -> tuple[Task | None, Loa
 @click.option("--blocks", help="Modules to read, with commas between [default: the decoder's blocks].")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="cpu", help="Where to compute.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/readout"),
+@click.option("--out", type=Destination(file_okay=False), default=Path("out/readout"),
               help="Where samples and activations are kept; the same command goes on there.")  # fmt: skip
-@click.option("--dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
+@click.option("--dest", type=Destination(dir_okay=False), required=True,
               help="The preset that gets the readout; what else it has stays.")  # fmt: skip
 def main(**opts: Any) -> None:
     """Learn a score from labelled samples: the chance that an image is hallucinated, by the network's own activations.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import NumberList, with_options
+from dnnlib.cli import Destination, NumberList, with_options
 from torch_utils import distributed
 from training.networks import ARCH_OPTIONS, PRECOND_OPTIONS
 from training.recipes import RECIPES, SOURCES
@@ -88,7 +88,7 @@ _WHAT = (
         callback=_apply_recipe,
         help="Training recipe: a named configuration to start from; it prints what it sets.",
     ),
-    click.option("--outdir", metavar="DIR", required=True, help="Where to put the run folder."),
+    click.option("--outdir", metavar="DIR", type=Destination(), required=True, help="Where to put the run folder."),
     click.option("--data", metavar="ZIP|DIR", required=True, help="Training images, a zip or a folder."),
     click.option("--cond", type=bool, default=False, help="Train class-conditionally on dataset.json's labels."),
     click.option("--arch", type=click.Choice(sorted(ARCH_OPTIONS)), default="ddpmpp", help="Network architecture."),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dnnlib.errors import UserError
 from training.checkpoint import load_snapshot
+from training.config import different_options
 from training.state import TrainingState, load_state
 from training.trainer import Trainer
 
@@ -71,6 +72,6 @@ def start_from_state(trainer: Trainer, source: str) -> list[str]:
     halflives = [int(n) for n in theirs["ema_halflives"]]
     emas = [state.emas[halflives.index(n) if n in halflives else 0] for n in trainer.config.ema_halflives]
     trainer.restore(TrainingState(**{**vars(state), "emas": emas}))
-    changed = [f"{k}={ours[k]} instead of {theirs[k]}" for k in ours if k not in ("resume",) and ours[k] != theirs[k]]
+    changed = [f"{k}={ours[k]} instead of {theirs[k]}" for k in different_options(ours, theirs) if k != "resume"]
     lines = [f"State of {source} at {state.images_seen / 1000:.1f} kimg"]
     return lines + _listed("options differ from there", changed)

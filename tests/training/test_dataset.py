@@ -157,7 +157,7 @@ def test_bad_images_are_named(tmp_path: Path, case: str) -> None:
 
 BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda p: None, "does not exist; name a folder or a zip of images"),
-    "empty folder": (lambda p: p.mkdir(), "holds no images (.bmp, .jpeg, .jpg, .png, .webp); name another"),
+    "empty folder": (lambda p: p.mkdir(), ".png, .pnm, .ppm, .tif, .tiff, .webp); name another"),
     "no images": (lambda p: (p.mkdir(), (p / "a.txt").touch()), "holds no images"),
     "no zip": (lambda p: p.write_bytes(noisy_png()), "is not a readable zip; make it again"),
     "empty file": (lambda p: p.touch(), "is not a readable zip"),

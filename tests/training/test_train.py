@@ -19,6 +19,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
+from overridden import last_of_each
 from safetensors.torch import load_file
 from training_runs import NETWORK, config_for, newest
 
@@ -56,7 +57,7 @@ def _restore_torch() -> Iterator[None]:
 
 
 def run(*args: object) -> tuple[int, str]:
-    result = CliRunner().invoke(command.main, [str(a) for a in args])
+    result = CliRunner().invoke(command.main, last_of_each(args))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
@@ -111,7 +112,8 @@ def test_a_run_learns_and_its_snapshot_samples(data: Path, tmp_path: Path) -> No
     assert stats[-1]["loss"] < 0.8 * stats[0]["loss"]
     snapshot = load_snapshot(run_dir / "network-snapshot-000000.safetensors")
     assert (snapshot.header.kimg, snapshot.header.dataset) == (0.32, "shades")
-    assert snapshot.header.extra["training"] == json.loads((run_dir / "training-options.json").read_text())
+    options = json.loads((run_dir / "training-options.json").read_text())
+    assert snapshot.header.extra["training"] == {**options, "data": data.name}
     (ema,) = newest(run_dir).emas
     assert all(torch.equal(t, ema[k]) for k, t in snapshot.net.state_dict().items())
 
@@ -258,7 +260,7 @@ def test_killed_while_writing(
 
     def cut_rename(source: Path, target: Path) -> None:
         if Path(target).name.startswith(victim) and next(count) == nth:
-            (parts / ".tmp-cut.pt").write_bytes(Path(source).read_bytes()[:1000])
+            (parts / ".tmp-0123456789ab.pt").write_bytes(Path(source).read_bytes()[:1000])
             raise Killed
         replace(source, target)
 

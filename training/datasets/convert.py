@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,19 +81,28 @@ class Outcome:
 
 
 def convert(
-    items: Iterable[Item], dest: Path, shaping: Shaping, *, held_out: Path | None = None, every: int = 5
+    items: Iterable[Item],
+    dest: Path,
+    shaping: Shaping,
+    *,
+    held_out: Path | None = None,
+    every: int = 5,
+    label_names: Sequence[str] = (),
 ) -> Outcome:
     """Writes the images to `dest` in their order, one at a time in memory.
 
-    With `held_out`, the last of each `every` images (of number i % every == every - 1) goes there instead.
+    `label_names` says what each class is. With `held_out`, the last of each `every` pictures (of number
+    i % every == every - 1) goes there instead.
 
     Raises UserError: an image that cannot be read, or is not square, of the size and mode of the others, a label unlike
     the others, or a file that cannot be written. Neither data set is there then.
     """
     outcome = Outcome()
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(write_dataset(dest))
-        held = None if held_out is None else stack.enter_context(write_dataset(held_out, option="--held-out"))
+        kept = stack.enter_context(write_dataset(dest, label_names=label_names))
+        held = None
+        if held_out is not None:
+            held = stack.enter_context(write_dataset(held_out, option="--held-out", label_names=label_names))
         for i, item in enumerate(items):
             writer = held if held is not None and i % every == every - 1 else kept
             _add(writer, item, shaping, outcome)

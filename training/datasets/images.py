@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import PIL.features
 import PIL.Image
 import PIL.ImageOps
 from PIL.Image import Image
@@ -12,11 +13,18 @@ from dnnlib.errors import UserError, shown
 
 Colour = tuple[int, int, int]  # red, green, blue in 0..255
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    *((".avif",) if PIL.features.check("avif") else ()),
+}  # fmt: skip
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # Pillow's modes that become grey or RGB without a loss
 GREY_WITH_ALPHA = ("LA", "La")
 WITH_ALPHA = (*GREY_WITH_ALPHA, "PA", "RGBA", "RGBa")
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+
+
+class TransparentError(UserError):
+    """A transparent picture, and no colour to put behind it."""
 
 
 def open_image(data: bytes, where: str, *, background: Colour | None = None) -> Image:
@@ -29,16 +37,21 @@ def open_image(data: bytes, where: str, *, background: Colour | None = None) -> 
         raise UserError(f"{where} has 16 bits per channel; convert all images to 8")
     try:
         image = PIL.Image.open(io.BytesIO(data))
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's MPO has a preview beside it
         transparent = image.mode in WITH_ALPHA or (image.mode in MODES and "transparency" in image.info)
         mode = "with transparency" if transparent and image.mode in MODES else image.mode
-        if transparent and background is not None:
+        if frames == 1 and transparent and background is not None:
             return _put_on(PIL.ImageOps.exif_transpose(image), background)
-        if mode in MODES:
+        if frames == 1 and mode in MODES:
             return PIL.ImageOps.exif_transpose(image).convert(MODES[mode])
     except Exception as e:  # decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, ...
         reason = "unknown format" if isinstance(e, PIL.UnidentifiedImageError) else str(e)
         raise UserError(f"{where} cannot be decoded ({shown(reason)}); remove or replace it") from None
-    raise UserError(f"{where} has Pillow's mode {mode}; convert all images to 8-bit grey or RGB without alpha")
+    if frames > 1:
+        raise UserError(f"{where} has {frames} pictures in one file; keep one of them")
+    raise (TransparentError if transparent else UserError)(
+        f"{where} has Pillow's mode {mode}; convert all images to 8-bit grey or RGB without alpha"
+    )
 
 
 def _put_on(image: Image, background: Colour) -> Image:
