@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores must not spin; read once, by torch's import
@@ -17,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from dnnlib.cli import Command, Group, SeedList, with_options
+from dnnlib.cli import Command, Destination, Group, SeedList, with_options
 from dnnlib.errors import UserError
 from rods.config import SAMPLERS
 from rods.eval.dreamsim import dreamsim_extractor
@@ -106,6 +105,7 @@ def calc(**opts: Any) -> None:
         source = _network(opts, device) if opts["images"] is None else image_source(
             opts["images"], option="--images", batch=opts["batch"], num=opts["num"], most=NUM, seed=opts["seed"] or 0
         )  # fmt: skip
+    warnings += _passed_over(source)
     found = extract(source.num_blocks, source.load, extractors, num_images=source.num)
     if found is not None:
         results = measure(names, found, extractors, reference)
@@ -119,14 +119,14 @@ def calc(**opts: Any) -> None:
 
 @main.command(cls=Command)
 @click.option("--data", metavar="DIR|ZIP", required=True, help="The images.")
-@click.option("--dest", metavar="NPZ", required=True, help="The file to write.")
+@click.option("--dest", metavar="NPZ", type=Destination(), required=True, help="The file to write.")
 @click.option("--features", type=click.IntRange(0), default=10_000, show_default=True,
               help="How many features to keep for the kernel distance, drawn at random.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which features are kept.")
 @_extractor_options
 def ref(**opts: Any) -> None:
     """Reference statistics of a data set: mu and sigma, and what they were made of."""
-    dest = Path(opts["dest"])
+    dest = opts["dest"]
     if dest.suffix != ".npz" or dest.is_dir():
         raise UserError(f"--dest={dest} must be a file that ends in .npz")
     device = _start(opts)
@@ -138,8 +138,8 @@ def ref(**opts: Any) -> None:
     if found is not None:
         reference = reference_of(found, extractor, keep=opts["features"], seed=opts["seed"], version=tool_version())
         write_reference(dest, reference)
-        click.echo(f"{dest}: {extractor.describe()}, n = {found.n}")
-        _warn(size_warnings(["fid"], None, found.n))
+        click.echo(f"{dest}: {extractor.describe()}, n = {found.n} images")
+        _warn([*_passed_over(source), *size_warnings(["fid"], None, found.n)])
     distributed.close()
 
 
@@ -163,6 +163,7 @@ def compare(a: str, b: str, **opts: Any) -> None:
         sources = paired_sources(a, b, batch=opts["batch"])
         if unpaired := sources[0].left_out + sources[1].left_out:
             warnings.append(f"{unpaired} images have no partner of equal name and are left out")
+        warnings += [line for source in sources for line in _passed_over(source)]
     sets = [extract(s.num_blocks, s.load, extractors, num_images=s.num) for s in sources]
     if sets[0] is not None and sets[1] is not None:
         rows = paired_differences(
@@ -286,6 +287,10 @@ def _report(
         for name, value in recipe.items():
             click.echo(f"  {name}: {'; '.join(value) if isinstance(value, list) else value}")
     _warn(warnings)
+
+
+def _passed_over(source: Source) -> list[str]:
+    return [f"{source.what}: passed over {source.passed_over}"] if source.passed_over else []
 
 
 def _warn(warnings: list[str]) -> None:

@@ -13,13 +13,13 @@ if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores mus
 import click
 import torch
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import Command, Destination, SeedList
 from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.execution_options import add_execution_options
-from rods.runs.folder import OutputFolder
+from rods.runs.folder import CONTACT_SHEET, OutputFolder
 from rods.runs.options import add_sampler_options, flag, given_options, respell, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset
 from rods.runs.records import restart_summary, risk_summary, selection_summary
@@ -43,7 +43,13 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     help="Network: an EDM pickle or a safetensors snapshot [default: the embedded hands-32].",
 )
 @click.option("--sha256", metavar="HEX", help="What the network file's checksum must be.")
-@click.option("--outdir", metavar="DIR", required=True, help="Where to put the images, samples.jsonl and options.json.")
+@click.option(
+    "--outdir",
+    metavar="DIR",
+    type=Destination(),
+    required=True,
+    help="Where to put the images, samples.jsonl and options.json.",
+)
 @click.option("--seeds", type=SeedList(), default="0-63", show_default=True, help="Random seeds, such as 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="A subfolder for every 1000 seeds.")
 @click.option("--class", "class_index", metavar="INT", type=int, help="Class label [default: random per seed].")
@@ -92,14 +98,14 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     help="Where to run (mps was never tried).",
 )
 def main(**opts: Any) -> int:
-    """Sample images, measure the risk of each (curvature index H), and repair while sampling.
+    """Sample images, score how likely each is hallucinated, and repair while sampling.
 
-    The outdir gets a PNG per seed, samples.jsonl (per image: H per step, flagged steps, restarts, tries, network
-    passes, sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
+    The outdir gets a PNG per seed, samples.jsonl (per image: scores, restarts, H per step, flagged steps, tries, NFE,
+    sha256) and options.json. The same command completes what an interrupted run left, and changes nothing else.
 
     \b
     Examples:
-      python generate.py --outdir=out --sampler=rods-cas --seeds=0-63 --grid
+      python generate.py --outdir=out --sampler=restart --seeds=0-63 --grid
       python generate.py --network=edm-ffhq-64x64-uncond-ve.pkl --sampler=rods-cas --outdir=out --seeds=0-8
       python generate.py --sampler=euler --filter=lid --filter-threshold=15 --outdir=out
       python generate.py --sampler=euler --accept='lid<12' --max-tries=4 --outdir=out
@@ -164,6 +170,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         trajectory=trajectory_steps(opts, chosen_sampler),
         probe_batch=opts["probe_batch"],
         channels_last=execution.channels_last,
+        compiled=opts["compile_network"],
     )
     applied = f"{preset.name} ({preset.source})" if preset and applies else None
     about = {
@@ -191,7 +198,7 @@ def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
         raise UserError("--trajectory shows one run, and --accept may draw an image several times; leave one out")
     if steps and steps[-1] >= (num_steps := sampler.num_steps):
         raise UserError(
-            f"--trajectory={steps[-1]} is no step of this run: it has {num_steps}, 0 to {num_steps - 1}; name others"
+            f"--trajectory={steps[-1]} is not a step of this run, which has 0 to {num_steps - 1}; name others"
         )
     return tuple(steps)
 
@@ -228,11 +235,11 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     broken = [str(line["seed"]) for line in mine
               if line["sha256"] is None and line.get("x") is None and not line.get("dropped")]  # fmt: skip
     if grid and any(line["sha256"] for line in mine):
-        write_grid(folder, mine, folder.outdir / "grid.png", threshold=job.risk_threshold())
-    passes = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
+        write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())
+    nfe = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
         f"{len(mine) - len(broken) - dropped} images in {folder.outdir}, "
-        f"{passes[0]:.1f} forward and {passes[1]:.1f} backward passes an image"
+        f"{nfe[0]:.1f} F + {nfe[1]:.1f} B network evaluations an image"
     )
     if any(line["H"] for line in mine):
         click.echo(risk_summary(mine, getattr(job.sampler, "eps", 0.0), job.risk_threshold()))

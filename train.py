@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +17,7 @@ from torch_utils import distributed
 from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
 from training.feed import standard_deviation
-from training.folder import find_run_dir
+from training.folder import find_run_dir, nearly_equal
 from training.loop import Draw, start, train
 from training.networks import PRECOND_OPTIONS
 from training.options import add_training_options
@@ -26,7 +25,7 @@ from training.recipes import NETWORK_OPTIONS, network_kwargs
 from training.schema import check_init_kwargs
 from training.state import saved_states
 from training.trainer import AUTOCAST, Trainer
-from training.validation import held_out_loss
+from training.validation import held_out_loss, images_used
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
@@ -61,12 +60,14 @@ def main(ctx: click.Context, **opts: Any) -> None:
         settings = run_settings(opts, config, dataset)
     if distributed.rank() == 0:
         describe(trainer, dataset)
+        if note := nearly_equal(opts["outdir"], config.options(), settings.run_dir):
+            click.echo(note)
     if not opts["dry_run"]:
         validate = None if held_out is None else partial(validation, trainer=trainer, dataset=held_out)
-        train(trainer, settings, dataset, draw=picture(device) if opts["grid"] else None, validate=validate)
+        train(trainer, settings, dataset, draw=drawing(device) if opts["grid"] else None, validate=validate)
     elif distributed.rank() == 0:
         if not saved_states(settings.run_dir):
-            start(trainer)
+            start(trainer, dataset)
         click.echo(f"Would train in {settings.run_dir}")
     distributed.close()
 
@@ -102,6 +103,8 @@ def held_out_data(opts: dict[str, Any], dataset: ImageDataset) -> ImageDataset |
             raise UserError(
                 f"--val={opts['val']} has {theirs} {what}, and --data={opts['data']} {ours}; prepare it alike"
             )
+    for i in images_used(held_out):  # a damaged one is found now, and not at the first tick
+        held_out.image(i)
     return held_out
 
 
@@ -177,7 +180,7 @@ def run_settings(opts: dict[str, Any], config: TrainConfig, dataset: ImageDatase
     if not re.fullmatch(r"[\w.,=+-]+", desc):
         raise UserError(f"--desc={desc} does not fit in a folder's name; use letters, digits and . , = + - _")
     return RunSettings(
-        find_run_dir(Path(opts["outdir"]), config.options(), desc=desc, nosubdir=opts["nosubdir"]),
+        find_run_dir(opts["outdir"], config.options(), desc=desc, nosubdir=opts["nosubdir"]),
         total_images=max(round(opts["duration"] * 1e6), 1),
         tick_images=max(round(opts["tick"] * 1e3), 1),
         snapshot_ticks=opts["snap"],
@@ -193,7 +196,8 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
     click.echo(json.dumps(trainer.config.options(), indent=2))
     size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
     classes = f", labels of {dataset.label_dim} numbers" if dataset.label_dim else ""
-    click.echo(f"Data: {len(dataset):,} images, {size}{classes}")
+    over = f"; passed over: {dataset.left_out}" if dataset.left_out else ""
+    click.echo(f"Data: {len(dataset):,} images, {size}{classes}{over}")
     attention = ", ".join(map(str, trainer.net.model.attention_resolutions()))
     millions = sum(p.numel() for p in trainer.net.parameters()) / 1e6
     ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""
@@ -202,8 +206,8 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
         click.echo(f"Slow: {busy}; --threads=N divides the cores")
 
 
-def picture(device: torch.device) -> Draw:
-    """What draws the pictures of --grid: training knows nothing of samplers."""
+def drawing(device: torch.device) -> Draw:
+    """What draws the images of --grid: training knows nothing of samplers."""
     from rods.runs.snapshot_grid import draw_grid
 
     return partial(draw_grid, device=device)

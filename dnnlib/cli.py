@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from dnnlib.errors import UserError
+from dnnlib.util import check_place
 
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 MAX_SEEDS = 10_000_000
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,12 +80,46 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]
         return numbers
 
 
+class Destination(click.Path):
+    """A file or folder to write, checked before the work: where it cannot be made, the option is refused."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            check_place(path)
+        except OSError as e:
+            self.fail(f"{shown_path(path)} cannot be written: {e.strerror}; name another place", param, ctx)
+        return path
+
+
 class _OneLineErrors(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """One rule for all options: a value is not empty, is given once, and ~ is the home folder.
+
+        An empty value is a shell variable that is not set, and a shell leaves the ~ of --outdir=~/out alone.
+        """
+        args = [_with_home(arg) for arg in args]
+        if not ctx.resilient_parsing:
+            given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for param in self.get_params(ctx):
+                value = given.get(param.name or "")
+                if isinstance(value, str) and not value.strip():
+                    raise click.UsageError(f"{_spelled(param)} is empty; give it a value or leave it out", ctx)
+                valued = isinstance(param, click.Option) and not (param.is_flag or param.multiple or param.count)
+                if valued and (times := order.count(param)) > 1:
+                    raise click.UsageError(f"{_spelled(param)} is given {times} times; give it once", ctx)
+        return super().parse_args(ctx, args)
+
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> Any:
+        _open_closed_streams()
         try:
             code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+            sys.stdout.flush()
         except click.ClickException as e:
             _fail(e.format_message())
         except click.Abort:
@@ -90,7 +130,9 @@ class _OneLineErrors(click.Command):
         except OSError as e:  # of the system: a file that cannot be read or written, a full disk
             if e.errno is None:
                 raise
-            _fail(f"{e.filename}: {e.strerror}" if e.filename is not None else str(e.strerror))
+            _give_up_stdout()
+            what = "a file or standard output cannot be written" if e.filename is None else shown_path(e.filename)
+            _fail(f"{what}: {e.strerror}" + ("; make room, then run the command again" if e.errno in _NO_ROOM else ""))
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -111,6 +153,45 @@ class Group(_OneLineErrors, click.Group):
         return super().parse_args(ctx, args)
 
 
+def shown_path(path: object) -> str:
+    """A path for a message, with what is not UTF-8 in it replaced."""
+    return os.fsencode(path).decode(errors="replace") if isinstance(path, str | bytes | os.PathLike) else str(path)
+
+
+def _with_home(arg: str) -> str:
+    """`--name=~/x` or `~/x` with the home folder in place of ~."""
+    name, equals, value = arg.partition("=")
+    if equals and name.startswith("--"):
+        return f"{name}={os.path.expanduser(value)}"
+    return os.path.expanduser(arg)
+
+
+def _spelled(param: click.Parameter) -> str:
+    """An option as it is written, the long way; an argument by its name."""
+    return max(param.opts, key=len) if isinstance(param, click.Option) else param.human_readable_name
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that the caller has closed lead nowhere; else the next file that is opened would be one."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (for as long as the process runs)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _give_up_stdout() -> None:
+    """Standard output that takes nothing leads nowhere from now on, or Python's last flush would fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str) -> NoReturn:
-    click.echo("Error: " + " ".join(message.split()), err=True)
+    text = " ".join(message.split()).encode(errors="backslashreplace").decode()  # names that are not UTF-8
+    with suppress(OSError):
+        click.echo("Error: " + text, err=True)
     sys.exit(2)

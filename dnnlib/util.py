@@ -7,8 +7,9 @@ import os
 import re
 import secrets
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -64,12 +65,16 @@ def check_sha256(path: str | os.PathLike[str], expected: str | None, *, name: st
     return found
 
 
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}(\.\w+)?")
+"""What `atomic_write` leaves behind where it is killed."""
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the folder of `path`: write to it; leaving the block renames it, an error removes it.
 
     Readers see the old file or the whole new one, and never a part. The temporary name is hidden and keeps the
-    suffix, by which numpy and Pillow choose their formats.
+    suffix, by which numpy and Pillow choose their formats; errors of the system name `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{secrets.token_hex(6)}{path.suffix}")
@@ -78,8 +83,25 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())  # a rename must not reach the disk before the content does
         os.replace(temporary, path)
+    except OSError as e:
+        if e.errno is not None and e.filename in (None, str(temporary)):  # a full disk has no name at all
+            e.filename, e.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raises OSError where no file or folder can be made at `path`: tried in the nearest folder that there is."""
+    place = Path(path)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        place.lstat()  # a name that the system refuses
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if place == Path(path) and not place.is_dir():
+        place = place.parent
+    with tempfile.TemporaryFile(dir=place):
+        pass
 
 
 @contextmanager

@@ -24,9 +24,13 @@ Gradient = Literal["backward", "difference"]
 DIFFERENCE = 0.01
 """How far that difference moves an element (root mean square), in units of the noise level.
 
-A length of .01 t for the whole image is too short for pictures: float32 inside the network rounds H away at high noise
-levels (docs/performance.md).
+A length of .01 t for the whole image is too short for an image: float32 inside the network rounds H away at high noise
+levels (docs/lab/2026-11-24-performance.md).
 """
+NO_GRADIENT = (
+    "denoiser: the model gives no gradient (it runs under torch.no_grad, or detaches); let it be differentiated, "
+    'or use gradient="difference", which needs none'
+)
 Noise = Callable[[Tensor], Tensor]
 """Unit normal draws in the shape and dtype of a whole batch, such as `torch.randn_like`."""
 
@@ -86,6 +90,8 @@ class BoundDenoiser:
             raise ValueError(f"denoiser: returned shape {list(denoised.shape)} for an input of {list(x.shape)}")
         self.forward.index_add_(0, self.index, torch.ones_like(self.index))
         denoised = denoised.to(x.dtype)
+        if torch.is_grad_enabled() and x.requires_grad and not denoised.requires_grad:
+            raise ValueError(NO_GRADIENT)
         if denoised.requires_grad:
             denoised.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return denoised

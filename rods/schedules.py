@@ -168,7 +168,7 @@ def clip_range(
     if not (lo > 0 and hi < inf and (lo < hi or (lo == hi and num_steps == 1))):
         clipped = "" if (lo, hi) == (sigma_min, sigma_max) else f" (clipped to the network's range: {lo}, {hi})"
         raise ValueError(
-            f"sigma_min, sigma_max: {sigma_min}, {sigma_max}{clipped} is no range; give 0 < sigma_min < sigma_max < inf"
+            f"sigma_min, sigma_max: {sigma_min}, {sigma_max}{clipped} is not a range; give 0 < sigma_min < sigma_max"
         )
     return lo, hi
 

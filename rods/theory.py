@@ -2,7 +2,7 @@
 
 The paper writes x_{i-1} = x_i - dt grad f_t(x_i) and calls dt the step. With f_t = -log p_t and grad f_t = d/t, the
 Euler step x + (t_next - t) d is gradient descent with the step eta = t (t - t_next): that is how Algorithm 1 and
-Theorem 2 are read here (spec method.md, section 1). Nothing here calls a network; see docs/theory.md.
+Theorem 2 are read here. Nothing here calls a network; see docs/theory.md.
 """
 
 from __future__ import annotations

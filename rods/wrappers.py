@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rods.denoiser import NO_GRADIENT
+
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
@@ -45,7 +47,7 @@ def from_k_diffusion(
     """A k-diffusion model, called there as model(x, sigma [B]) -> denoised, in float32. Cost of D: 1 F."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return model(x.float(), sigma.float().expand(len(x)))
+        return _prediction(model(x.float(), sigma.float().expand(len(x))), x)
 
     return FunctionDenoiser(denoise, img_channels, img_resolution, sigma_min=sigma_min, sigma_max=sigma_max)
 
@@ -77,13 +79,30 @@ def from_vp_steps(
         t = time_of(sigma.double(), log_sigmas.to(x.device)).to(dtype).expand(len(x))
         scale = (1 + sigma**2).sqrt()
         answer = model((x / scale).to(dtype), t)
-        out: Tensor = getattr(answer, "sample", answer).to(x.dtype)
+        out = _prediction(answer, x)
         if prediction == "epsilon":
             return x - sigma * out
         return out if prediction == "sample" else (x / scale - sigma * out) / scale
 
     low, high = float(log_sigmas[0].exp()), float(log_sigmas[-1].exp())
     return FunctionDenoiser(denoise, img_channels, img_resolution, sigma_min=low, sigma_max=high)
+
+
+def _prediction(answer: Any, x: Tensor) -> Tensor:
+    """The tensor in a model's answer to `x`: itself, its `sample`, or the first of a tuple (return_dict=False).
+
+    Raises ValueError: another shape, or no gradient where one is asked for.
+    """
+    found = answer[0] if isinstance(answer, tuple) else getattr(answer, "sample", answer)
+    if not isinstance(found, Tensor):
+        raise ValueError(f"model: it returned a {type(found).__name__}; wrap it so that it returns a tensor")
+    if found.shape != x.shape:
+        learned = found.ndim == x.ndim and found.shape[1] == 2 * x.shape[1]
+        hint = f"; the last {x.shape[1]} may be a learned variance: return the others alone" if learned else ""
+        raise ValueError(f"model: it returned {list(found.shape)} for an input of {list(x.shape)}{hint}")
+    if torch.is_grad_enabled() and x.requires_grad and not found.requires_grad:
+        raise ValueError(NO_GRADIENT)
+    return found.to(x.dtype)
 
 
 def time_of(sigma: Tensor, log_sigmas: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Group, SeedList
+from dnnlib.cli import Command, Destination, Group, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.compare import compare as compare_runs
@@ -71,7 +71,7 @@ def folder_argument(name: str) -> Callable[[Any], Any]:
 
 
 out_option = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results"), help="Where runs are kept."
+    "--out", type=Destination(file_okay=False), default=Path("results"), help="Where runs are kept."
 )
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
 device_option = click.option(
@@ -191,7 +191,7 @@ def compare(run_a: Path, run_b: Path, source: str | None) -> None:
 
 @main.command(cls=Command, context_settings={"show_default": True})
 @task_option(required=False)
-@click.option("--images", type=click.Path(dir_okay=False, path_type=Path), help="Also draw labelled examples: a PNG.")
+@click.option("--images", type=Destination(dir_okay=False), help="Also draw labelled examples: a PNG.")
 @out_option
 def audit(task_name: str | None, images: Path | None, out: Path) -> None:
     """Label images whose truth is known: fresh real data, planted errors, changes of tone. Without --task, of all."""
@@ -216,7 +216,7 @@ def audit(task_name: str | None, images: Path | None, out: Path) -> None:
 @task_option(required=False)
 @click.option(
     "--dest",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Destination(file_okay=False),
     default=Path("docs/benchmark"),
     help="The folder to write to.",
 )

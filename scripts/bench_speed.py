@@ -22,7 +22,7 @@ from torch.utils.benchmark import Timer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Sampler
@@ -151,12 +151,12 @@ def time_training(device: torch.device, *, batch: int, repeats: int) -> list[Row
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text: the ratio in time (median, least to greatest), seconds per image, and passes where known."""
+    """The rows as text: the ratio in time (median, least to greatest), seconds per image, and NFE where known."""
     lines = [f"{'':<32}{'time':>7}{'range':>15}{'s/image':>10}{'F':>7}{'B':>7}"]
     for row in rows:
         spread = f"{min(row['ratios']):.2f}-{max(row['ratios']):.2f}"
-        passes = f"{row['F']:>7.1f}{row['B']:>7.1f}" if "F" in row else ""
-        lines.append(f"{row['name']:<32}{row['ratio']:>6.2f}x{spread:>15}{row['s_per_image']:>10.4f}{passes}")
+        nfe = f"{row['F']:>7.1f}{row['B']:>7.1f}" if "F" in row else ""
+        lines.append(f"{row['name']:<32}{row['ratio']:>6.2f}x{spread:>15}{row['s_per_image']:>10.4f}{nfe}")
     return "\n".join(lines)
 
 
@@ -171,7 +171,7 @@ def table(rows: list[Row]) -> str:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="cpu", help="Where to run.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default as many as torch chooses.")
 @click.option("--training/--no-training", default=True, help="Also time a training step.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="bench.json", help="The JSON to write.")
+@click.option("--out", type=Destination(dir_okay=False), default="bench.json", help="The JSON to write.")
 def main(
     network: str, batch: int, steps: int, rho: float, repeats: int, device: str, threads: int | None, training: bool,
     out: Path,

@@ -17,12 +17,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import Command, Destination, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench import calibrate
-from rods.bench.calibrate import Calibrated, Search, critical_steps
+from rods.bench.calibrate import Calibrated, Search
 from rods.bench.calibrate_restart import iq, restart
+from rods.bench.calibrate_rods import critical_steps, rods_cas, rods_sas
 from rods.bench.task import load_network
 from rods.bench.tasks import TASKS
 from rods.config import changed, values_of
@@ -34,8 +35,8 @@ from torch_utils import distributed
 
 FAMILIES: dict[str, Callable[[Search], Calibrated]] = {
     "restart": restart,
-    "rods-cas": calibrate.rods_cas,
-    "rods-sas": calibrate.rods_sas,
+    "rods-cas": rods_cas,
+    "rods-sas": rods_sas,
     "overshoot": calibrate.overshoot,
     "sigma-offset": calibrate.sigma_offset,
     "tag": calibrate.tag,
@@ -101,7 +102,7 @@ def write_trials(path: Path, search: Search, critical: Mapping[str, Any] | None)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Destination(file_okay=False),
     default=Path("out/calibration"),
     help="Where run folders are kept: the same command goes on where it was interrupted.",
 )
@@ -112,7 +113,7 @@ def write_trials(path: Path, search: Search, critical: Mapping[str, Any] | None)
 )
 @click.option(
     "--dest",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=Destination(dir_okay=False),
     required=True,
     help="The preset to write, NAME.preset.json; NAME.calibration.jsonl beside it lists every candidate.",
 )

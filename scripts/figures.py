@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
-from dnnlib.cli import Command, Group, SeedList, with_options
+from dnnlib.cli import Command, Destination, Group, SeedList, with_options
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench.paper import CAS, EULER, INDEX, Experiment, open_experiment
@@ -34,7 +34,7 @@ TABLE_IMAGES = 128  # of networks that are not the paper's
 
 out_option = click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=Destination(file_okay=False),
     default="out/figures",
     show_default=True,
     help="Where figures, numbers and, below samples/, the images are kept; a second run goes on from there.",

@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 
-from dnnlib.cli import Command, NumberList, SeedList
+from dnnlib.cli import Command, Destination, NumberList, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
@@ -87,7 +87,7 @@ def of_run(run: LabelledRun, network: LoadedNetwork, source: str, *, option: str
             raise UserError(f"{option}: {missing} is missing; sample the run again by the command that made it")
         images.append(image)
     if not images:
-        raise UserError(f"{option}: no image has a sure label; label more")
+        raise UserError(f"{option}: no image is labelled valid or hallucinated; label more")
     return LabelledImages(np.stack(images), run.labels[index] == Label.BAD, source)
 
 
@@ -115,7 +115,7 @@ def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledIm
         try:
             images.append(read_png(folder / name))
         except OSError:
-            raise UserError(f"--images={folder}: {name} is no readable image; copy it again") from None
+            raise UserError(f"--images={folder}: {name} is not a readable image; copy it again") from None
         if images[-1].shape != (d.img_channels, d.img_resolution, d.img_resolution):
             raise UserError(f"--images={folder}: {name} has another size than {network.name} draws; use its own")
     bad = np.array([settled["A", name]["answer"] != NORMAL for name in names])
@@ -224,9 +224,9 @@ def loaded(opts: dict[str, Any], device: torch.device) -> tuple[Task | None, Loa
 @click.option("--blocks", help="Modules to read, with commas between [default: the decoder's blocks].")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="cpu", help="Where to compute.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/readout"),
+@click.option("--out", type=Destination(file_okay=False), default=Path("out/readout"),
               help="Where samples and activations are kept; the same command goes on there.")  # fmt: skip
-@click.option("--dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
+@click.option("--dest", type=Destination(dir_okay=False), required=True,
               help="The preset that gets the readout; what else it has stays.")  # fmt: skip
 def main(**opts: Any) -> None:
     """Learn a score from labelled samples: the chance that an image is hallucinated, by the network's own activations.
@@ -279,7 +279,7 @@ def fit_and_write(
     device: torch.device,
 ) -> None:
     bad, draws = labelled.bad, opts["draws"]
-    click.echo(f"{labelled.source}: {len(bad)} sure labels, {int(bad.sum())} bad")
+    click.echo(f"{labelled.source}: {len(bad)} labels, {int(bad.sum())} hallucinated")
     at = measured(network, labelled, blocks, levels, draws=draws, out=opts["out"], device=device)
     with tqdm(unit="kind", desc="regressions", disable=not sys.stderr.isatty()) as bar:
         judged = judge(at, bad, report=lambda _: bar.update())

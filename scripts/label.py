@@ -13,7 +13,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
-from dnnlib.cli import Command, Group
+from dnnlib.cli import Command, Destination, Group
 from dnnlib.errors import UserError
 from dnnlib.util import alone
 from rods.eval.correction import Proportion, proportion_interval
@@ -33,9 +33,7 @@ def main() -> None:
 @main.command(cls=Command, context_settings={"show_default": True})
 @click.option("--images", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Run A: the baseline.")
 @click.option("--against", type=click.Path(path_type=Path), metavar="DIR", help="Run B: the same seeds, corrected.")
-@click.option(
-    "--answers", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to append to."
-)
+@click.option("--answers", type=Destination(dir_okay=False), required=True, help="The file to append to.")
 @click.option("--kind", type=click.Choice(sorted(CATEGORIES)), default="hands", help="Which labels there are.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, help="Order of the items, and side of each run in a pair."
@@ -53,6 +51,8 @@ def serve(
     if token is not None and not (token.isascii() and token.isalnum()):
         raise UserError(f"--token={token} must be letters and digits")
     session = open_session(images, against, kind=kind, seed=seed)
+    if answers.exists():
+        read_answers(answers, session.identity)  # whose file it is, before anything is done to it
     answers.parent.mkdir(parents=True, exist_ok=True)
     with open(answers, "ab"):
         pass
@@ -77,9 +77,9 @@ def report(answers: Path, samples: Path | None, run: str, eps: float | None) -> 
     if (samples is None) != (eps is None):
         raise UserError("--samples and --eps belong together; give both or none")
     lines = read_answers(answers)
-    kind = _kind(answers)
     if not lines:
         raise UserError(f"--answers={answers} holds no answers yet; label some images first")
+    kind = _kind(answers)
     for mode in ("image", "pair"):
         _print_agreement(lines, mode, kind)
     labels, pairs = settle(lines, "image"), settle(lines, "pair")

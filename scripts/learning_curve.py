@@ -9,16 +9,16 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from rods.bench.plots.learning import learning_curves, read_curve, thinned, write_curve
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="learning-curve.png", help="The PNG.")
+@click.option("--out", type=Destination(dir_okay=False), default="learning-curve.png", help="The PNG.")
 @click.option("--name", "names", multiple=True, help="In the legend; once for each run.  [default: of folder or file]")
-@click.option("--curve", type=click.Path(dir_okay=False, path_type=Path), help="Also write the points, one run's.")
+@click.option("--curve", type=Destination(dir_okay=False), help="Also write the points, one run's.")
 @click.option("--points", type=click.IntRange(min=2), default=100, help="The most that --curve keeps.")
 def main(runs: tuple[Path, ...], out: Path, names: tuple[str, ...], curve: Path | None, points: int) -> None:
     """Draw the learning curves of RUNS: run folders, their stats.jsonl, or files of --curve."""

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from rods.bench.tasks import TASKS
 from training.datasets.writer import write_dataset
@@ -20,7 +20,7 @@ DRAWN = {name: task for name, make in TASKS.items() if (task := make()).drawn}
 
 @click.command(cls=Command)
 @click.argument("task_name", metavar="TASK", type=click.Choice(list(DRAWN)))
-@click.option("--dest", type=click.Path(path_type=Path), help="Folder or NAME.zip.  [default: data/NETWORK.zip]")
+@click.option("--dest", type=Destination(), help="Folder or NAME.zip.  [default: data/NETWORK.zip]")
 @click.option("--num", type=click.IntRange(1, 10_000_000), help="Images.  [default: those of the embedded network]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Image i depends on (seed, i).")
 @click.option("--resolution", type=int, help="Pixels across.  [default: the task's]")

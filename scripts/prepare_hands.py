@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from dnnlib.util import alone
 from training.datasets import hands11k
@@ -25,7 +25,7 @@ KEEP_OR_DROP = click.Choice(["keep", "drop"])
 @click.command(cls=Command)
 @click.option("--source", type=click.Path(path_type=Path), required=True,
               help="The folder of the photographs (or the one above Hands/) with HandInfo.csv.")  # fmt: skip
-@click.option("--dest", type=click.Path(path_type=Path), default="data/hands-128.zip", show_default=True,
+@click.option("--dest", type=Destination(), default="data/hands-128.zip", show_default=True,
               help="The data set: NAME.zip, or a new folder.")  # fmt: skip
 @click.option("--resolution", type=click.IntRange(8, 1200), default=128, show_default=True, help="Pixels across.")
 @click.option("--fit", type=click.Choice(list(FITS)), default="crop", show_default=True,
@@ -33,7 +33,7 @@ KEEP_OR_DROP = click.Choice(["keep", "drop"])
 @click.option("--label", metavar="COLUMN", help="Classes from a column of HandInfo.csv, such as aspectOfHand.")
 @click.option("--accessories", type=KEEP_OR_DROP, default="keep", show_default=True, help="Hands with rings etc.")
 @click.option("--irregularities", type=KEEP_OR_DROP, default="keep", show_default=True, help="Hands marked irregular.")
-@click.option("--held-out", type=click.Path(path_type=Path), help="A second data set, of persons held out.")
+@click.option("--held-out", type=Destination(), help="A second data set, of persons held out.")
 @click.option("--every", type=click.IntRange(min=2), help="The last of each so many persons is.  [default: 5]")
 @click.option("--damaged", type=click.Choice(["stop", "drop"]), default="stop", show_default=True,
               help="What to do about photographs that cannot be used.")  # fmt: skip

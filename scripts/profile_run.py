@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Sampler
@@ -53,8 +53,8 @@ TOP = 12  # operations listed
 @click.option("--channels-last", is_flag=True, help="Memory layout of the network's tensors.")
 @click.option("--checkpoint-blocks", "checkpointed", is_flag=True, help="Backward passes compute blocks again.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default all cores.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="profile.json", help="The JSON.")
-@click.option("--trace", type=click.Path(dir_okay=False, path_type=Path), help="Also a trace of the last run (Chrome).")
+@click.option("--out", type=Destination(dir_okay=False), default="profile.json", help="The JSON.")
+@click.option("--trace", type=Destination(dir_okay=False), help="Also a trace of the last run (Chrome).")
 def main(
     network: str, batch: int, steps: int, device: str, dtype: str, channels_last: bool, checkpointed: bool,
     threads: int | None, out: Path, trace: Path | None,
@@ -112,7 +112,7 @@ class Flops(TorchDispatchMode):
 
 
 def profiled(net: Any, sampler: Sampler, latents: Tensor, *, trace: Path | None) -> dict[str, Any]:
-    """Time, passes, FLOP and peak memory (of a GPU) of one run, and its costliest operations. Cost: 4 runs."""
+    """Time, NFE, FLOP and peak memory (of a GPU) of one run, and its costliest operations. Cost: 4 runs."""
     device, B = latents.device, len(latents)
     with Flops() as work:  # also the run that warms up
         records = sampler.sample(net, latents).records

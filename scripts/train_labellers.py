@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Group, SeedList
+from dnnlib.cli import Command, Destination, Group, SeedList
 from dnnlib.errors import UserError
 from dnnlib.util import alone, atomic_write
 from rods.bench.task import Task
@@ -39,8 +39,8 @@ def labeller_command(task: Task) -> Command:
     assert read is not None
 
     @click.command(cls=Command, name=task.name, help=f"Train the labeller of {task.name}: {task.title}")
-    @click.option("--dest", type=click.Path(dir_okay=False, path_type=Path), help="File.  [default: the embedded one]")
-    @click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), default="training-runs/labellers",
+    @click.option("--dest", type=Destination(dir_okay=False), help="File.  [default: the embedded one]")
+    @click.option("--outdir", type=Destination(file_okay=False), default="training-runs/labellers",
                   show_default=True, help="Finished members are kept here: the same command resumes.")  # fmt: skip
     @click.option("--steps", type=click.IntRange(1, 1_000_000), help="Of each member.  [default: the task's]")
     @click.option("--seed", type=click.IntRange(0, 1000), default=0, show_default=True, help="Of the first member.")
@@ -79,7 +79,7 @@ for make in TASKS.values():
 
 
 @main.command(cls=Command)
-@click.option("--outdir", type=click.Path(file_okay=False, path_type=Path), default="models", show_default=True)
+@click.option("--outdir", type=Destination(file_okay=False), default="models", show_default=True)
 @click.option("--seeds", type=SeedList(), default="0-2", show_default=True, help="Training seeds, one network each.")
 @click.option("--steps", type=click.IntRange(1), default=PointTraining.steps, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=PointTraining.batch, show_default=True, help="Points a step.")

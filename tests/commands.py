@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from click.testing import CliRunner
+from overridden import last_of_each
 from vectors import GOLDEN, ROOT
 
 from generate import main
@@ -56,7 +57,7 @@ def generate(outdir: Path, *options: str, network: Path | None = SMALL, steps: i
     always = [f"--outdir={outdir}", "--threads=1"]
     always += [f"--network={network}"] if network else []
     always += [f"--steps={steps}"] if steps else []
-    result = CliRunner().invoke(main, [*always, *options])
+    result = CliRunner().invoke(main, last_of_each([*always, *options]))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output

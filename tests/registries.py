@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from rods import Corrector, Detector, Sampler, SigmaWindow, Window
 from rods import config as registry
-from rods.config import CORRECTORS, DETECTORS, Option
+from rods.config import CORRECTORS, DETECTORS
 from rods.correctors import NamedCorrector
 from rods.runs.chunk import Chunk, ChunkResult, sample_chunk
+from rods.schema import REQUIRED, Option
+from rods.schema import options_of as of_class
 
 STEPS = 10
 NEEDED: dict[str, Any] = {
@@ -43,7 +45,7 @@ def complete(owner: str, known: dict[str, Option], given: dict[str, Any]) -> dic
     """`given` and a value for each option without a default. Fails for one that this table does not know."""
     if "window" in known:
         given = {"window": WINDOW, **given}
-    missing = [name for name, o in known.items() if o.default is registry.REQUIRED and name not in given]
+    missing = [name for name, o in known.items() if o.default is REQUIRED and name not in given]
     for name in missing:
         if name not in NEEDED:
             pytest.fail(f"{owner}: give its option {name} a value to test by, in NEEDED of tests/registries.py")
@@ -59,7 +61,7 @@ def a_sampler(name: str, **given: Any) -> Sampler:
 
 def options_of(name: str) -> dict[str, Option]:
     """The options of a detector or corrector."""
-    return registry._options_of(DETECTORS.get(name) or CORRECTORS[name])
+    return of_class(DETECTORS.get(name) or CORRECTORS[name])
 
 
 def a_detector(name: str, **given: Any) -> Detector:
@@ -120,14 +122,14 @@ def values(option: Option) -> st.SearchStrategy[Any]:
 
 def filled(known: dict[str, Option]) -> st.SearchStrategy[dict[str, Any]]:
     """Values for the options without a default, and for some of the others."""
-    needed = {name: values(o) for name, o in known.items() if o.default is registry.REQUIRED}
+    needed = {name: values(o) for name, o in known.items() if o.default is REQUIRED}
     return st.fixed_dictionaries(needed, optional={name: values(o) for name, o in known.items() if name not in needed})
 
 
 @st.composite
 def instances(draw: st.DrawFn, kind: type[Any]) -> Any:
     """A detector or a corrector with random options."""
-    given = draw(filled(registry._options_of(kind)))
+    given = draw(filled(of_class(kind)))
     if "lo" in given and "hi" in given:
         given["lo"], given["hi"] = sorted((given["lo"], given["hi"]))
     elif "hi" in given:

@@ -33,7 +33,7 @@ def test_a_row_is_its_median_ratio_and_the_table_shows_it_per_image() -> None:
 
 def test_passes_on_an_exact_density() -> None:
     latents = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(1))
-    configs = command.sampler_configs(num_steps=10, rho=0.1)
+    configs = command.samplers(num_steps=10, rho=0.1)
     rows = {row["name"]: row for row in command.time_samplers(mixture(), latents, configs, repeats=1)}
     # steps 1..4 of 10 are in the window
     assert {name: (row["F"], row["B"]) for name, row in rows.items()} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import SMALL, generated, torchrun
+from overridden import last_of_each
 from vectors import ROOT
 
 import fid
@@ -26,6 +28,8 @@ from rods.eval.kernel import kid
 from rods.eval.metrics import measure, size_warnings
 from rods.eval.paired import paired_differences
 from rods.eval.reference import Reference, read_reference, write_reference
+from rods.runs.sources import image_source, paired_sources
+from training.dataset import ImageDataset
 
 torch.set_num_threads(1)
 PIXELS = ("--detector=pixels", "--threads=1")
@@ -34,7 +38,7 @@ Run = Callable[..., str]
 
 def run(*arguments: object, code: int = 0) -> str:
     """Standard output and standard error of fid.py, which must exit with `code`."""
-    result = CliRunner().invoke(fid.main, [str(a) for a in arguments])
+    result = CliRunner().invoke(fid.main, last_of_each(arguments))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -42,7 +46,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 
 def as_json(*arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(fid.main, [*(str(a) for a in arguments), "--json"])
+    result = CliRunner().invoke(fid.main, [*last_of_each(arguments), "--json"])
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -57,7 +61,7 @@ def error(*arguments: object) -> str:
 
 def pictures(folder: Path, n: int, *, seed: int = 0, channels: int = 1, start: int = 0) -> Path:
     """n noisy pictures of 16x16, named by seed."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for i in range(start, start + n):
         x = rng.integers(0, 256, (16, 16, channels), dtype=np.uint8)
@@ -209,9 +213,9 @@ def declaring(shape: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "is no readable .npz"),
+        (b"", "is not a readable .npz"),
         (b"<html>", "is a web page"),
-        (npz(mu=np.zeros(3), sigma=np.eye(3))[:-30], "is no readable .npz"),
+        (npz(mu=np.zeros(3), sigma=np.eye(3))[:-30], "is not a readable .npz"),
         (npz(mu=np.zeros(3)), "has no array sigma, so it holds no statistics"),
         (npz(mu=np.zeros(3), sigma=np.eye(2)), r"has mu [3] and sigma [2, 2], not [d] and [d, d]"),
         (npz(mu=np.zeros((1, 3)), sigma=np.eye(3)), "has an array mu that is not 1-dimensional finite numbers"),
@@ -407,3 +411,35 @@ def test_compare_pairs_by_name(data: dict[str, Path], tmp_path: Path) -> None:
     back = as_json("compare", other, data["a"], *compare[3:])
     assert [row["difference"] for row in back["metrics"]] == pytest.approx([-r["difference"] for r in found["metrics"]])
     assert "B - A (95 %, 20 resamples of seeds)" in run(*compare)
+
+
+def test_compare_pairs_by_the_path_and_not_the_base_name(tmp_path: Path) -> None:
+    """B holds A's cats alone: its images are not paired with A's dogs of the same base names."""
+    cats, dogs = pictures(tmp_path / "A" / "cat", 6), pictures(tmp_path / "A" / "dog", 6, seed=9)
+    assert {p.name for p in cats.iterdir()} == {p.name for p in dogs.iterdir()}
+    shutil.copytree(cats, tmp_path / "B" / "cat")
+    compare = ("compare", tmp_path / "A", tmp_path / "B", "--metrics=inception-var", "--bootstrap=5", *PIXELS)
+    (found,) = as_json(*compare)["metrics"]
+    assert (found["n"], found["difference"]) == (6, 0)
+    shutil.copytree(dogs, tmp_path / "B" / "dog")
+    assert as_json(*compare)["metrics"][0]["n"] == 12
+
+
+def test_the_work_before_a_comparison_is_linear_in_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of names is asked for a fixed number of times, however many images there are."""
+    asked = []
+    names = ImageDataset.names.fget
+    assert names is not None
+    monkeypatch.setattr(ImageDataset, "names", property(lambda self: asked.append(1) or names(self)))
+    folder = str(pictures(tmp_path / "a", 30))
+    paired_sources(folder, folder, batch=8)
+    image_source(folder, option="--images", batch=8, names=["000001.png", "000002.png"])
+    assert len(asked) == 3
+
+
+def test_what_is_passed_over_is_said(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "a", 4)
+    (folder / "more.heic").write_bytes(b"")
+    (folder / "notes.txt").write_bytes(b"")
+    found = as_json("calc", f"--images={folder}", "--metrics=inception-var", *PIXELS)
+    assert f"{folder}: passed over 1 .heic, 1 .txt" in found["warnings"]

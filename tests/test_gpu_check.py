@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def test_execution_options_leave_the_images(family: str, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
 @pytest.mark.parametrize("family", options.FAMILIES)
-def test_compiling_leaves_the_images(family: str, tmp_path: Path) -> None:
+def test_compiling_leaves_the_images(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without code generation, which takes minutes: the section "compiled options" has it.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     own = section(tmp_path)
     options.compare(own, ["compile_network"], [family])
     assert [c for c in own.found["checks"] if not c["ok"]] == []

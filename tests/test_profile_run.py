@@ -10,9 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import SMALL
-from rods.pipeline import SamplerConfig
 from torch import Tensor, nn
 
+from rods.config import build
 from scripts import profile_run as command
 
 
@@ -35,7 +35,7 @@ class OneConvolution(nn.Module):
 def test_flop_and_passes_of_a_run() -> None:
     convolution = 2 * 2 * 2 * 9 * 25  # multiply and add, C_in, C_out, taps, pixels
     options: dict[str, Any] = {"num_steps": 4, "window": (0, 1), "eps": 0.0, "rho": 1.0}
-    config = SamplerConfig("rods-cas", options)
+    config = build("rods-cas", options)
     run = command.profiled(OneConvolution(), config, torch.ones(3, 2, 5, 5, dtype=torch.float64), trace=None)
     assert (run["forward"], run["backward"]) == (8, 8)
     assert run["gflop_per_image"] == pytest.approx(16 * convolution / 1e9)

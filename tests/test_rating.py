@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -124,17 +125,50 @@ def test_an_answer_can_be_taken_back_and_a_restart_finds_everything(store: Answe
     )
 
 
-@given(cut=st.integers(0, 400))
+IDENTITY = {"schema": 1, "kind": "hands", "seed": 0, "images": "0", "against": None}
+LINES: list[dict[str, Any]] = [{"session": IDENTITY}]
+LINES += [{"id": f"{i:08x}", "rater": "bob", "item": f"{i}", "answer": "normal", "note": "é"} for i in range(5)]
+
+
+@given(cut=st.integers(0, 600))
 def test_a_kill_while_writing_loses_at_most_the_line_that_was_not_acknowledged(cut: int) -> None:
-    identity = {"schema": 1}
-    lines = [{"session": identity}, *({"id": str(i), "note": "é"} for i in range(5))]
-    content = b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+    """Reading changes nothing; a server brings the file to its last whole line, and one that lacks its newline is."""
+    content = b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in LINES)[:cut]
+    last = content.rpartition(b"\n")[2]
+    whole = content.count(b"\n") + any(last == json.dumps(line, ensure_ascii=False).encode() for line in LINES)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "answers.jsonl"
-        path.write_bytes(content[:cut])
-        found = read_answers(path, identity)
-        assert found == lines[1 : content[:cut].count(b"\n")] or not found
-        assert path.read_bytes() == content[: content[:cut].rfind(b"\n") + 1]
+        path.write_bytes(content)
+        found = read_answers(path, IDENTITY)
+        assert path.read_bytes() == content
+        assert found in (LINES[1:whole], [])
+        assert Answers(path, Session(IDENTITY, {}, {})).lines == found
+        assert read_answers(path, IDENTITY) == found
+        assert path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"labels": [["a.png", 1]]}', b"one line of notes", b'{"a": 1}\n', b"\xff\xfe\x00", b"\n", b'{"session": 3}\n',
+     b'{"session": {}}\n', b'{"session": {"kind": "hands", "seed": 0, "images": ""}}\n[1]\n'],
+)  # fmt: skip
+def test_a_file_that_is_not_ours_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    for touch in (lambda: Answers(path, Session(IDENTITY, {}, {})), lambda: read_answers(path)):
+        with pytest.raises(UserError, match="is not an answers file; name another --answers"):
+            touch()
+    assert path.read_bytes() == content
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Of a zip from Windows that was unpacked on Linux."""
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"lat\xe9.png"))
+    session = open_session(tmp_path, None, kind="hands", seed=0)
+    (item,) = session.items
+    Answers(tmp_path / "answers.jsonl", session).record("bob", answer(item, "normal", ident="00000001"))
+    assert len(read_answers(tmp_path / "answers.jsonl", session.identity)) == 1
 
 
 def test_answers_of_other_pictures_are_refused(store: Answers, runs: tuple[Path, Path], session: Session) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, shown
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError("--device=mps: torch finds no MPS device here; use --device=cpu")
     if name != "cuda":
         return torch.device(name)
-    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    index, count = _local_rank(), torch.cuda.device_count()
     if index >= count:
         raise UserError(
             f"--device=cuda: local rank {index} has no GPU, for there are {count}; use --nproc_per_node={count}"
@@ -45,6 +45,8 @@ def init(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size() > 1 and not dist.is_initialized():
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+            raise UserError(f"WORLD_SIZE={world_size()} is set without {missing[0]}; {_REMEDY}")
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=PATIENCE)
 
@@ -68,12 +70,47 @@ def close() -> None:
         dist.destroy_process_group()
 
 
+_REMEDY = "start the ranks with torchrun, or unset WORLD_SIZE for one process"
+
+
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    """The number of this process among those of the run. A RANK without a WORLD_SIZE is another program's, left over.
+
+    Raises UserError: WORLD_SIZE says that there are several, and RANK is none of them.
+    """
+    world = world_size()
+    if world == 1:
+        return 0
+    found = _number("RANK", least=0)
+    if found is None or found >= world:
+        said = "is set without RANK" if found is None else f"has no rank {found}"
+        raise UserError(f"WORLD_SIZE={world} {said}; {_REMEDY}")
+    return found
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """How many processes the run has. UserError for a WORLD_SIZE that is no number."""
+    return _number("WORLD_SIZE", least=1) or 1
+
+
+def _local_rank() -> int:
+    """The number of this process on its machine."""
+    return (_number("LOCAL_RANK", least=0) or 0) if world_size() > 1 else 0
+
+
+def _local_world_size() -> int:
+    """How many of the run's processes are on this machine."""
+    return (_number("LOCAL_WORLD_SIZE", least=1) or 1) if world_size() > 1 else 1
+
+
+def _number(name: str, *, least: int) -> int | None:
+    """A variable that torchrun sets; None where it is not set, or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{name}={shown(text)} in the environment is no number from {least} on; {_REMEDY}")
+    return int(text)
 
 
 def launched() -> bool:
@@ -104,6 +141,16 @@ def all_sum(x: Tensor) -> None:
             dist.all_reduce(x)
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)  # nccl reports a lost rank no earlier
+
+
+def gather(item: T) -> list[T]:
+    """What each rank gives, by rank, on every rank. UserError if one of them is gone."""
+    if not dist.is_initialized():
+        return [item]
+    items: list[Any] = [None] * world_size()
+    with _together():
+        dist.all_gather_object(items, item)
+    return items
 
 
 def from_rank0(data: bytes | None, device: torch.device) -> bytes:
@@ -147,7 +194,7 @@ def usable_cores() -> int:
 
 def oversubscription(threads: int) -> str | None:
     """What to say if the ranks of this machine run more threads than there are cores."""
-    ranks, cores = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), usable_cores()
+    ranks, cores = _local_world_size(), usable_cores()
     return (
         f"{ranks} ranks with {threads} threads share {cores} cores" if ranks > 1 and ranks * threads > cores else None
     )

@@ -52,7 +52,7 @@ class ModuleDictStub(PersistentObject):
 
     def build(self, state: object) -> None:
         if not isinstance(state, dict):
-            raise UserError("damaged or hostile pickle: a ModuleDict whose state is no dictionary")
+            raise UserError("damaged or hostile pickle: a ModuleDict whose state is not a dictionary")
         self.state = state
 
 
@@ -95,11 +95,11 @@ class Reader:
         match arguments:
             case (DType() as dtype, memoryview() as raw) if len(raw) == dtype.numpy.itemsize:
                 return np.frombuffer(raw, dtype.numpy)[0].item()
-        raise UserError("refused: the pickle has a NumPy scalar that is no plain number")
+        raise UserError("refused: the pickle has a NumPy scalar that is not a plain number")
 
     def parameter(self, arguments: tuple[object, ...]) -> Tensor:
         if not arguments or not isinstance(arguments[0], Tensor):
-            raise UserError("damaged or hostile pickle: a parameter that is no tensor")
+            raise UserError("damaged or hostile pickle: a parameter that is not a tensor")
         return arguments[0]
 
     def tensor(self, arguments: tuple[object, ...]) -> Tensor:
@@ -190,12 +190,12 @@ def module_tensors(module: PersistentObject) -> dict[str, Tensor]:
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
                 tensors[prefix + name] = tensor
             elif tensor is not None:
-                raise UserError(f"damaged or hostile pickle: {shown(prefix + name)} is no tensor")
+                raise UserError(f"damaged or hostile pickle: {shown(prefix + name)} is not a tensor")
         for name, child in _entries(parent, "_modules"):
             if isinstance(child, PersistentObject):
                 waiting.append((f"{prefix}{name}.", depth + 1, child))
             elif child is not None:
-                raise UserError(f"damaged or hostile pickle: {shown(prefix + name)} is no module")
+                raise UserError(f"damaged or hostile pickle: {shown(prefix + name)} is not a module")
         if len(waiting) + len(tensors) > 5 * MAX_MODULES:
             raise UserError("refused: the pickle has far more parts than any network")
     if sum(t.nbytes for t in tensors.values()) > sum(storages.values()):

@@ -22,7 +22,7 @@ class DType(Record):
             case (int(), str(order), None, None, None, *_) if order in ("<", ">", "|"):
                 self.order = order
             case _:
-                raise UserError("refused: the pickle has a NumPy type that is no plain number")
+                raise UserError("refused: the pickle has a NumPy type that is not a plain number")
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
@@ -55,7 +55,7 @@ def _dtype(arguments: tuple[object, ...]) -> DType:
 
 def _array(arguments: tuple[object, ...]) -> Array:
     if not arguments or arguments[0] is not _NDARRAY:
-        raise UserError("refused: the pickle builds a NumPy object that is no array")
+        raise UserError("refused: the pickle builds a NumPy object that is not an array")
     return Array()
 
 

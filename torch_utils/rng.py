@@ -1,4 +1,4 @@
-"""Random numbers per image: a stream for each seed, so that an image never depends on its batch mates."""
+"""Random numbers per image: a stream for each seed, so that an image does not depend on its batch."""
 
 from __future__ import annotations
 

@@ -45,10 +45,10 @@ def augment_labels(seed: int, counters: range, *, p: float) -> Tensor:
     of the anisotropy is x in half of the cases, else uniform over all directions.
 
     Raises:
-        ValueError: p is no probability.
+        ValueError: p is not a probability.
     """
     if not 0 <= p <= 1:
-        raise ValueError(f"p={p} is no probability; give a number from 0 to 1")
+        raise ValueError(f"p={p} is not a probability; give a number from 0 to 1")
     u, z = torch.empty(len(counters), 10), torch.empty(len(counters), 4)
     g = torch.Generator()
     for row, counter in enumerate(counters):

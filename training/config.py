@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,28 @@ class TrainConfig:
         """As JSON gives it back, so that files and configs compare."""
         options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return options
+
+
+PLACES = ("data", "transfer", "resume")
+"""Options of a `TrainConfig` that name a file or folder of this machine, or an address."""
+
+
+def same_options(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether two runs have equal options; a place is the same however it is spelt."""
+    return {**one, **two}.keys() == one.keys() == two.keys() and not different_options(one, two)
+
+
+def different_options(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """The names of the options that differ."""
+    names = {**one, **two}
+    return [k for k in names if one.get(k) != two.get(k) and not (k in PLACES and same_place(one.get(k), two.get(k)))]
+
+
+def same_place(one: object, two: object) -> bool:
+    """Whether two texts name one file or folder: `im`, `./im/`, an absolute path, a link to it."""
+    if not isinstance(one, str) or not isinstance(two, str) or "://" in one + two:
+        return one == two
+    return one == two or os.path.realpath(one) == os.path.realpath(two)
 
 
 @dataclass(frozen=True)

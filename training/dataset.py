@@ -48,6 +48,11 @@ class ImageDataset:
         return len(self._names)
 
     @property
+    def left_out(self) -> str | None:
+        """What was passed over in the folder or zip and may be missed, and why."""
+        return self._files.left_out() if self._files.may_be_missed() else None
+
+    @property
     def names(self) -> list[str]:
         """The images' paths in the folder or zip, in order of index."""
         return list(self._names)
@@ -83,7 +88,7 @@ class ImageDataset:
         """(int64 [N] or float32 [N, L], L)"""
         table = self._files.labels(remedy="mend it or use --cond=0")
         if table is None:
-            lacks = f"no labels in its {LABELS_NAME}" if LABELS_NAME in self._files.files else f"no {LABELS_NAME}"
+            lacks = f"no labels in its {LABELS_NAME}" if self._files.labels_name() else f"no {LABELS_NAME}"
             raise UserError(f"--cond=1 needs labels, and {self._files.where} has {lacks}; use --cond=0")
         where = f"{LABELS_NAME} of {self._files.where}"
         if missing := [n for n in self._names if n not in table]:

@@ -33,7 +33,7 @@ class Batch:
 
 
 def share(start: int, batch: int, *, rank: int = 0, ranks: int = 1, at_most: int | None = None) -> list[range]:
-    """The rounds of a rank in the step that begins at image `start`: contiguous, of `at_most` images each."""
+    """The micro-batches of a rank in the step that begins at image `start`: contiguous, `at_most` images each."""
     first, last = start + batch * rank // ranks, start + batch * (rank + 1) // ranks
     size = at_most or batch
     return [range(i, min(i + size, last)) for i in range(first, last, size)]
@@ -58,7 +58,7 @@ def feed(
     batch_gpu: int | None = None,
     workers: int = 0,
 ) -> Iterator[Iterator[list[Batch]]]:
-    """For every step from image `start` on, the rounds of this rank; `workers` threads are as many steps ahead.
+    """For every step from image `start` on, the micro-batches of this rank; `workers` threads are as many steps ahead.
 
     What comes does not depend on `workers`. The threads end with the block.
     """

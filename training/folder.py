@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
-from dnnlib.util import alone, atomic_write
+from dnnlib.util import TEMPORARY, alone, atomic_write
+from training.config import different_options, same_options
 
 OPTIONS_NAME = "training-options.json"
 _LOCK_NAME = ".lock"
@@ -24,9 +25,18 @@ def find_run_dir(outdir: Path, options: Mapping[str, Any], *, desc: str, nosubdi
     for path in outdir.glob("[0-9]*-*") if outdir.is_dir() else ():
         if found := re.match(r"(\d+)-", path.name):
             numbered.append((int(found[1]), path))
-    if equal := [entry for entry in numbered if read_options(entry[1]) == options]:
+    if equal := [entry for entry in numbered if same_options(read_options(entry[1]) or {}, options)]:
         return max(equal)[1]
     return outdir / f"{max((n for n, _ in numbered), default=-1) + 1:05d}-{desc}"
+
+
+def nearly_equal(outdir: Path, options: Mapping[str, Any], chosen: Path) -> str | None:
+    """What to say of a run in `outdir` that differs from these options in its data's place alone, if one is there."""
+    for path in sorted(outdir.glob("[0-9]*-*")) if outdir.is_dir() else ():
+        found = read_options(path)
+        if path != chosen and found and different_options(found, options) == ["data"]:
+            return f"Note: {path} differs in --data alone; to go on with it, say --data={found['data']}"
+    return None
 
 
 def read_options(run_dir: Path) -> dict[str, Any] | None:
@@ -49,8 +59,9 @@ def open_run_dir(run_dir: Path, options: Mapping[str, Any]) -> Iterator[None]:
     lock.touch()
     with alone(lock, busy=f"another process is training in {run_dir}; wait for it or choose another --outdir"):
         refuse_other_options(run_dir, read_options(run_dir), options)
-        for leftover in run_dir.glob(".tmp-*"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        for leftover in run_dir.iterdir():  # of a process that was killed while it wrote
+            if TEMPORARY.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink()
         with atomic_write(run_dir / OPTIONS_NAME) as temporary:
             temporary.write_text(json.dumps(options, indent=2) + "\n")
         yield
@@ -58,7 +69,7 @@ def open_run_dir(run_dir: Path, options: Mapping[str, Any]) -> Iterator[None]:
 
 def refuse_other_options(run_dir: Path, found: Mapping[str, Any] | None, options: Mapping[str, Any]) -> None:
     """Raises UserError if the run in `run_dir` has options other than these; None is no run."""
-    if found is not None and found != options:
+    if found is not None and not same_options(found, options):
         raise UserError(
             f"{run_dir} holds a run with other options ({_difference(found, options)}); "
             "give its options to go on with it, or choose another --outdir"
@@ -67,7 +78,7 @@ def refuse_other_options(run_dir: Path, found: Mapping[str, Any] | None, options
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The first entry that differs: `lr=0.001 instead of 0.002`."""
-    k = next(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
+    k = next(iter(different_options(found, wanted)), "nothing")
     old, new = found.get(k), wanted.get(k)
     if isinstance(old, dict) and isinstance(new, dict):
         return _difference(old, new)

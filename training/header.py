@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from dnnlib.errors import UserError, shown
@@ -76,12 +77,14 @@ def checked_labels(names: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def _json_value(value: Any) -> Any:
-    """`value` for JSON, which has no tuples of its own and no infinity."""
+    """`value` for JSON, which has no tuples of its own and no infinity; of a file's absolute path, the name."""
     match value:
         case dict():
             return {str(k): _json_value(v) for k, v in value.items()}
         case list() | tuple():
             return [_json_value(v) for v in value]
+        case str() if "://" not in value and (Path(value).is_absolute() or PureWindowsPath(value).is_absolute()):
+            return PureWindowsPath(value).name  # of this machine; a snapshot is handed on
         case float() if math.isinf(value) and value > 0:
             return "inf"
     return value

@@ -44,7 +44,7 @@ def trim_stats(path: Path, images_seen: int) -> None:
 
 
 def _images_seen(line: str) -> float:
-    """Infinity for a line that is no whole record."""
+    """Infinity for a line that is not a whole record."""
     if not line.endswith("\n"):
         return float("inf")
     try:

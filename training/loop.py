@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -28,7 +29,7 @@ from training.state import dump_name, keep_newest, load_newest, save_state, save
 from training.trainer import StepResult, Trainer
 from training.transfer import start_from_state, start_from_weights
 
-Draw = Callable[[nn.Module, Path], None]  # a picture of what the network draws, into this file
+Draw = Callable[[nn.Module, Path], None]  # an image of what the network draws, into this file
 Validate = Callable[[nn.Module], Mapping[str, Any]]  # entries for stats.jsonl; called on every rank
 
 
@@ -78,10 +79,10 @@ def train(
     """
     lead = distributed.rank() == 0
     if lead and not saved_states(settings.run_dir):
-        start(trainer)  # before the folder is made, for it may fail
+        start(trainer, dataset)  # before the folder is made, for it may fail
     with open_run_dir(settings.run_dir, trainer.config.options()) if lead else nullcontext(), StopRequest() as stop:
-        if lead:
-            _go_on(trainer, settings, dataset, stop)
+        if lead and _go_on(trainer, settings):
+            _make_up(trainer, settings, dataset, draw)
         trainer.share()
         log = RunLog(settings.run_dir, trainer.images_seen) if lead else None
         _train_on(trainer, settings, dataset, stop, log, draw, validate)
@@ -94,8 +95,11 @@ def train(
         distributed.barrier()
 
 
-def start(trainer: Trainer) -> None:
-    """What --resume or --transfer ask for, and what is to say about it. UserError where it cannot be had."""
+def start(trainer: Trainer, dataset: ImageDataset) -> None:
+    """What --resume or --transfer ask for, and what is to say about it; reads all images once.
+
+    UserError for what cannot be had, and for a damaged or odd image, which the training would find hours later.
+    """
     lines: list[str] = []
     if trainer.config.resume:
         lines += start_from_state(trainer, trainer.config.resume)
@@ -103,19 +107,34 @@ def start(trainer: Trainer) -> None:
         lines += start_from_weights(trainer, trainer.config.transfer)
     for line in lines:
         say(line)
+    for i in tqdm(range(len(dataset)), desc="Reading images", unit="img", disable=None, leave=False):
+        dataset.image(i)
 
 
-def _go_on(trainer: Trainer, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> None:
+def _go_on(trainer: Trainer, settings: RunSettings) -> bool:
+    """Whether there was a state to go on from."""
     state, problems = load_newest(settings.run_dir)
     if state is None:
         say(f"Starting in {settings.run_dir}")
-        _decode_all(dataset, stop)
-        return
+        return False
     refuse_other_options(settings.run_dir, state.options, trainer.config.options())
     trainer.restore(state)
     for problem in problems:
         say(f"Passed over: {problem}")
     say(f"Going on in {settings.run_dir} at {trainer.images_seen / 1000:.1f} kimg")
+    return True
+
+
+def _make_up(trainer: Trainer, settings: RunSettings, dataset: ImageDataset, draw: Draw | None) -> None:
+    """The snapshots that were due at this state: it is saved before them, and the run ended in between."""
+    due = _passed(trainer, settings.tick_images * settings.snapshot_ticks)
+    if due and not all(path.is_file() for path in snapshot_paths(trainer, settings.run_dir)):
+        write_snapshots(trainer, dataset, settings.run_dir, draw)
+
+
+def _passed(trainer: Trainer, every: int) -> bool:
+    """Whether the last step has passed a multiple of so many images; 0: there are none."""
+    return every > 0 and (trainer.images_seen - trainer.config.batch) // every < trainer.images_seen // every
 
 
 def _steps(trainer: Trainer, settings: RunSettings, dataset: ImageDataset, stop: StopRequest) -> Iterator[StepResult]:
@@ -157,39 +176,48 @@ def _train_on(
     tick, total = settings.tick_images, settings.total_images
     results, tick_time = list[StepResult](), time.time()
 
-    def passed(every: int) -> bool:
-        return every > 0 and (trainer.images_seen - trainer.config.batch) // every < trainer.images_seen // every
-
     # disable=None: a bar on terminals only
     with tqdm(total=total, initial=trainer.images_seen, unit="img", disable=True if log is None else None) as progress:
         for result in _steps(trainer, settings, dataset, stop):
             results.append(result)
             progress.update(trainer.config.batch)
             done = trainer.images_seen >= total
-            if not (done or result.stop or passed(tick)):
+            if not (done or result.stop or _passed(trainer, tick)):
                 continue
             record = _record(trainer, settings, results, time.time() - tick_time)
             record.update(validate(trainer.emas[0]) if validate else {})  # the ranks share this work
             if log is not None:
-                log.write(record)
-                if passed(tick * settings.snapshot_ticks):
-                    write_snapshots(trainer, dataset, settings.run_dir, draw)
+                unlogged = _tried(partial(log.write, record))  # a full disk or closed terminal costs no state
                 if result.good or done or result.stop:  # in a row of bad steps, older states are worth more
-                    if passed(tick * settings.dump_ticks):
-                        save_state(settings.run_dir / dump_name(trainer.images_seen), trainer.state())
-                    save_state(
-                        settings.run_dir / state_name(trainer.images_seen), trainer.state()
-                    )  # last: else done again
-                    keep_newest(settings.run_dir, settings.keep_states)
+                    _save_states(trainer, settings)
+                if unlogged is not None:
+                    raise unlogged
+                if _passed(trainer, tick * settings.snapshot_ticks):
+                    write_snapshots(trainer, dataset, settings.run_dir, draw)
             results, tick_time = [], time.time()
 
 
-def _decode_all(dataset: ImageDataset, stop: StopRequest) -> None:
-    """Finds a damaged or odd image before the training does, hours later."""
-    for i in tqdm(range(len(dataset)), desc="Reading images", unit="img", disable=None, leave=False):
-        if stop.received:
-            return
-        dataset.image(i)
+def _tried(write: Callable[[], None]) -> OSError | None:
+    """What the system has against it, to be raised later."""
+    try:
+        write()
+    except OSError as e:
+        return e
+    return None
+
+
+def _save_states(trainer: Trainer, settings: RunSettings) -> None:
+    if _passed(trainer, settings.tick_images * settings.dump_ticks):
+        save_state(settings.run_dir / dump_name(trainer.images_seen), trainer.state())
+    save_state(settings.run_dir / state_name(trainer.images_seen), trainer.state())
+    keep_newest(settings.run_dir, settings.keep_states)
+
+
+def snapshot_paths(trainer: Trainer, run_dir: Path) -> list[Path]:
+    """Where the EMAs go at this number of images."""
+    kimg, others = trainer.images_seen // 1000, trainer.config.ema_halflives[1:]
+    names = [f"network-snapshot-{kimg:06d}", *(f"network-snapshot-{kimg:06d}-ema{n / 1e6:g}" for n in others)]
+    return [run_dir / f"{name}.safetensors" for name in names]
 
 
 def write_snapshots(trainer: Trainer, dataset: ImageDataset, run_dir: Path, draw: Draw | None = None) -> Path:
@@ -197,12 +225,7 @@ def write_snapshots(trainer: Trainer, dataset: ImageDataset, run_dir: Path, draw
 
     The others' names end with their half-life in millions of images, `-ema0.5`. `draw` gets the first EMA.
     """
-    kimg = trainer.images_seen // 1000
-    paths = [run_dir / f"network-snapshot-{kimg:06d}.safetensors"]
-    paths += [
-        run_dir / f"network-snapshot-{kimg:06d}-ema{halflife / 1e6:g}.safetensors"
-        for halflife in trainer.config.ema_halflives[1:]
-    ]
+    kimg, paths = trainer.images_seen // 1000, snapshot_paths(trainer, run_dir)
     for path, ema, halflife in zip(paths, trainer.emas, trainer.config.ema_halflives, strict=True):
         save_snapshot(
             path,

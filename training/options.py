@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import NumberList, with_options
+from dnnlib.cli import Destination, NumberList, with_options
 from torch_utils import distributed
 from training.networks import ARCH_OPTIONS, PRECOND_OPTIONS
 from training.recipes import RECIPES, SOURCES
@@ -41,7 +41,7 @@ class Halflives(NumberList):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | float, ...]:
         numbers = super().convert([value] if isinstance(value, int | float) else value, param, ctx)
         if not all(0 <= n < math.inf for n in numbers) or len({round(n * 1e6) for n in numbers}) < len(numbers):
-            self.fail(f"{value!r} is no list of different half-lives from 0 on, such as .1,.5", param, ctx)
+            self.fail(f"{value!r} is not a list of different half-lives from 0 on, such as .1,.5", param, ctx)
         return numbers
 
 
@@ -88,7 +88,7 @@ _WHAT = (
         callback=_apply_recipe,
         help="Training recipe: a named configuration to start from; it prints what it sets.",
     ),
-    click.option("--outdir", metavar="DIR", required=True, help="Where to put the run folder."),
+    click.option("--outdir", metavar="DIR", type=Destination(), required=True, help="Where to put the run folder."),
     click.option("--data", metavar="ZIP|DIR", required=True, help="Training images, a zip or a folder."),
     click.option("--cond", type=bool, default=False, help="Train class-conditionally on dataset.json's labels."),
     click.option("--arch", type=click.Choice(sorted(ARCH_OPTIONS)), default="ddpmpp", help="Network architecture."),
@@ -199,7 +199,7 @@ _OUTPUT = (
     click.option(
         "--val", metavar="ZIP|DIR", default=None, help="Held-out images: their loss by noise level, per tick."
     ),
-    click.option("--grid", is_flag=True, help="A picture with each snapshot: fixed seeds, plain and with RODS."),
+    click.option("--grid", is_flag=True, help="An image with each snapshot: fixed seeds, plain and with RODS."),
     click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and stop."),
 )
 

@@ -25,7 +25,7 @@ def check_init_kwargs(
         UserError: an unknown class, an unknown or missing argument, or one out of bounds, by name.
     """
     if class_name not in PRECONDS:
-        raise UserError(f"{shown(class_name)} is no denoiser class; known are {', '.join(PRECONDS)}")
+        raise UserError(f"{shown(class_name)} is not a denoiser class; known are {', '.join(PRECONDS)}")
     kwargs: dict[str, Any] = {"model_type": PRECONDS[class_name].default_model, **init_kwargs}
     options, own = options or {}, PRECONDS[class_name].arguments
     model_type = _checked("model_type", kwargs["model_type"], own["model_type"], options)

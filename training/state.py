@@ -89,7 +89,7 @@ def load_state(path: Path) -> TrainingState:
         try:
             return read_state(f)
         except Exception as e:  # torch raises nearly anything for damaged bytes, OSError among it
-            raise UserError(f"{path} is no training state ({shown(str(e))}); remove it to go on without it") from None
+            raise UserError(f"{path} is not a training state ({shown(str(e))}); remove it to go on") from None
 
 
 def load_newest(run_dir: Path) -> tuple[TrainingState | None, list[str]]:

@@ -129,7 +129,7 @@ class Trainer:
             self.restore(state)
 
     def step(self, rounds: Sequence[Batch], *, stop: bool = False) -> StepResult:
-        """One optimiser step on the rounds of all ranks, 1 F + 1 B to the weights for each image.
+        """One optimiser step on the micro-batches of all ranks, 1 F + 1 B to the weights for each image.
 
         A gradient that is not finite leaves weights, moments and EMAs as they were; its images count as seen.
         """

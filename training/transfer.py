@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dnnlib.errors import UserError
 from training.checkpoint import load_snapshot
+from training.config import different_options
 from training.state import TrainingState, load_state
 from training.trainer import Trainer
 
@@ -64,13 +65,13 @@ def start_from_state(trainer: Trainer, source: str) -> list[str]:
     try:
         state = load_state(path)
     except UserError:
-        raise UserError(f"--resume={path}: that is no training state, or damaged; name a training-state-*.pt") from None
+        raise UserError(f"--resume={path}: not a training state, or damaged; name a training-state-*.pt") from None
     theirs, ours = state.options, trainer.config.options()
     if theirs["network"] != ours["network"]:
         raise UserError(f"--resume={source} is the state of another network; --transfer takes the weights that fit")
     halflives = [int(n) for n in theirs["ema_halflives"]]
     emas = [state.emas[halflives.index(n) if n in halflives else 0] for n in trainer.config.ema_halflives]
     trainer.restore(TrainingState(**{**vars(state), "emas": emas}))
-    changed = [f"{k}={ours[k]} instead of {theirs[k]}" for k in ours if k not in ("resume",) and ours[k] != theirs[k]]
+    changed = [f"{k}={ours[k]} instead of {theirs[k]}" for k in different_options(ours, theirs) if k != "resume"]
     lines = [f"State of {source} at {state.images_seen / 1000:.1f} kimg"]
     return lines + _listed("options differ from there", changed)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_utils.distributed import shard
+from torch_utils.distributed import all_sum, shard
 from training.dataset import ImageDataset
 from training.loss import Loss, stream_seed
 
@@ -24,6 +23,15 @@ def bin_draws(index: int, num_bins: int, k: int, shape: tuple[int, ...], *, seed
     return torch.special.ndtri(u).float().clip(-6, 6), torch.randn(shape, generator=g)
 
 
+NUM_IMAGES = 256
+
+
+def images_used(dataset: ImageDataset, num_images: int = NUM_IMAGES) -> list[int]:
+    """The images whose loss is measured: all, or `num_images` evenly spaced ones."""
+    N = min(num_images, len(dataset))
+    return [i * len(dataset) // N for i in range(N)]
+
+
 @torch.no_grad()
 def held_out_loss(
     net: nn.Module,
@@ -31,7 +39,7 @@ def held_out_loss(
     dataset: ImageDataset,
     *,
     device: torch.device,
-    num_images: int = 256,
+    num_images: int = NUM_IMAGES,
     num_bins: int = 8,
     batch: int = 32,
     seed: int = 0,
@@ -54,8 +62,8 @@ def held_out_loss(
         raise ValueError("held_out_loss needs a network in eval mode; call net.eval() first")
     if min(num_images, num_bins, batch) < 1:
         raise ValueError(f"num_images={num_images}, num_bins={num_bins} and batch={batch} must be 1 or more")
-    N = min(num_images, len(dataset))
-    indices = [i * len(dataset) // N for i in range(N)]
+    indices = images_used(dataset, num_images)
+    N = len(indices)
     losses = torch.zeros(N, num_bins, dtype=torch.float64)
     chunks = [(k, start) for start in range(0, N, batch) for k in range(num_bins)]
     for k, start in shard(chunks):
@@ -95,8 +103,6 @@ def _image_losses(
 
 def _summed_over_ranks(losses: Tensor, device: torch.device) -> Tensor:
     """Each entry is that of the one rank which computed it, and 0 elsewhere, so the order of the sum is no matter."""
-    if not dist.is_initialized():
-        return losses
-    shared = losses.to(device) if dist.get_backend() == "nccl" else losses
-    dist.all_reduce(shared)
+    shared = losses.to(device) if device.type == "cuda" else losses
+    all_sum(shared)
     return shared.cpu()

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from dnnlib.errors import UserError
+from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
 from dnnlib.util import atomic_write
 from rods.labels.labels import VERDICTS, read_labels
-from rods.runs.folder import OPTIONS_NAME, SAMPLES_NAME, read_lines
+from rods.runs.folder import read_lines
 from rods.runs.images import U8
 
 F64 = NDArray[np.float64]

@@ -21,11 +21,6 @@ from rods.config import DETECTORS, FITTED, SAMPLERS, typed
 from rods.presets import Preset
 from rods.types import Denoiser
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found]
-
 BASELINE = "euler"
 FINE_STEPS = 200  # of euler-200
 HIGH = 40.0  # a noise level of every run, at which detectors that restart nothing may read all steps below
@@ -164,16 +159,29 @@ def read_experiments(path: Path) -> list[ExperimentTable]:
     """The tables of a TOML file: `[[table]]` with task, network, preset, batch, seeds, and `[[table.run]]` in it.
 
     A run is a `method`, or several as `methods`, with options; `name` is its folder's where two are of one method.
-    Raises UserError: not such a file.
+    Raises UserError: not such a file, or Python 3.10 without the extra `experiments`.
     """
     try:
-        data = tomllib.loads(path.read_text())
+        data = _toml(path.read_text())
         tables = data.pop("table")
         if data:
             raise ValueError(f"unknown key {next(iter(data))!r}")
         return [_experiment(dict(table)) for table in tables]
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{path} is not an experiment: {e}; experiments/hands-32.toml shows one") from None
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Raises ValueError: not TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib  # type: ignore[import-not-found]
+        except ImportError:
+            raise UserError("experiments need Python 3.11, or pip install -e '.[experiments]'") from None
+    found: dict[str, Any] = tomllib.loads(text)
+    return found
 
 
 def _experiment(table: dict[str, Any]) -> ExperimentTable:

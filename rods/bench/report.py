@@ -28,14 +28,15 @@ from rods.bench.task import AuditLine
 
 CLOUDS = (BASELINE, "heun", "rods-cas", "restart")  # the methods whose points are drawn
 INTRODUCTION = """Every number below is computed from labelled run folders, which name the sampler, its options, the
-seeds, the network's SHA-256, the versions and the machine; `docs/benchmark.md` explains the protocol and its limits.
-All methods of a task start from the same seeds. **Hallucination rate**: the share of images that are hallucinated at
+seeds, the network's SHA-256, the versions and the machine; `docs/how-to/benchmark.md` explains the protocol. All
+methods of a task start from the same seeds. **Hallucination rate**: the share of images that are hallucinated at
 every reading of the labeller; **uncertain**: the readings differ; the others are **valid**. **Repaired**: of the
 baseline's hallucinated images, those that became valid; **newly broken**: of its valid ones, those that became
-hallucinated. **Relative reduction**: 1 - hallucination rate after / before. ↑ marks columns in which higher is better,
-↓ those in which lower is. Intervals of shares are exact (Clopper and Pearson), all others bootstrap over seeds (of the
-total variance of images, over chunks of seeds), 95 %. NFE: network evaluations per image, F forward and B vector-
-Jacobian products. Time: the median over chunks of the ratio to Euler's time for the same chunk in the same run."""
+hallucinated. **Relative reduction**: 1 - hallucination rate after / before. ↑ marks columns in which higher is
+better, ↓ those in which lower is. Intervals of shares are exact (Clopper and Pearson), all others bootstrap over
+seeds (of the total variance of images, over chunks of seeds), 95 %. NFE: network evaluations per image, F forward and
+B vector-Jacobian products. Time: the median over chunks of the ratio to Euler's time for the same chunk in the same
+run."""
 NO_FIGURES = f"The charts are left out: matplotlib is not installed (`{REMEDY}`)."
 LABEL_WORDS = {"surely bad": "hallucinated", "surely well": "valid", "ambiguous": "uncertain"}  # of audit files
 

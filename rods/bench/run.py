@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from dnnlib.run_folder import SAMPLES_NAME
 from rods.bench.labelled import TIMING_NAME, is_finite, read_png, values_of
 from rods.bench.methods import BASELINE, Method
 from rods.bench.task import LoadedNetwork, Task
@@ -26,7 +27,7 @@ from rods.eval.labels import Label
 from rods.labels.labels import LABELS_NAME, VERDICTS, ImageLabel, read_labels, write_labels
 from rods.micro_batches import MicroBatches
 from rods.runs.chunk import Chunk, cut_chunks
-from rods.runs.folder import SAMPLES_NAME, OutputFolder, read_lines
+from rods.runs.folder import OutputFolder, read_lines
 from rods.runs.run import Job, sample_for_folder
 from rods.types import AnyDenoiser
 from torch_utils import distributed

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,7 +47,7 @@ def extract(
         for start in range(0, num_blocks, world):
             mine = start + distributed.rank()
             done = _block(load(mine), extractors) if mine < num_blocks else None
-            arrived = [block for block in _gather(done) if block is not None]
+            arrived = [block for block in distributed.gather(done) if block is not None]
             if lead:
                 blocks += arrived
             progress.update(sum(len(digests) for _, digests in arrived))
@@ -61,12 +60,3 @@ def extract(
 def _block(images: Tensor, extractors: Sequence[Extractor]) -> tuple[list[F32], list[bytes]]:
     digests = [hashlib.sha256(str(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes()).digest() for x in images]
     return [extractor(images) for extractor in extractors], digests
-
-
-def _gather(block: tuple[list[F32], list[bytes]] | None) -> list[tuple[list[F32], list[bytes]] | None]:
-    """The blocks of all ranks, by rank."""
-    blocks: list[tuple[list[F32], list[bytes]] | None] = [None] * distributed.world_size()
-    if not dist.is_initialized():
-        return [block]
-    dist.all_gather_object(blocks, block)
-    return blocks

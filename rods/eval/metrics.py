@@ -1,6 +1,6 @@
 """Metrics by name: what each needs, what it is called, and what it must not be printed without.
 
-docs/metrics.md has the formulas and their sources.
+docs/how-to/metrics.md has the formulas and their sources.
 """
 
 from __future__ import annotations

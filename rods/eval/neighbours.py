@@ -60,7 +60,7 @@ def _reach(y: F64, k: int) -> F64:
     found = []
     for i in range(0, len(y), _ROWS):
         D = _squares(y[i : i + _ROWS], y)
-        D[np.arange(len(D)), np.arange(i, i + len(D))] = np.inf  # a sample is no neighbour of itself
+        D[np.arange(len(D)), np.arange(i, i + len(D))] = np.inf  # a sample is not a neighbour of itself
         found.append(np.partition(D, k - 1, axis=1)[:, k - 1])
     return np.concatenate(found)
 

@@ -89,7 +89,7 @@ def read_reference(source: str | os.PathLike[str], *, option: str = "--ref") -> 
     except UserError as e:
         raise UserError(f"{where} {e}; make one with fid.py ref") from None
     except Exception as e:  # damaged zips and arrays raise nearly anything: BadZipFile, zlib.error, EOFError, ...
-        raise UserError(f"{where} is no readable .npz ({shown(str(e))}); make one with fid.py ref") from None
+        raise UserError(f"{where} is not a readable .npz ({shown(str(e))}); make one with fid.py ref") from None
 
 
 def _parse(archive: zipfile.ZipFile) -> Reference:

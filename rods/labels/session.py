@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
+from dnnlib.run_folder import not_of_their_run
 from dnnlib.util import file_sha256
-from rods.runs.folder import TRAJECTORIES
 
 NORMAL = "normal"
 CATEGORIES: dict[str, tuple[str, ...]] = {
@@ -103,33 +103,35 @@ def open_session(folder_a: Path, folder_b: Path | None, *, kind: str, seed: int)
 
 
 def _images(folder: Path, option: str) -> dict[str, Path]:
-    """Images by their name relative to the folder; links that lead out of it are refused."""
+    """Images by their name relative to the folder, a run's own alone; links that lead out of it are refused."""
     if not folder.is_dir():
         raise UserError(f"{option}={folder} is not a folder; give a folder of images")
     root, found = folder.resolve(), {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.name == "grid.png":
-            continue
-        if path.is_relative_to(folder / TRAJECTORIES):
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    images = [name for name, path in files.items() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    strangers = not_of_their_run(images, files, lambda name: files[name].read_bytes())
+    for name in images:
+        path = files[name]
+        if name in strangers:
             continue
         if not path.resolve().is_relative_to(root):
             raise UserError(f"{path} leads out of {option}={folder}; put the image itself there")
-        found[path.relative_to(folder).as_posix()] = path.resolve()
+        found[name] = path.resolve()
     if not found:
         raise UserError(f"{option}={folder} holds no images ({' '.join(SUFFIXES)}); give a folder of images")
     return found
 
 
 def _hash(seed: int, *parts: str) -> str:
-    return hashlib.sha256("\0".join([str(seed), *parts]).encode()).hexdigest()[:20]
+    return hashlib.sha256(os.fsencode("\0".join([str(seed), *parts]))).hexdigest()[:20]
 
 
 def _digest(sums: Mapping[tuple[str, str], str], run: str) -> str:
-    """Names and contents of a run in one checksum: answers belong to these pictures, wherever they lie."""
+    """Names and contents of a run in one checksum: answers belong to these images, wherever they lie."""
     total = hashlib.sha256()
     for (of, name), checksum in sums.items():
         if of == run:
-            total.update(f"{name}\0{checksum}\n".encode())
+            total.update(os.fsencode(f"{name}\0{checksum}\n"))
     return total.hexdigest()
 
 
@@ -144,17 +146,21 @@ class Answers:
         """Raises UserError: the file holds another session's answers, or a line that is not ours."""
         self.path, self.session = path, session
         self._lock = threading.Lock()
-        self.lines = read_answers(path, session.identity) if path.exists() else []
+        found: list[tuple[dict[str, Any], int]] = []
+        if path.exists():
+            found = _parse(path, session.identity)
+            _end_whole(path, found[-1][1] if found else 0)
+        self.lines = [line for line, _ in found[1:]]
         self._ids = {line["id"] for line in self.lines}
         self._counts = Counter((line["rater"], line["item"]) for line in self.lines)
-        if not path.exists() or path.stat().st_size == 0:
+        if not found:
             self._append({"session": dict(session.identity), "time": _now()})
 
     def record(self, rater: str, data: Mapping[str, Any]) -> None:
         """Append one answer; the same `id` twice is one answer. `answer` None takes an answer back.
 
         `seen` is how many answers of this rater to the item the page knew of. Raises ConflictError where there are
-        others, and ValueError for what is no answer to an item of this session.
+        others, and ValueError for what is not an answer to an item of this session.
         """
         key, answer, note, seen, ident = (data.get(k) for k in ("item", "answer", "note", "seen", "id"))
         item = self.session.items.get(key) if isinstance(key, str) else None
@@ -204,30 +210,62 @@ class Answers:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with open(self.path, "ab") as f:
-            f.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            f.write(json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n")
             f.flush()
             os.fsync(f.fileno())
 
 
 def read_answers(path: Path, identity: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The answers in a file; a last line that a kill cut short was never acknowledged, and is removed.
+    """The answers in a file, which is left as it is. A last line that a kill cut short was never acknowledged.
 
     Raises UserError: not such a file, or one of another session than `identity`.
     """
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
+    return [line for line, _ in _parse(path, identity)][1:]
+
+
+def _parse(path: Path, identity: Mapping[str, Any] | None) -> list[tuple[dict[str, Any], int]]:
+    """The session and the answers of a file, each with where it ends in the file, its newline included."""
+    content, start = path.read_bytes(), 0
+    found: list[tuple[dict[str, Any], int]] = []
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        header = lines[0]["session"] if lines else None
-    except (ValueError, LookupError, TypeError):
+        for text in content.splitlines(keepends=True):
+            start += len(text)
+            try:
+                line = json.loads(text)
+            except ValueError:
+                if start == len(content) and not text.endswith(b"\n") and (found or _begins_ours(text)):  # cut short
+                    break
+                raise
+            if not isinstance(line["session" if not found else "answer"], dict | str | None):
+                raise TypeError
+            if found and not all(isinstance(line[k], str) for k in ("id", "rater", "item")):
+                raise TypeError
+            found.append((line, start))
+        header = found[0][0]["session"] if found else None
+        if header is not None and not {"kind", "seed", "images"} <= header.keys():
+            raise TypeError
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not an answers file; name another --answers") from None
     if header is not None and identity is not None and header != dict(identity):
         changed = next(k for k in {**header, **identity} if header.get(k) != identity.get(k))
         raise UserError(f"{path} holds answers to another {changed}; repeat its options, or name another --answers")
-    if whole != content and identity is not None:
+    return found
+
+
+def _begins_ours(text: bytes) -> bool:
+    """Whether a first line that was cut short is the beginning of ours."""
+    ours = b'{"session": {'
+    return text.startswith(ours) or ours.startswith(text)
+
+
+def _end_whole(path: Path, end: int) -> None:
+    """An answers file that ends with its last whole line, and that with a newline."""
+    content = path.read_bytes()
+    whole = content[:end] if content[:end].endswith(b"\n") or not end else content[:end] + b"\n"
+    if whole != content:
         with open(path, "r+b") as f:
+            f.write(whole)
             f.truncate(len(whole))
-    return lines[1:]
 
 
 def latest_answers(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:

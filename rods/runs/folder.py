@@ -18,15 +18,15 @@ from typing import Any
 from PIL.Image import Image
 
 from dnnlib.errors import UserError
-from dnnlib.util import alone, atomic_write
+from dnnlib.run_folder import OPTIONS_NAME, PARTS_NAME, SAMPLES_NAME
+from dnnlib.util import TEMPORARY, alone, atomic_write
 from rods import legacy
 from rods.runs.options import flag
 
-OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
 REJECTED = "rejected"  # the folder of images that a filter has dropped, where they are kept
 TRAJECTORIES = "trajectories"  # the folder of strips that show how an image came about, where they are wanted
+CONTACT_SHEET = "grid.png"
 _OURS = re.compile(r"\d{6,}(_\d{3,})?\.png|\d{6,}")  # an image, or a folder of --subdirs
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{12}(\.\w+)?")  # what atomic_write leaves behind where it is killed
 
 
 class OutputFolder:
@@ -91,7 +91,7 @@ class OutputFolder:
 
         Each line holds `name`, the image's path in the folder, or `file` where it goes elsewhere in it; its `sha256`
         is added here. An image that has a record keeps both; one without, left by a run that was interrupted, is
-        replaced unless it is the same. A line that says `dropped` needs no image. `strips` are pictures of trajectories
+        replaced unless it is the same. A line that says `dropped` needs no image. `strips` are images of trajectories
         by the path in the folder that a line's `trajectory` names.
         """
         kept = []
@@ -141,7 +141,7 @@ class OutputFolder:
         folders = [self.outdir, self.outdir / REJECTED, self.outdir / TRAJECTORIES]
         folders += [path for folder in folders for path in folder.glob("*") if _OURS.fullmatch(path.name)]
         for path in [path for folder in folders if folder.is_dir() for path in folder.iterdir()]:
-            if _TEMPORARY.fullmatch(path.name):
+            if TEMPORARY.fullmatch(path.name):
                 path.unlink()
         parts = self.outdir / PARTS_NAME
         if self._known or parts.is_dir():
@@ -165,6 +165,12 @@ class OutputFolder:
             yield
         except OSError as e:
             raise UserError(f"--outdir={self.outdir} cannot be written: {e.strerror or e}; {remedy}") from None
+
+
+def image_key(name: str) -> str:
+    """The path of an image in a run's folder, the same with --subdirs and without."""
+    folder, _, rest = name.partition("/")
+    return rest if _OURS.fullmatch(folder) and _OURS.fullmatch(rest) and rest.endswith(".png") else name
 
 
 def _replace(path: Path, content: bytes) -> None:

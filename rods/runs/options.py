@@ -134,7 +134,7 @@ def _help(kinds: Mapping[str, Option]) -> str:
 
 
 def _names(option: Option) -> list[str]:
-    """The names that an option's value may begin with; none where it is no detector or corrector."""
+    """The names that an option's value may begin with; none where it is not a detector or corrector."""
     if option.kind is Detector:
         return [*DETECTORS, *FITTED]
     if option.kind is Corrector:  # inside a restart, where none may draw
@@ -190,7 +190,7 @@ def sampler_from_options(name: str, given: Mapping[str, Any], preset: Preset | N
         raise UserError(
             f"{' and '.join(missing)} needed: --sampler={name} has no preset for network {network!r}. To calibrate, "
             "run once with --eps=inf and a radius --rho, read H in samples.jsonl, and set --eps to a high quantile of "
-            "it (docs/calibration.md)"
+            "it (docs/how-to/calibrate.md)"
         )
     try:
         values = {key: _value(known[key], value, preset) for key, value in given.items()}

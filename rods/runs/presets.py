@@ -51,7 +51,7 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
     try:
         data = json.loads(path.read_text())
     except (ValueError, RecursionError):
-        raise UserError(f"{where} is not JSON; docs/calibration.md shows a preset") from None
+        raise UserError(f"{where} is not JSON; docs/how-to/calibrate.md shows a preset") from None
     fitted: dict[str, Detector] = {}
     try:
         if isinstance(data, dict):

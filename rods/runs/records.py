@@ -54,7 +54,7 @@ def largest_score(line: dict[str, Any]) -> float:
 
 
 def finite(scores: Sequence[float]) -> list[float | None]:
-    """Scores as JSON can hold them: None for what is no number, or has no end."""
+    """Scores as JSON can hold them: None for what is not a number, or has no end."""
     return [score if isfinite(score) else None for score in scores]
 
 

@@ -55,6 +55,7 @@ class Job:
     trajectory: tuple[int, ...] = ()  # the steps that a strip beside each image shows; none: no strips
     probe_batch: int | None = None  # rows of a backward pass, None: all at once
     channels_last: bool = False
+    compiled: bool = False  # whether the denoiser is: its images differ by rounding
 
     def risk_threshold(self) -> float:
         """The H from which a sample counts as at risk; inf where there is no such number."""
@@ -78,6 +79,7 @@ class Job:
             **({"trajectory": ",".join(map(str, self.trajectory))} if self.trajectory else {}),
             **({} if self.probe_batch is None else {"probe_batch": self.probe_batch}),
             **({"channels_last": True} if self.channels_last else {}),
+            **({"compile": True} if self.compiled else {}),
         }
 
     def names(self, chunk: Chunk) -> list[str]:

@@ -71,7 +71,7 @@ def sample_accepted(
 
     Each image is decided by itself: those that are accepted are left alone, the others are sampled again together, with
     the class of the first try. Where none is accepted the lowest score is kept, the earliest of equals; an image whose
-    score is no number is the worst of all. A try's image is that of its derived seed, which `tries` records, and
+    score is not a number is the worst of all. A try's image is that of its derived seed, which `tries` records, and
     `scores` are those of the kept images. Cost: that of `sample_chunk` for every image drawn.
     Raises ValueError as `sample_chunk` does and for seeds that cannot be redrawn.
     """
@@ -126,7 +126,7 @@ class Filter:
     rejected: bool = False
 
     def drops(self, risk: float) -> bool:
-        """Whether an image of this score is dropped; one whose score is no number is, where any may be."""
+        """Whether an image of this score is dropped; one whose score is not a number is, where any may be."""
         return self.threshold < inf and not risk <= self.threshold
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""A picture of what a network draws while it is trained: fixed seeds, plain Euler beside RODS."""
+"""An image of what a network draws while it is trained: fixed seeds, plain Euler beside RODS."""
 
 from __future__ import annotations
 

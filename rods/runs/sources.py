@@ -1,6 +1,6 @@
 """Images for the metrics, in blocks: from a folder or zip, from two of them in pairs, or from a network.
 
-A block is a batch. Blocks are cut before ranks are considered, so that an image has the same batch mates, and the same
+A block is a batch. Blocks are cut before ranks are considered, so that an image has the same batch, and the same
 features to the bit, whatever the number of ranks.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import torch
@@ -18,13 +17,11 @@ from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Sampler
 from rods.config import to_json
 from rods.runs.chunk import check_class, cut_chunks
-from rods.runs.folder import TRAJECTORIES
+from rods.runs.folder import image_key
 from rods.runs.options import respell
 from rods.runs.run import CHANNELS, Job, sample_pixels
 from training.checkpoint import Snapshot
 from training.dataset import ImageDataset
-
-CONTACT_SHEET = "grid.png"  # of generate.py --grid
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ class Source:
     num_blocks: int
     load: Callable[[int], Tensor]  # block -> uint8 [b, C, H, W]
     left_out: int = 0  # images without a partner
+    passed_over: str | None = None  # files that may be missed, and why
 
 
 def image_source(
@@ -48,7 +46,7 @@ def image_source(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> Source:
-    """The images of a folder or zip in EDM's format; generate.py's contact sheet and strips are none of them.
+    """The images of a folder or zip in EDM's format, or of a run of generate.py.
 
     Args:
         option: the option that named `path`, for messages.
@@ -57,10 +55,9 @@ def image_source(
     Raises:
         UserError: no such images, fewer than `num`, or fewer than two.
     """
-    dataset, indices = _open(path, option)
-    if names is not None:
-        wanted_names = set(names)
-        indices = [i for i in indices if dataset.names[i] in wanted_names]
+    dataset = ImageDataset(path, cache=False, option=option)
+    wanted_names = None if names is None else set(names)
+    indices = [i for i, name in enumerate(dataset.names) if wanted_names is None or name in wanted_names]
     if num is not None and num > len(indices):
         raise UserError(f"--num={num}: {option}={path} has {len(indices)} images; give --num={len(indices)} or fewer")
     if len(indices) < 2:
@@ -73,17 +70,21 @@ def image_source(
 
 
 def paired_sources(a: str, b: str, *, batch: int) -> tuple[Source, Source]:
-    """The images of equal file names in two folders or zips, in one order. Raises UserError for fewer than 4 pairs."""
-    sides = [_open(path, option) for path, option in ((a, "A"), (b, "B"))]
-    tables = [{PurePosixPath(dataset.names[i]).name: i for i in indices} for dataset, indices in sides]
+    """The images of equal names in two folders or zips, in one order. Raises UserError for fewer than 4 pairs.
+
+    A name is the path in the folder or zip, but for the subfolders that generate.py --subdirs makes.
+    """
+    sides = [ImageDataset(path, cache=False, option=option) for path, option in ((a, "A"), (b, "B"))]
+    tables = [{image_key(name): i for i, name in enumerate(dataset.names)} for dataset in sides]
     common = sorted(tables[0].keys() & tables[1].keys())
     if len(common) < 4:
         raise UserError(
-            f"A={a} and B={b} have {len(common)} images of equal names; compare runs of the same 4 seeds or more"
+            f"A={a} and B={b} have {len(common)} images of equal names (paths in their folders); "
+            "compare runs of the same 4 seeds or more"
         )
     one, two = (
-        _source(dataset, [table[name] for name in common], batch, left_out=len(indices) - len(common))
-        for (dataset, indices), table in zip(sides, tables, strict=True)
+        _source(dataset, [table[name] for name in common], batch, left_out=len(dataset) - len(common))
+        for dataset, table in zip(sides, tables, strict=True)
     )
     return one, two
 
@@ -114,12 +115,13 @@ def network_source(
     return Source(what, len(seeds), len(chunks), lambda block: sample_pixels(job, chunks[block]))
 
 
-def _open(path: str, option: str) -> tuple[ImageDataset, list[int]]:
-    dataset = ImageDataset(path, cache=False, option=option)
-    own = [name == CONTACT_SHEET or name.startswith(f"{TRAJECTORIES}/") for name in dataset.names]
-    return dataset, [i for i, is_own in enumerate(own) if not is_own]
-
-
 def _source(dataset: ImageDataset, indices: list[int], batch: int, *, left_out: int = 0) -> Source:
     blocks = [indices[i : i + batch] for i in range(0, len(indices), batch)]
-    return Source(str(dataset.path), len(indices), len(blocks), lambda k: dataset.batch(blocks[k])[0], left_out)
+    return Source(
+        str(dataset.path),
+        len(indices),
+        len(blocks),
+        lambda k: dataset.batch(blocks[k])[0],
+        left_out,
+        dataset.left_out,
+    )

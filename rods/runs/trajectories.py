@@ -47,7 +47,7 @@ class Strips:
 
 
 def visible(x: Tensor) -> U8:
-    """Pixels [..., H, W] of states; what is no number is black."""
+    """Pixels [..., H, W] of states; what is not a number is black."""
     return to_uint8(torch.nan_to_num(x.detach(), nan=-1.0).clamp(-1, 1).cpu().numpy())
 
 

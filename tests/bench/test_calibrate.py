@@ -1,4 +1,4 @@
-"""rods.bench.calibrate, calibrate_restart and scripts/calibrate.py: the rule of choice, and calibrations that go on."""
+"""rods.bench.calibrate, its families and scripts/calibrate.py: the rule of choice, and calibrations that go on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from small_tasks import PICTURES, POINTS
 
 from dnnlib.errors import UserError
 from rods.base_samplers import Edm, Euler
-from rods.bench.calibrate import Search, Trial, choose, critical_steps, level_of, method_of, short_name
+from rods.bench.calibrate import Search, Trial, choose, method_of, short_name
 from rods.bench.calibrate_restart import recording, restarts
+from rods.bench.calibrate_rods import critical_steps, level_of
 from rods.bench.compare import compare
 from rods.bench.methods import Method
 from rods.bench.task import LoadedNetwork

@@ -181,9 +181,9 @@ def test_an_unchanged_image_has_eulers_label(work: dict[str, Any], monkeypatch: 
 def test_mistakes(work: dict[str, Any], tmp_path: Path) -> None:
     options = work["options"]
     for arguments, says in (
-        (("table1", *options, "--samplers=euler,ddim"), "--samplers: 'ddim' is no method; use euler"),
+        (("table1", *options, "--samplers=euler,ddim"), "--samplers: unknown method 'ddim'; use euler"),
         (("table1", *options, "--metrics=fod"), "'fod' is unknown"),
-        (("table1", *options, "--detector=pixels", f"--ref={SMALL}"), "is no readable .npz"),
+        (("table1", *options, "--detector=pixels", f"--ref={SMALL}"), "is not a readable .npz"),
         (("table2", *options, "--samplers=heun"), "euler is missing; all others are compared with it"),
         (("table2", *options), "--answers is needed: nothing labels the images of small by machine"),
         (("table2", *options, "--answers=heun"), "--answers=heun: write SAMPLER=FILE with one of heun"),

@@ -12,7 +12,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from commands import LABELLED, SMALL, generate, generated, options_json, records
-from rods.runs.rating import Answers, open_session
 
 from dnnlib.errors import UserError
 from rods.base_samplers import Edm, Euler
@@ -31,6 +30,7 @@ from rods.bench.readout_fit import (
 from rods.eval.detection import auroc
 from rods.gate import Readout
 from rods.labels.labels import ImageLabel, write_labels
+from rods.labels.session import Answers, open_session
 from rods.presets import Preset
 from rods.restart import Restart
 from rods.runs.gates import read_readout, write_readout
@@ -188,7 +188,7 @@ def test_people_teach_a_readout_and_it_restarts_and_filters(labelled: Path, tmp_
              "--levels=.3", f"--out={tmp_path / 'kept'}", f"--dest={preset}")  # fmt: skip
     code, output = fitted(*asked)
     assert code == 0, output
-    assert "60 sure labels, 30 bad" in output
+    assert "60 labels, 30 hallucinated" in output
     weights = tmp_path / "small.readout.safetensors"
     assert json.loads(preset.read_text())["readout"] == weights.name
     lines = [json.loads(line) for line in (tmp_path / "small.readout.jsonl").read_text().splitlines()]
@@ -233,7 +233,7 @@ def test_a_labelled_run_teaches_what_its_raters_do(labelled: Path, tmp_path: Pat
     assert fitted(*common, *people, f"--dest={a}")[0] == 0
     code, output = fitted(*common, f"--run={labelled / 'run'}", f"--dest={b}")
     assert code == 0, output
-    assert "labelled by alice: 60 sure labels, 30 bad" in output
+    assert "labelled by alice: 60 labels, 30 hallucinated" in output
     assert read_preset(b).fitted == read_preset(a).fitted
 
     run = tmp_path / "run"
@@ -244,12 +244,12 @@ def test_a_labelled_run_teaches_what_its_raters_do(labelled: Path, tmp_path: Pat
     assert (code, output.count("\n")) == (2, 1)
     assert "has labels of 'alice', 'bob'; name one by --labels" in output
     code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
-    assert "40 sure labels, 0 bad" in output
+    assert "40 labels, 0 hallucinated" in output
     assert output.endswith("0 bad and 40 good images are too few to learn from; label more\n")
     write_labels(run, [ImageLabel(name, "hallucinated", "bob") for name in names[30:]])
     code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
     assert code == 0
-    assert "labelled by bob: 40 sure labels, 30 bad" in output
+    assert "labelled by bob: 40 labels, 30 hallucinated" in output
     (run / names[25]).unlink()
     code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
     assert code == 2

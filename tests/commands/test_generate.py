@@ -133,7 +133,7 @@ def test_records(tmp_path: Path) -> None:
         assert (line["forward"], line["backward"]) == (2 * 3 + 2, 2 * 3)
     at_risk = sum(bool(line["flagged"]) for line in lines)
     assert f"{at_risk} of 3 at risk (H >= 0.1 at some step)" in output
-    assert "8.0 forward and 6.0 backward passes an image" in output
+    assert "8.0 F + 6.0 B network evaluations an image" in output
     with PIL.Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 2 * 96
 
@@ -300,6 +300,15 @@ def test_a_preset_by_name_or_file(tmp_path: Path) -> None:
     assert "Preset mine (my seeds)" in output
     assert "--eps=0.2 --rho=2 --window=sigma:1,5" in output
     assert "--sas-sign=downhill" in output
+
+
+def test_without_a_preset_eps_and_rho_are_needed(tmp_path: Path) -> None:
+    network = tiny(tmp_path / "edm-ffhq-64x64-uncond-ve.safetensors")
+    for given in (("--preset=none",), ("--preset=none", "--rho=1")):
+        code, output = generate(tmp_path / "out", "--seeds=0", "--sampler=rods-cas", *given, network=network)
+        assert code == 2
+        assert output.startswith("Error: --eps needed" if "--rho=1" in given else "Error: --eps and --rho needed")
+        assert "docs/how-to/calibrate.md" in output
 
 
 def test_the_embedded_network_and_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from vectors import ROOT
 
-from dnnlib.cli import MAX_SEEDS, Command, Group, NumberList, SeedList
+from dnnlib.cli import MAX_SEEDS, Command, Destination, Group, NumberList, SeedList
 from dnnlib.errors import UserError, shown, user_errors
 from dnnlib.util import EasyDict
+
+FULL = "a file or standard output cannot be written: No space left on device; make room, then run the command again\n"
 
 
 @click.command(cls=Command)
 @click.option("--seeds", type=SeedList(), default="0-3")
 @click.option("--window", type=NumberList(float, length=2))
 @click.option("--cres", type=NumberList(int))
+@click.option("--dest", type=Destination())
+@click.option("--flag", is_flag=True)
 @click.option("--fail", default="")
-def command(seeds: list[int], window: tuple[float, float], cres: tuple[int, ...], fail: str) -> None:
+def command(
+    seeds: list[int], window: tuple[float, float], cres: tuple[int, ...], dest: Path | None, flag: bool, fail: str
+) -> None:
     match fail:
         case "user":
             raise UserError("the file is\nbroken")
@@ -36,7 +46,7 @@ def command(seeds: list[int], window: tuple[float, float], cres: tuple[int, ...]
             raise OSError("could not get source code")
         case "interrupt":
             raise KeyboardInterrupt
-    click.echo(f"{seeds} {window} {cres}")
+    click.echo(f"{seeds} {window} {cres}" if dest is None else f"{dest}")
 
 
 def run(*args: str) -> tuple[int, str]:
@@ -58,7 +68,6 @@ def test_seeds_are_read_in_the_order_given(given: str, seeds: list[int]) -> None
     [
         ("3-1", "'3-1' runs backwards; write 1-3"),
         ("-1", "'-1' is not a seed or a range of seeds; write for example 0-63,70"),
-        ("", "'' is not a seed"),
         ("1,,2", "'' is not a seed"),
         ("a-b", "'a-b' is not a seed"),
         ("1.5", "'1.5' is not a seed"),
@@ -87,7 +96,7 @@ def test_users_errors_are_one_line() -> None:
     assert run("--fail=user") == (2, "Error: the file is broken\n")
     assert run("--fail=converted") == (2, "Error: --eps: MUST BE POSITIVE\n")
     assert run("--fail=folder") == (2, "Error: /nowhere/at/all: No such file or directory\n")
-    assert run("--fail=full disk") == (2, "Error: No space left on device\n")
+    assert run("--fail=full disk") == (2, f"Error: {FULL}")
     assert run("--seed=1")[0] == 2
     code, output = run("--fail=interrupt")
     assert code == 130
@@ -134,3 +143,72 @@ def test_easy_dict_entries_are_attributes() -> None:
     assert d == {"b": 2}
     with pytest.raises(AttributeError):
         _ = d.a
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--window", "--cres", "--dest", "--fail"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_value_is_an_error_that_names_the_option(option: str, value: str) -> None:
+    says = f"Error: {option} is empty; give it a value or leave it out\n"
+    assert run(f"{option}={value}") == (2, says)
+    assert run(option, value) == (2, says)
+
+
+def test_an_empty_argument_is_an_error_too() -> None:
+    read = Command("read", params=[click.Argument(["a"]), click.Option(["--b"])])
+    result = CliRunner().invoke(read, ["", "--b=1"])
+    assert (result.exit_code, result.output) == (2, "Error: A is empty; give it a value or leave it out\n")
+
+
+def test_an_option_given_twice_is_an_error() -> None:
+    assert run("--seeds=1", "--seeds", "2") == (2, "Error: --seeds is given 2 times; give it once\n")
+    assert run("--flag", "--flag")[0] == 0
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for arguments in (["--dest=~/a"], ["--dest", "~/a"]):
+        assert run(*arguments) == (0, f"{tmp_path / 'a'}\n")
+    assert run("--dest=a~b") == (0, "a~b\n")
+
+
+def test_a_destination_is_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert run(f"--dest={tmp_path / 'new' / 'folder' / 'x'}")[0] == 0
+    assert run(f"--dest={tmp_path / 'file'}")[0] == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    for bad in (tmp_path / "file" / "x", "/proc/x/y", tmp_path / ("x" * 300)):
+        code, output = run(f"--dest={bad}")
+        assert (code, output.count("\n")) == (2, 1), output
+        assert output.startswith("Error: Invalid value for '--dest': ")
+        assert "cannot be written: " in output
+
+
+STREAMS = """
+import click
+from dnnlib.cli import Command
+@click.command(cls=Command)
+def main():
+    with open("file", "w") as f:
+        print("said")
+        click.echo("warned", err=True)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "says"),
+    [
+        ("> /dev/full", 2, f"Error: {FULL}"),
+        ("2>&-", 0, ""),
+        (">&-", 0, "warned\n"),
+        (">&- 2>&- <&-", 0, ""),
+    ],
+)
+def test_closed_and_full_streams(redirect: str, code: int, says: str, tmp_path: Path) -> None:
+    """No traceback, and no file of the command's takes the place of a closed stream."""
+    (tmp_path / "command.py").write_text(STREAMS)
+    line = f"{sys.executable} command.py {redirect}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.removeprefix("warned\n" if code else "")) == (code, says)
+    assert (tmp_path / "file").read_text() == ""

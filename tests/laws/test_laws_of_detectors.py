@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import SMALL, files, generated, options_json, records
+from commands import files, generated, options_json, records
 from exact import SEEDS, Counting, mixture
 from registries import STEPS, VARIANTS, a_detector, a_sampler, sampled
 
@@ -159,7 +159,6 @@ def test_every_command_option_takes_it(name: str, tmp_path: Path) -> None:
                      "detector": lambda x: x["restart"]["scores"]}[option](line)  # fmt: skip
             assert len(found) == 1
             assert isinstance(found[0], float)
-    assert SMALL.is_file()
     if isinstance(DETECTORS[name](), StepDetector):
         rods = ("--sampler=rods-cas", f"--detector={name}", "--eps=inf", "--rho=1", "--window=0,1")
         generated(tmp_path / "rods", *rods, *RUN, steps=8)

@@ -146,7 +146,8 @@ def test_rows_that_are_not_flagged_are_untouched_bit_for_bit(name: str) -> None:
     """In every step, and a sample that is flagged in none is that of the base sampler."""
     sampler, watch = a_sampler(name), Watch()
     done = sampled(sampler, observers=[watch])
-    assert torch.equal([step for step in watch.steps if step.rows is None][-1].x_next, done.images) or sampler.restarts
+    if not sampler.restarts:
+        assert torch.equal(watch.steps[-1].x_next, done.images)
     touched = torch.zeros(len(SEEDS), dtype=torch.bool)
     for step in watch.steps:
         quiet = ~step.flagged

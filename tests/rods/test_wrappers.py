@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from exact import latents, mixture
 from torch import Tensor
 
-from rods import rods_sampler
+from rods import euler_sampler, rods_sampler
 from rods.wrappers import FunctionDenoiser, Prediction, from_k_diffusion, from_vp_steps, time_of
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DDPM
@@ -101,3 +103,33 @@ def test_a_diffusers_unet_is_corrected() -> None:
     plain, moved = (rods_sampler(D, x, eps=eps, rho=4.0, window=(0, 1), num_steps=6) for eps in (float("inf"), 0.0))
     assert moved.images.isfinite().all()
     assert (plain.images - moved.images).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda f: FunctionDenoiser(f, **SHAPE),
+    lambda f: from_k_diffusion(f, sigma_min=0.01, sigma_max=80, **SHAPE),
+    lambda f: from_vp_steps(f, ALPHAS, **SHAPE),
+    lambda f: from_vp_steps(lambda x, t: (f(x, t),), ALPHAS, **SHAPE),
+])  # fmt: skip
+def test_a_model_without_gradients_is_refused_where_one_is_needed(wrap: Callable[..., FunctionDenoiser]) -> None:
+    """As diffusers' pipelines and k-diffusion's hosts hand it over: the rest of D would be differentiated alone."""
+    cut = wrap(torch.no_grad()(lambda x, sigma: torch.tanh(x)))
+    options = {"eps": 0.0, "rho": 0.5, "window": (0, 1), "num_steps": 8, "sigma_min": 0.02, "sigma_max": 80.0}
+    with pytest.raises(ValueError, match=r"^denoiser: the model gives no gradient .* gradient=\"difference\""):
+        rods_sampler(cut, latents(), **options)
+    whole = wrap(lambda x, sigma: torch.tanh(x))
+    differences = {**options, "gradient": "difference"}
+    torch.testing.assert_close(
+        rods_sampler(cut, latents(), **differences).images, rods_sampler(whole, latents(), **differences).images
+    )
+    euler_sampler(cut, latents(), num_steps=8)  # needs none
+
+
+def test_what_a_model_may_answer() -> None:
+    x, t = latents(), torch.tensor(1.0)
+    plain = from_vp_steps(lambda x, t: torch.tanh(x), ALPHAS, **SHAPE)(x, t)
+    torch.testing.assert_close(from_vp_steps(lambda x, t: (torch.tanh(x),), ALPHAS, **SHAPE)(x, t), plain)
+    with pytest.raises(ValueError, match=r"the last 2 may be a learned variance"):
+        from_vp_steps(lambda x, t: torch.cat([x, x], 1), ALPHAS, **SHAPE)(x, t)
+    with pytest.raises(ValueError, match=r"^model: it returned a dict"):
+        from_vp_steps(lambda x, t: {"out": x}, ALPHAS, **SHAPE)(x, t)

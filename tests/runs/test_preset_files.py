@@ -39,7 +39,7 @@ def test_a_preset_is_found_by_network_name_or_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])
 def test_a_preset_that_is_not_json(content: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"bad\.json is not JSON; docs/calibration\.md shows a preset"):
+    with pytest.raises(UserError, match=r"bad\.json is not JSON; docs/how-to/calibrate\.md shows a preset"):
         read_preset(tmp_path / "bad.json")
 
 

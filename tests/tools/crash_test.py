@@ -143,7 +143,7 @@ def _run_and_exit(args: Sequence[str], log: Path, death: Death | None) -> NoRetu
 
 
 def make_data(folder: Path) -> None:
-    """12 pictures of 16x16 with two classes."""
+    """12 images of 16x16 with two classes."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(12):

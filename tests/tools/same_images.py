@@ -227,6 +227,7 @@ class Tree:
     def carry_out(self, run: Run, line: str) -> Found:
         """Runs a command line, and reads what it wrote."""
         options = [p.format(**self.networks) if p.startswith("--network=") else p for p in shlex.split(line)]
+        options = list({p.partition("=")[0]: p for p in options}.values())  # the last of each: twice is an error by now
         with tempfile.TemporaryDirectory() as folder:
             outdir, log = Path(folder) / "out", Path(folder) / "log"
             given = [f"--outdir={outdir}", "--threads=1", "--device=cpu", *options]

@@ -26,6 +26,7 @@ def test_a_rank_that_waits_for_a_lost_one_says_so(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
 
     monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "barrier", lost)
     with pytest.raises(UserError, match=r"^rank 2 stops because another rank has failed; its message says why$"):
@@ -33,6 +34,7 @@ def test_a_rank_that_waits_for_a_lost_one_says_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_rank_0_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, order in (("0", ["block", "barrier"]), ("1", ["barrier", "block"])):
         happened: list[str] = []
         monkeypatch.setenv("RANK", rank)
@@ -62,6 +64,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert distributed.pick_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert distributed.pick_device("cuda") == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "2")
@@ -71,6 +74,68 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_many_threads_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "usable_cores", lambda: 4)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert distributed.oversubscription(2) is None
     assert distributed.oversubscription(3) == "2 ranks with 3 threads share 4 cores"
+
+
+@pytest.mark.parametrize(
+    "left", [{"RANK": "1"}, {"RANK": "", "WORLD_SIZE": ""}, {"RANK": "3", "WORLD_SIZE": "1", "LOCAL_RANK": "3"}]
+)
+def test_what_another_program_left_in_the_environment_is_no_rank(
+    left: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.shard([1, 2, 3]) == [1, 2, 3]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert distributed.pick_device("cuda") == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 is set without RANK; start the ranks with torchrun, or unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "4", "RANK": ""}, "WORLD_SIZE=4 is set without RANK"),
+        ({"WORLD_SIZE": "4", "RANK": "4"}, "WORLD_SIZE=4 has no rank 4"),
+        ({"WORLD_SIZE": "4", "RANK": "0"}, "WORLD_SIZE=4 is set without MASTER_ADDR"),
+        ({"WORLD_SIZE": "four"}, "WORLD_SIZE='four' in the environment is no number from 1 on"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0' in the environment is no number from 1 on"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK='-1' in the environment is no number from 0 on"),
+    ],
+)
+def test_half_of_an_announcement_is_one_clear_line(
+    left: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+
+    def start() -> None:
+        distributed.rank()
+        distributed.init(torch.device("cpu"))
+
+    with pytest.raises(UserError) as error:
+        start()
+    assert str(error.value).startswith(says)
+
+
+def test_a_lost_rank_is_one_line_in_every_collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for name in ("barrier", "all_reduce", "broadcast", "all_gather_object"):
+        monkeypatch.setattr(torch.distributed, name, lost)
+    for collective in (
+        distributed.barrier,
+        lambda: distributed.gather(1),
+        lambda: distributed.all_sum(torch.zeros(1)),
+        lambda: distributed.from_rank0(b"1", torch.device("cpu")),
+    ):
+        with pytest.raises(UserError, match="another rank has failed"):
+            collective()

@@ -265,7 +265,7 @@ def test_draws_have_their_law() -> None:
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
 def test_what_is_no_probability_is_refused(p: float) -> None:
-    with pytest.raises(ValueError, match=r"is no probability; give a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"is not a probability; give a number from 0 to 1"):
         augment_labels(0, range(1), p=p)
 
 

@@ -157,10 +157,10 @@ def test_bad_images_are_named(tmp_path: Path, case: str) -> None:
 
 BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda p: None, "does not exist; name a folder or a zip of images"),
-    "empty folder": (lambda p: p.mkdir(), "holds no images (.bmp, .jpeg, .jpg, .png, .webp); name another"),
+    "empty folder": (lambda p: p.mkdir(), ".png, .pnm, .ppm, .tif, .tiff, .webp); name another"),
     "no images": (lambda p: (p.mkdir(), (p / "a.txt").touch()), "holds no images"),
-    "no zip": (lambda p: p.write_bytes(noisy_png()), "is no readable zip; make it again"),
-    "empty file": (lambda p: p.touch(), "is no readable zip"),
+    "no zip": (lambda p: p.write_bytes(noisy_png()), "is not a readable zip; make it again"),
+    "empty file": (lambda p: p.touch(), "is not a readable zip"),
     "first image": (lambda p: (folder(p), (p / "a.png").write_bytes(b"")), "the image 'a.png' cannot be decoded"),
     "no labels": (folder, "has no dataset.json; use --cond=0"),
     "no JSON": (lambda p: (folder(p) / "dataset.json").write_text('{"labels'), "is not JSON ("),
@@ -177,7 +177,7 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
     **{
         f"class {value!r}": (
             lambda p, value=value: label(folder(p), [["a.png", 0], ["b.png", value], ["c.png", 1]]),
-            f"the label {says} of 'b.png' is no class; label images with whole numbers from 0",
+            f"the label {says} of 'b.png' is not a class; label images with whole numbers from 0",
         )
         for value, says in [(True, "True"), (1.0, "1.0"), (-1, "-1"), ("cat", "'cat'"), (None, "None"), ([1], "a list")]
     },
@@ -215,7 +215,7 @@ def test_damaged_zips(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"damaged.zip is damaged: 'b.png' cannot be read .*CRC.*; make the zip again"):
         dataset.image(1)
     damaged.write_bytes(data[:-30])
-    with pytest.raises(UserError, match="is no readable zip"):
+    with pytest.raises(UserError, match="is not a readable zip"):
         ImageDataset(damaged)
 
 

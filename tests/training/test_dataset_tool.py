@@ -247,7 +247,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bright values": (lambda p: spoil(npm(p), json.dumps({"data": [1.004] * 784})), "values that are not x/255"),
     "NaN": (lambda p: spoil(npm(p), json.dumps({"data": [float("nan")] * 784})), "values that are not x/255"),
     "label missing": (lambda p: unlabelled(p / "set"), "has no label for 1 of 2 images, such as 'b.png'"),
-    "broken zip": (lambda p: broken(p / "set.zip"), "is no readable zip"),
+    "broken zip": (lambda p: broken(p / "set.zip"), "is not a readable zip"),
 }
 
 
@@ -385,16 +385,16 @@ def test_crops_resampling_and_bars(tmp_path: Path) -> None:
         (["--dest=old.zip"], "--dest=old.zip exists; name another place or add --force"),
         (["--dest=x.png"], "--dest=x.png ends in .png"),
         (["--dest=x.zip", "--transform=center-crop"], "--transform=center-crop needs --resolution=WxH"),
-        (["--dest=x.zip", "--resolution=64"], "'64' is no size; write for example 64x64"),
-        (["--dest=x.zip", "--resolution=0x4"], "'0x4' is no size"),
-        (["--dest=x.zip", "--resolution=64x48"], "--resolution=64x48 is no square, as networks need; use --transform"),
+        (["--dest=x.zip", "--resolution=64"], "'64' is not a size; write for example 64x64"),
+        (["--dest=x.zip", "--resolution=0x4"], "'0x4' is not a size"),
+        (["--dest=x.zip", "--resolution=64x48"], "--resolution=64x48 is not a square, as networks need; use"),
         (
             ["--dest=x.zip", "--resolution=48x64", "--transform=center-crop-wide"],
             "--resolution=48x64 is upright; center-crop-wide takes",
         ),
         (["--dest=x.zip", "--resolution=64x64", "--pad=64"], "--pad keeps the pixels as they are"),
         (["--dest=x.zip", "--pad=20"], "--pad=20: the image 'a.png': 28x28 pixels do not fit on 20x20; give more"),
-        (["--dest=x.zip", "--background=whit"], "'whit' is no colour; write for example white"),
+        (["--dest=x.zip", "--background=whit"], "'whit' is not a colour; write for example white"),
         (["--dest=x.zip", "--part=test"], "--part=test is for CIFAR-10, and --source is of kind folder"),
         (["--dest=x.zip", "--allow-duplicates"], "--allow-duplicates belongs to --check"),
         (["--dest=x.zip", "--held-out=y.zip"], "--held-out=y.zip would hold no images"),
@@ -432,7 +432,7 @@ def good(path: Path) -> Path:
 
 def test_a_good_set_has_no_problems(tmp_path: Path) -> None:
     path = good(tmp_path / "set")
-    expected = f"{path}: 4 images, 28x28 grey, 2 classes; 1 other files passed over; problems: none\n"
+    expected = f"{path}: 4 images, 28x28 grey, 2 classes; 1 other files passed over (1 hidden); problems: none\n"
     assert run(f"--source={path}", "--check") == expected
     run(f"--source={path}", f"--dest={tmp_path / 'a.zip'}")
     assert run(f"--source={tmp_path / 'a.zip'}", "--check").endswith(
@@ -496,3 +496,83 @@ def test_duplicates_may_be_allowed(tmp_path: Path) -> None:
         save(tmp_path / f"{i}.png", PIL.Image.fromarray(DIGITS[0]))
     assert run(f"--source={tmp_path}", "--check", code=1).count("has the pixels of '0.png'") == 2
     assert "problems: none" in run(f"--source={tmp_path}", "--check", "--allow-duplicates")
+
+
+# --- what there is, and what is left out ---
+
+
+def test_labels_in_the_one_subfolder_are_used(tmp_path: Path) -> None:
+    """As `zip -r ffhq.zip ffhq/` makes them."""
+    good(tmp_path / "up" / "ffhq")
+    with zipfile.ZipFile(tmp_path / "n.zip", "w") as archive:
+        for file in sorted((tmp_path / "up").rglob("*.*")):
+            archive.write(file, file.relative_to(tmp_path / "up"))
+    for source in (tmp_path / "up", tmp_path / "n.zip"):
+        dest = tmp_path / f"{source.stem}-out.zip"
+        assert "2 classes" in run(f"--source={source}", f"--dest={dest}")
+        assert labels(dest) == labels(source) == [0, 1, 0, 1]
+    assert "2 classes" in run(f"--source={tmp_path / 'up'}", "--check")
+    good(tmp_path / "up" / "other")
+    assert "'ffhq/dataset.json' and 'other/dataset.json'; name one of their folders" in refused(
+        f"--source={tmp_path / 'up'}", f"--dest={tmp_path / 'x.zip'}"
+    )
+
+
+def test_an_image_with_two_classes_is_refused(tmp_path: Path) -> None:
+    path = good(tmp_path / "set")
+    entries = [[f"{i}.png", i % 2] for i in range(4)]
+    (path / "dataset.json").write_text(json.dumps({"labels": [*entries, ["3.png", 0]]}))
+    assert "labels '3.png' twice, and differently" in refused(f"--source={path}", f"--dest={tmp_path / 'x.zip'}")
+    assert "labels '3.png' twice, and differently" in run(f"--source={path}", "--check", code=1)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".ppm", ".jfif", ".TIFF"])
+def test_what_pillow_reads_is_read(suffix: str, tmp_path: Path) -> None:
+    image = PIL.Image.new("RGB", (8, 8), "red")
+    save(tmp_path / "in" / "a.png", image)
+    save(tmp_path / "in" / f"b{suffix}", image, format="JPEG" if suffix == ".jfif" else None)
+    assert len(images(tmp_path / "in")) == 2
+    assert "2 images" in run(f"--source={tmp_path / 'in'}", f"--dest={tmp_path / 'a.zip'}")
+
+
+def test_an_animation_is_not_cut_to_its_first_picture(tmp_path: Path) -> None:
+    frames = [PIL.Image.new("L", (8, 8), i * 50) for i in range(3)]
+    save(tmp_path / "in" / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert "has 3 pictures in one file; keep one of them" in refused(
+        f"--source={tmp_path / 'in'}", f"--dest={tmp_path / 'a.zip'}"
+    )
+
+
+def test_linked_folders_are_read_and_circles_end(tmp_path: Path) -> None:
+    for i in range(3):
+        save(tmp_path / ("in" if i else "elsewhere") / f"{i}.png", PIL.Image.fromarray(DIGITS[i]))
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    assert ImageDataset(tmp_path / "in").names == ["1.png", "2.png", "more/0.png"]
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
+    path = good(tmp_path / "set")
+    for file in ("a.heic", "b.heic", "notes.txt", "README"):
+        (path / file).touch()
+    assert "5 other files passed over (2 .heic, 1 .txt, 1 hidden, 1 without a suffix)" in run(
+        f"--source={path}", "--check"
+    )
+    assert "Note: passed over: 2 .heic, 1 .txt, 1 hidden" in run(f"--source={path}", f"--dest={tmp_path / 'a.zip'}")
+
+
+def test_folders_as_classes(tmp_path: Path) -> None:
+    for i in range(6):
+        save(tmp_path / "in" / ("cat", "dog")[i // 3] / f"{i}.png", PIL.Image.fromarray(DIGITS[i]))
+    source, dest = f"--source={tmp_path / 'in'}", tmp_path / "a.zip"
+    assert "2 folders and no dataset.json: --labels-from=folders" in run(source, f"--dest={tmp_path / 'plain.zip'}")
+    run(source, f"--dest={dest}", "--labels-from=folders")
+    assert labels(dest) == [0, 0, 0, 1, 1, 1]
+    with zipfile.ZipFile(dest) as archive:
+        assert json.loads(archive.read("dataset.json"))["label_names"] == ["cat", "dog"]
+    save(tmp_path / "in" / "stray.png", PIL.Image.fromarray(DIGITS[7]))
+    says = "must have each image in the folder of its class"
+    assert says in refused(source, f"--dest={tmp_path / 'b.zip'}", "--labels-from=folders")
+    assert "has a dataset.json; leave out one of the two" in refused(
+        f"--source={dest}", f"--dest={tmp_path / 'b.zip'}", "--labels-from=folders"
+    )

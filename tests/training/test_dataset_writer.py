@@ -133,8 +133,8 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "old.zip").touch()
     for name, says in [
         ("set.tar", "ends in .tar; name a .zip"),
-        ("full", "exists and is no empty folder"),
-        ("file", "exists and is no empty folder"),
+        ("full", "exists and is not an empty folder"),
+        ("file", "exists and is not an empty folder"),
         ("folder.zip", "is a folder; name a .zip"),
         ("file/set.zip", "cannot be written: "),
     ]:

@@ -52,7 +52,7 @@ def test_the_schema_knows_exactly_the_constructor_arguments(class_name: str) -> 
 
 
 def test_defaults_are_those_of_the_published_files() -> None:
-    """Official files leave out arguments that equal a default (spec, section 2)."""
+    """Official files leave out arguments that equal a default."""
     song = {n: p.default for n, p in inspect.signature(ARCHITECTURES["SongUNet"]).parameters.items()}
     assert (song["model_channels"], list(song["channel_mult"]), song["num_blocks"]) == (128, [1, 2, 2, 2], 4)
     assert (list(song["attn_resolutions"]), song["dropout"], list(song["resample_filter"])) == ([16], 0.1, [1, 1])

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner
+from overridden import last_of_each
 
 from dnnlib.util import alone
 from scripts.prepare_hands import main
@@ -61,7 +62,7 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, *options: str, code: int = 0, dest: str = "out.zip") -> str:
     args = [f"--source={source}", f"--dest={source.parent / dest}", "--resolution=16", "--workers=2", *options]
-    result = CliRunner().invoke(main, args)
+    result = CliRunner().invoke(main, last_of_each(args))
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -152,11 +153,11 @@ def test_images_in_their_own_folder_with_the_table_beside_it(source: Path) -> No
 
 
 def test_missing_and_extra_images_are_named(source: Path) -> None:
-    (source / "Hand_0000004.jpg").rename(source / "Hand_0000004.JPG")
+    (source / "Hand_0000004.jpg").rename(source / "Hand_4.jpg")
     (source / ".Hand_0000005.jpg").touch()
     output = run(source)
     assert "Warning: missing images of HandInfo.csv, 1: Hand_0000004.jpg\n" in output
-    assert "Warning: images not in HandInfo.csv, left out, 1: Hand_0000004.JPG\n" in output
+    assert "Warning: images not in HandInfo.csv, left out, 1: Hand_4.jpg\n" in output
     assert "Warning: 11 hands" in output
     assert shades(source.parent / "out.zip") == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
 
@@ -243,8 +244,8 @@ def append(line: str) -> Callable[[Path], None]:
 
 BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "no table": (lambda p: (p / "HandInfo.csv").unlink(), (), "has no HandInfo.csv, nor is one beside it; put"),
-    "no text": (lambda p: (p / "HandInfo.csv").write_bytes(b"\xff\xfe"), (), "is no CSV file in UTF-8"),
-    "quotes": (append('"x'), (), "is no CSV file in UTF-8 ('unexpected end of data')"),
+    "no text": (lambda p: (p / "HandInfo.csv").write_bytes(b"\xff\xfe"), (), "is not a text in UTF-8"),
+    "quotes": (append('"x'), (), "is not a CSV file ('unexpected end of data')"),
     "empty": (lambda p: (p / "HandInfo.csv").write_text(""), (), "has the columns ''; it needs imageName"),
     "no hands": (lambda p: (p / "HandInfo.csv").write_text("imageName\n"), (), "lists no hands; fetch it again"),
     "misspelt": (
@@ -255,8 +256,8 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "doubled": (rename_column("fingers", "age"), (), "it needs imageName, and each one once"),
     "short line": (append("1,2\n"), (), "HandInfo.csv, line 14, has 2 columns instead of 10; mend it"),
     "twice": (change(3, imageName="Hand_0000002.jpg"), (), "line 5: 'Hand_0000002.jpg' is on line 4 too; keep one"),
-    "outside": (change(3, imageName="../a.jpg"), (), "line 5: '../a.jpg' is no name of an image; mend it"),
-    "no name": (change(3, imageName=""), (), "line 5: '' is no name of an image; mend it"),
+    "outside": (change(3, imageName="../a.jpg"), (), "line 5: '../a.jpg' is not a name of an image; mend it"),
+    "no name": (change(3, imageName=""), (), "line 5: '' is not a name of an image; mend it"),
     "no images": (lambda p: [f.unlink() for f in p.glob("*.jpg")], (), "has none of the 12 images that"),
     "aspect": (
         change(3, aspectOfHand="dorsal rihgt"),
@@ -286,4 +287,40 @@ def test_what_is_wrong_is_one_line(case: str, source: Path) -> None:
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    assert "is no folder; name the folder of the JPEGs and HandInfo.csv" in refused(tmp_path / "nowhere")
+    assert "is not a folder; name the folder of the JPEGs and HandInfo.csv" in refused(tmp_path / "nowhere")
+
+
+# --- layouts seen in the wild ---
+
+
+def test_kaggles_archive_and_suffixes_of_another_case(source: Path) -> None:
+    plain = run(source).splitlines()[-2:]
+    images = sorted(source.glob("*.jpg"))
+    (source / "Hands" / "Hands").mkdir(parents=True)
+    for image in images:
+        image.rename(source / "Hands" / "Hands" / f"{image.stem}.JPG")
+    assert run(source, dest="again.zip").splitlines()[-1] == plain[-1]
+    assert (source.parent / "again.zip").read_bytes() == (source.parent / "out.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\n".join(line + ",," for line in text.splitlines()) + "\n",  # columns that a spreadsheet left
+        lambda text: text + "," * text.splitlines()[0].count(",") + "\n",  # and a row
+        lambda text: text.replace(",", ";"),
+    ],
+)
+def test_tables_as_spreadsheets_save_them(source: Path, change: Callable[[str], str]) -> None:
+    run(source)
+    file = source / "HandInfo.csv"
+    file.write_text(change(file.read_text()))
+    run(source, dest="again.zip")
+    assert (source.parent / "again.zip").read_bytes() == (source.parent / "out.zip").read_bytes()
+
+
+def test_a_column_without_a_name_that_holds_something_is_refused(source: Path) -> None:
+    file = source / "HandInfo.csv"
+    header, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([header + ",", *(f"{r},x" for r in rows)]) + "\n")
+    assert "has a column without a name that is not empty; name or remove it" in refused(source)

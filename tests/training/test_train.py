@@ -19,6 +19,7 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
+from overridden import last_of_each
 from safetensors.torch import load_file
 from training_runs import NETWORK, config_for, newest
 
@@ -56,7 +57,7 @@ def _restore_torch() -> Iterator[None]:
 
 
 def run(*args: object) -> tuple[int, str]:
-    result = CliRunner().invoke(command.main, [str(a) for a in args])
+    result = CliRunner().invoke(command.main, last_of_each(args))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
@@ -111,7 +112,8 @@ def test_a_run_learns_and_its_snapshot_samples(data: Path, tmp_path: Path) -> No
     assert stats[-1]["loss"] < 0.8 * stats[0]["loss"]
     snapshot = load_snapshot(run_dir / "network-snapshot-000000.safetensors")
     assert (snapshot.header.kimg, snapshot.header.dataset) == (0.32, "shades")
-    assert snapshot.header.extra["training"] == json.loads((run_dir / "training-options.json").read_text())
+    options = json.loads((run_dir / "training-options.json").read_text())
+    assert snapshot.header.extra["training"] == {**options, "data": data.name}
     (ema,) = newest(run_dir).emas
     assert all(torch.equal(t, ema[k]) for k, t in snapshot.net.state_dict().items())
 
@@ -177,7 +179,7 @@ def test_dry_runs_look_at_what_they_would_start_from(data: Path, tmp_path: Path)
     state.write_bytes(b"no state")
     for option, says in (
         ("--resume=nowhere.pt", "--resume=nowhere.pt: there is no such file"),
-        (f"--resume={state}", f"--resume={state}: that is no training state, or damaged; name a"),
+        (f"--resume={state}", f"--resume={state}: not a training state, or damaged; name a"),
         ("--transfer=nowhere.pt", "--transfer=nowhere.pt: there is no such file"),
         (f"--transfer={state}", "that is a training state; give a network-snapshot, or --resume="),
     ):
@@ -258,7 +260,7 @@ def test_killed_while_writing(
 
     def cut_rename(source: Path, target: Path) -> None:
         if Path(target).name.startswith(victim) and next(count) == nth:
-            (parts / ".tmp-cut.pt").write_bytes(Path(source).read_bytes()[:1000])
+            (parts / ".tmp-0123456789ab.pt").write_bytes(Path(source).read_bytes()[:1000])
             raise Killed
         replace(source, target)
 
@@ -613,7 +615,7 @@ def test_damaged_images_are_found_before_training(data: Path, tmp_path: Path) ->
         (["--precond=vp", "--p-mean=0"], "--p-mean=0.0: --precond=vp has no such setting; leave it out"),
         (["--precond=ve", "--sigma-data=auto"], "--sigma-data=auto: --precond=ve has no such setting; leave it out"),
         (["--sigma-data=automatic"], "Invalid value for '--sigma-data'"),
-        (["--ema=.1,.1"], "Invalid value for '--ema': '.1,.1' is no list of different half-lives"),
+        (["--ema=.1,.1"], "Invalid value for '--ema': '.1,.1' is not a list of different half-lives"),
         (["--ema=-1"], "Invalid value for '--ema'"),
         (["--grad-clip=0"], "Invalid value for '--grad-clip'"),
         (["--val=nowhere"], "--val=nowhere does not exist"),
@@ -630,10 +632,10 @@ def test_damaged_states_are_refused(data: Path, whole: Path, tmp_path: Path) -> 
     path, intact = tmp_path / "state.pt", state.saved_states(whole)[0].read_bytes()
     for damaged in (b"", b"text", intact[:5000], intact[: len(intact) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"state.pt is no training state \(.*\); remove it to go on without it"):
+        with pytest.raises(UserError, match=r"state.pt is not a training state \(.*\); remove it to go on"):
             state.load_state(path)
     torch.save({"schema": 99, "net": {}}, path)
-    with pytest.raises(UserError, match="is no training state \\('schema 99 instead of 3'\\)"):
+    with pytest.raises(UserError, match="is not a training state \\('schema 99 instead of 3'\\)"):
         state.load_state(path)
 
 
@@ -652,12 +654,12 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(data: Path, whole: Pa
     new.write_bytes(new.read_bytes()[:9000])
     code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, TICK_2, *HARD)
     assert code == 0
-    assert f"Passed over: {new} is no training state" in output
+    assert f"Passed over: {new} is not a training state" in output
     assert_same(whole, parts)
     for path in state.saved_states(parts):
         path.write_bytes(b"")
     code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, TICK_2, *HARD)
-    assert (code, "is no training state" in output.splitlines()[-1]) == (2, True)
+    assert (code, "is not a training state" in output.splitlines()[-1]) == (2, True)
 
 
 @pytest.mark.usefixtures("idle")
@@ -676,7 +678,7 @@ def test_states_never_run_code(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"schema": state.SCHEMA, "net": Payload()}, tmp_path / "state.pt")
-    with pytest.raises(UserError, match="is no training state"):
+    with pytest.raises(UserError, match="is not a training state"):
         state.load_state(tmp_path / "state.pt")
     assert not (tmp_path / "ran").exists()
 

@@ -30,7 +30,6 @@ OPTIONS: dict[str, tuple[list[str], float]] = {  # the parameter's name: what to
     "channels_last": (["--channels-last"], FLOAT32),
     "compile_network": (["--compile"], FLOAT32),
     "threads": (["--threads=1"], FLOAT32),
-    "fast": (["--fast"], BF16),
 }
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from rendered_hands.mesh import load_rig
 from rendered_hands.scene import MIN_RESOLUTION, Hand, as_grey, draw_hand, render_hands
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from dnnlib.util import alone, atomic_write
 from training.datasets.writer import write_dataset
@@ -66,7 +66,7 @@ class Options:
 
 
 @click.command(cls=Command)
-@click.option("--dest", type=click.Path(path_type=Path), required=True, help="Folder, or NAME.zip (grey PNG).")
+@click.option("--dest", type=Destination(), required=True, help="Folder, or NAME.zip (grey PNG).")
 @click.option("--num", type=click.IntRange(1, 1_000_000), required=True, help="Hands.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Hand i depends on (seed, i).")
 @click.option("--resolution", type=Resolution(), default="160x120", show_default=True, help="Of the pictures.")

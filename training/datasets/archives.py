@@ -24,7 +24,7 @@ from dnnlib.errors import UserError, shown
 from torch_utils.pickle_arrays import NUMPY_NAMES, Array
 from torch_utils.pickle_machine import Budget, Machine
 
-Pictures = Iterator[tuple[str, PIL.Image.Image, int | None]]  # name, picture, class
+Images = Iterator[tuple[str, PIL.Image.Image, int | None]]  # name, image, class
 
 _IDX_IMAGES, _IDX_LABELS = b"\0\0\x08\x03", b"\0\0\x08\x01"  # unsigned bytes, 3 and 1 dimensions
 _CIFAR_BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -46,18 +46,18 @@ def is_idx(path: Path) -> bool:
         return False
 
 
-def idx_pictures(path: Path, where: str) -> tuple[int, bool, Pictures]:
-    """(number, whether they have labels, pictures) of an idx file; labels are in the file beside it, if there is one.
+def idx_images(path: Path, where: str) -> tuple[int, bool, Images]:
+    """(number, whether they have labels, images) of an idx file; labels are in the file beside it, if there is one.
 
-    Raises UserError: cut short, or labels of another number; the pictures raise it where the file breaks off.
+    Raises UserError: cut short, or labels of another number; the images raise it where the file breaks off.
     """
     num = _header(path, where, _IDX_IMAGES, "images")[0]
     labels_path = _labels_beside(path)
     labels = None if labels_path is None else _idx_labels(labels_path, num, where)
-    return num, labels is not None, _idx_pictures(path, where, labels)
+    return num, labels is not None, _idx_images(path, where, labels)
 
 
-def _idx_pictures(path: Path, where: str, labels: bytes | None) -> Pictures:
+def _idx_images(path: Path, where: str, labels: bytes | None) -> Images:
     num, height, width = _header(path, where, _IDX_IMAGES, "images")
     with _reading(where), _open_idx(path) as f:
         f.seek(16)
@@ -94,7 +94,9 @@ def _header(path: Path, where: str, magic: bytes, what: str) -> tuple[int, ...]:
     with _reading(where), _open_idx(path) as f:
         header = f.read(4 + 4 * dimensions)
     if header[:4] != magic or len(header) < 4 + 4 * dimensions:
-        raise UserError(f"{where} is no idx file of {what} (unsigned bytes in {dimensions} dimensions); fetch it again")
+        raise UserError(
+            f"{where} is not an idx file of {what} (unsigned bytes, {dimensions} dimensions); fetch it again"
+        )
     sizes = tuple(int.from_bytes(header[4 + 4 * d : 8 + 4 * d], "big") for d in range(dimensions))
     if not all(sizes) or not all(size <= 16384 for size in sizes[1:]):
         raise UserError(f"{where} says its sizes are {'x'.join(map(str, sizes))}; fetch it again")
@@ -115,8 +117,8 @@ def is_cifar(names: list[str]) -> bool:
     return any(Path(name).name in _CIFAR_BATCHES["train"] + _CIFAR_BATCHES["test"] for name in names)
 
 
-def cifar_pictures(path: Path, where: str, *, part: str) -> Pictures:
-    """The 32x32 RGB pictures of part `train` (batches 1 to 5, in order) or `test`. Raises UserError."""
+def cifar_images(path: Path, where: str, *, part: str) -> Images:
+    """The 32x32 RGB images of part `train` (batches 1 to 5, in order) or `test`. Raises UserError."""
     for batch in _CIFAR_BATCHES[part]:
         pixels, labels = _cifar_batch(_read_member(path, where, batch, _CIFAR_MAX_BYTES), f"{where}: {batch}")
         for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
@@ -152,7 +154,7 @@ def is_npm_archive(names: list[str]) -> bool:
     return any(name.endswith(_NPM_DIGITS.format(0)) for name in names)
 
 
-def npm_pictures(path: Path, where: str) -> Pictures:
+def npm_images(path: Path, where: str) -> Images:
     """The 28x28 grey digits of the package (unpacked, or its .tgz): all of 0, then all of 1, ... Raises UserError.
 
     The package holds x/255 rounded to three digits, so that x is found again exactly.

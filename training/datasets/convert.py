@@ -1,9 +1,9 @@
-"""From a source to a data set that networks train on: each picture shaped alike, some held out."""
+"""From a source to a data set that networks train on: each image shaped alike, some held out."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from training.datasets.writer import DatasetWriter, write_dataset
 
 @dataclass(frozen=True)
 class Shaping:
-    """How each picture gets its size and mode. Nothing is done by default.
+    """How each image gets its size and mode. Nothing is done by default.
 
     Args:
         transform: `center-crop` cuts out the largest centred square, `center-crop-wide` the largest centred window
             with the aspect of `resolution`; both need `resolution`.
-        resolution: (width, height) that the picture is resampled to (without `transform`, stretched to).
+        resolution: (width, height) that the image is resampled to (without `transform`, stretched to).
             `center-crop-wide` then adds black bars above and below, so that the result is square.
-        pad: centre the picture on a canvas of this many pixels across, without resampling.
+        pad: centre the image on a canvas of this many pixels across, without resampling.
         colour: of that canvas.
         mode: `L` or `RGB` converts, `keep` leaves grey grey and RGB RGB.
     """
@@ -48,11 +48,11 @@ class Shaping:
                 )
             if self.transform != "center-crop-wide" and w != h:
                 raise UserError(
-                    f"--resolution={w}x{h} is no square, as networks need; use --transform=center-crop-wide"
+                    f"--resolution={w}x{h} is not a square, as networks need; use --transform=center-crop-wide"
                 )
 
     def __call__(self, image: Image) -> Image:
-        """The picture in its final size and mode. Raises UserError if it does not fit on the canvas."""
+        """The image in its final size and mode. Raises UserError if it does not fit on the canvas."""
         if self.mode != "keep":
             image = image.convert(self.mode)
         if self.resolution is not None:
@@ -63,7 +63,7 @@ class Shaping:
         return image if self.pad is None else centre_on(image, (self.pad, self.pad), self.colour)
 
     def remark(self, image: Image) -> str | None:
-        """What happens to a picture of this size that its owner may not expect."""
+        """What happens to an image of this size that its owner may not expect."""
         if self.resolution is None:
             return None
         window = image if self.transform is None else centre_crop(image, self.resolution)
@@ -74,26 +74,35 @@ class Shaping:
 
 @dataclass
 class Outcome:
-    """What a conversion wrote: a line for each file, and how many pictures each remark holds for."""
+    """What a conversion wrote: a line for each file, and how many images each remark holds for."""
 
     lines: list[str] = field(default_factory=list)
     remarks: dict[str, int] = field(default_factory=dict)
 
 
 def convert(
-    items: Iterable[Item], dest: Path, shaping: Shaping, *, held_out: Path | None = None, every: int = 5
+    items: Iterable[Item],
+    dest: Path,
+    shaping: Shaping,
+    *,
+    held_out: Path | None = None,
+    every: int = 5,
+    label_names: Sequence[str] = (),
 ) -> Outcome:
-    """Writes the pictures to `dest` in their order, one at a time in memory.
+    """Writes the images to `dest` in their order, one at a time in memory.
 
-    With `held_out`, the last of each `every` pictures (of number i % every == every - 1) goes there instead.
+    `label_names` says what each class is. With `held_out`, the last of each `every` pictures (of number
+    i % every == every - 1) goes there instead.
 
-    Raises UserError: a picture that cannot be read, or is no square of the size and mode of the others, a label unlike
+    Raises UserError: an image that cannot be read, or is not square, of the size and mode of the others, a label unlike
     the others, or a file that cannot be written. Neither data set is there then.
     """
     outcome = Outcome()
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(write_dataset(dest))
-        held = None if held_out is None else stack.enter_context(write_dataset(held_out, option="--held-out"))
+        kept = stack.enter_context(write_dataset(dest, label_names=label_names))
+        held = None
+        if held_out is not None:
+            held = stack.enter_context(write_dataset(held_out, option="--held-out", label_names=label_names))
         for i, item in enumerate(items):
             writer = held if held is not None and i % every == every - 1 else kept
             _add(writer, item, shaping, outcome)

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import zipfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from dnnlib.errors import UserError, shown
+from dnnlib.run_folder import not_of_their_run
 from training.datasets.images import SUFFIXES
 
 LABELS_NAME = "dataset.json"
 
 
+_NO_PICTURES = {".json", ".jsonl", ".csv", ".md", ".txt"}  # nobody misses these among the images
+
+
 class ImageFiles:
-    """The images in a folder or zip, by name, and their labels. Dot-files and files of other kinds are passed over.
+    """The images in a folder or zip, by name, and their labels; linked folders are folders.
+
+    Dot-files, files of other kinds and what is no image of a sampling run are passed over: `passed_over` counts them by
+    reason. Where `dataset.json` is not at the top but in one subfolder, its names are relative to that.
 
     Args:
         path: the folder or zip.
         option: the option that named it, for messages.
     Raises:
-        UserError: no such path, no zip, no images.
+        UserError: no such path, no zip, no images, or a damaged record of a sampling run.
     """
 
     def __init__(self, path: str | Path, *, option: str = "--data") -> None:
@@ -33,9 +42,16 @@ class ImageFiles:
         self.where = f"{option}={path}"
         self.zip = self._open_zip()
         self.files = self._list_files()
-        self.names = sorted(n for n in self.files if is_image(n))
+        images = {n for n in self.files if is_image(n)}
+        strangers = not_of_their_run(images, self.files, self.read)
+        self.names = sorted(images - strangers)
+        self.passed_over = Counter(_kind(n) for n in self.files - images if PurePosixPath(n).name != LABELS_NAME)
+        self.passed_over += Counter({"no image of its sampling run": len(strangers)})
         if not self.names:
-            raise UserError(f"{self.where} holds no images ({', '.join(sorted(SUFFIXES))}); name another zip or folder")
+            over = f"; passed over: {self.left_out()}" if self.passed_over else ""
+            raise UserError(
+                f"{self.where} holds no images ({', '.join(sorted(SUFFIXES))}){over}; name another zip or folder"
+            )
 
     def name(self) -> str:
         """The name of the zip or folder, of characters that fit in file names."""
@@ -53,14 +69,37 @@ class ImageFiles:
                 f"{self.where} is damaged: {shown(name)} cannot be read ({shown(str(e))}); make the zip again"
             ) from None
 
+    def left_out(self) -> str:
+        """What was passed over and why, in words: `3 .heic, 1 hidden`; empty for nothing."""
+        return ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.passed_over.items()))
+
+    def may_be_missed(self) -> bool:
+        """Whether somebody may take what was passed over for images."""
+        return any(kind not in _NO_PICTURES and kind != "hidden" for kind in self.passed_over)
+
     def labels(self, *, remedy: str) -> Mapping[str, Any] | None:
         """{name: label} of dataset.json, or None where there are none.
 
         `remedy` ends the message of the UserError for one that cannot be used.
         """
-        if LABELS_NAME not in self.files:
+        found = self.labels_name()
+        if found is None:
             return None
-        return _label_table(self.read(LABELS_NAME), f"{LABELS_NAME} of {self.where}", remedy)
+        table = _label_table(self.read(found), f"{found} of {self.where}", remedy)
+        folder = found.removesuffix(LABELS_NAME)
+        return {folder + name: label for name, label in table.items()} if table and folder else table
+
+    def labels_name(self) -> str | None:
+        """The path of dataset.json: at the top, or in the one subfolder that has one. UserError for several."""
+        if LABELS_NAME in self.files:
+            return LABELS_NAME
+        below = sorted(n for n in self.files if PurePosixPath(n).name == LABELS_NAME and not is_hidden(n))
+        if len(below) > 1:
+            raise UserError(
+                f"{self.where} holds {shown(below[0])} and {shown(below[1])}; name one of their folders, "
+                f"or put one {LABELS_NAME} at the top"
+            )
+        return below[0] if below else None
 
     def _open_zip(self) -> zipfile.ZipFile | None:
         """The zip, or None for a folder."""
@@ -72,19 +111,40 @@ class ImageFiles:
             return zipfile.ZipFile(self.path)
         except zipfile.BadZipFile:
             raise UserError(
-                f"{self.where} is no readable zip; make it again, or name a folder or zip of images"
+                f"{self.where} is not a readable zip; make it again, or name a folder or zip of images"
             ) from None
 
     def _list_files(self) -> set[str]:
         if self.zip is not None:
             return {entry.filename for entry in self.zip.infolist() if not entry.is_dir()}
-        return {p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()}
+        return {p.relative_to(self.path).as_posix() for p in files_below(self.path)}
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and below it, through links, each folder once however many links lead to it from inside."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (path for name in files if (path := Path(place, name)).is_file())
 
 
 def is_image(name: str) -> bool:
     """Whether a file counts as an image: by its suffix, and with no part of its path hidden by a dot."""
-    path = Path(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of the path begins with a dot, or is what macOS puts into zips."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _kind(name: str) -> str:
+    """Why a file is no image."""
+    return "hidden" if is_hidden(name) else PurePosixPath(name).suffix.lower() or "without a suffix"
 
 
 def _label_table(text: bytes, where: str, remedy: str) -> Mapping[str, Any] | None:
@@ -95,7 +155,12 @@ def _label_table(text: bytes, where: str, remedy: str) -> Mapping[str, Any] | No
         raise UserError(f"{where} is not JSON ({shown(str(e))}); {remedy}") from None
     match content:
         case {"labels": [*entries]} if entries and all(_is_entry(e) for e in entries):
-            return dict(entries)
+            table: dict[str, Any] = {}
+            for name, label in entries:
+                if name in table and table[name] != label:
+                    raise UserError(f"{where} labels {shown(name)} twice, and differently; {remedy}")
+                table[name] = label
+            return table
         case {"labels": None}:
             return None
     raise UserError(f'{where} holds no {{"labels": [["NAME.png", LABEL], ...]}}; {remedy}')
@@ -115,7 +180,7 @@ def label_array(labels: list[Any], names: list[str], where: str) -> tuple[np.nda
     for name, label in zip(names, labels, strict=True):
         if not is_class(label):
             raise UserError(
-                f"{where}: the label {shown(label)} of {shown(name)} is no class; "
+                f"{where}: the label {shown(label)} of {shown(name)} is not a class; "
                 "label images with whole numbers from 0, or with lists of numbers"
             )
     classes = set(labels)

@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dnnlib.errors import UserError, shown
@@ -52,35 +52,56 @@ class Folder:
 
 
 def read_folder(source: Path, *, option: str = "--source") -> Folder:
-    """The hands of `source`, in the order of HandInfo.csv, which is in it or beside it; images may be in `Hands/`.
+    """The hands of `source`, in the order of HandInfo.csv, which is in it or beside it.
+
+    Images may be in `Hands/`, or in `Hands/Hands/` as in Kaggle's archive, and their suffixes in another case.
 
     Raises UserError: no folder, no HandInfo.csv, one that cannot be read, a name listed twice, no image of those named.
     """
     where = f"{option}={source}"
     if not source.is_dir():
-        raise UserError(f"{where} is no folder; name the folder of the JPEGs and {CSV_NAME}")
+        raise UserError(f"{where} is not a folder; name the folder of the JPEGs and {CSV_NAME}")
     table = next((p for p in (source / CSV_NAME, source.parent / CSV_NAME) if p.is_file()), None)
     if table is None:
         raise UserError(
             f"{where} has no {CSV_NAME}, nor is one beside it; put the file there, as 11k-hands comes with it"
         )
     hands = _read_table(table)
-    images = source / "Hands" if (source / "Hands").is_dir() else source
+    images = next(p for p in (source / "Hands" / "Hands", source / "Hands", source) if p.is_dir())
     present = {p.name for p in images.iterdir() if is_image(p.name)}
+    on_disk = {name.lower(): name for name in present}  # Hand_1.JPG of a camera, Hand_1.jpg in the table
+    hands = [hand if hand.image in present else replace(hand, image=on_disk.get(hand.image.lower(), hand.image))
+             for hand in hands]  # fmt: skip
     named = {hand.image for hand in hands}
     if not named & present:
-        raise UserError(f"{images} has none of the {len(hands):,} images that {table} names, such as {hands[0].image}")
+        raise UserError(
+            f"{images} has none of the {len(hands):,} images that {table} names, such as {shown(hands[0].image)}; "
+            f"name the folder of the JPEGs by {option}"
+        )
     return Folder(images, [h for h in hands if h.image in present], sorted(named - present), sorted(present - named))
 
 
 def _read_table(path: Path) -> list[Hand]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path} is not a text in UTF-8 ({shown(str(e))}); save it as UTF-8, or fetch it again"
+        ) from None
+    try:
+        first = text.partition("\n")[0]
+        between = ";" if first.count(";") > first.count(",") else ","  # spreadsheets of some countries
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
         header = [name.strip() for name in next(lines, [])]
-        rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if row]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{path} is no CSV file in UTF-8 ({shown(str(e))}); fetch it again") from None
+        rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines]
+    except csv.Error as e:
+        raise UserError(f"{path} is not a CSV file ({shown(str(e))}); fetch it again") from None
+    rows = [(line, row) for line, row in rows if any(row)]
+    while header and not header[-1] and not any(row[len(header) - 1 :] and row[len(header) - 1] for _, row in rows):
+        header.pop()  # a column that a spreadsheet left empty
+        rows = [(line, row[: len(header)]) for line, row in rows]
+    if not all(header):
+        raise UserError(f"{path} has a column without a name that is not empty; name or remove it")
     if IMAGE_COLUMN not in header or len(set(header)) < len(header):
         raise UserError(
             f"{path} has the columns {shown(', '.join(header), 300)}; it needs {IMAGE_COLUMN}, and each one once"
@@ -91,7 +112,7 @@ def _read_table(path: Path) -> list[Hand]:
             raise UserError(f"{path}, line {line}, has {len(row)} columns instead of {len(header)}; mend it")
         hand = Hand(row[header.index(IMAGE_COLUMN)], line, dict(zip(header, row, strict=True)))
         if not is_image(hand.image) or Path(hand.image).name != hand.image or "\\" in hand.image:
-            raise UserError(f"{path}, line {line}: {shown(hand.image)} is no name of an image; mend it")
+            raise UserError(f"{path}, line {line}: {shown(hand.image)} is not a name of an image; mend it")
         if hand.image in hands:
             raise UserError(
                 f"{path}, line {line}: {shown(hand.image)} is on line {hands[hand.image].line} too; keep one"

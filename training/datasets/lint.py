@@ -11,22 +11,24 @@ from dataclasses import dataclass, field
 from PIL.Image import Image
 
 from dnnlib.errors import UserError, shown
-from training.datasets.files import LABELS_NAME, ImageFiles, is_image, label_array
+from training.datasets.files import LABELS_NAME, ImageFiles, label_array
 from training.datasets.images import open_image
 
 
 @dataclass
 class Report:
-    """`problems` holds a line for each thing that is wrong; `passed_over` counts files that are no images."""
+    """`problems` holds a line for each thing that is wrong; `passed_over` counts files that are no images, by kind."""
 
     num: int
     shape: str = "no readable images"
     labels: str = "no labels"
     passed_over: int = 0
+    left_out: str = ""
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        return f"{self.num:,} images, {self.shape}, {self.labels}; {self.passed_over} other files passed over"
+        kinds = f" ({self.left_out})" if self.left_out else ""
+        return f"{self.num:,} images, {self.shape}, {self.labels}; {self.passed_over} other files passed over{kinds}"
 
 
 def lint(files: ImageFiles, names: Iterable[str], *, allow_duplicates: bool = False) -> Report:
@@ -35,7 +37,7 @@ def lint(files: ImageFiles, names: Iterable[str], *, allow_duplicates: bool = Fa
     The size and mode of most images count as right, and what differs is named. Duplicates are equal pixels. What is
     kept in memory is a name and 20 bytes for each image.
     """
-    report = Report(len(files.names), passed_over=len([n for n in files.files if not is_image(n) and n != LABELS_NAME]))
+    report = Report(len(files.names), passed_over=files.passed_over.total(), left_out=files.left_out())
     report.problems += _doubled_names(files)
     shapes: dict[str, str] = {}
     first_with: dict[bytes, str] = {}

@@ -170,7 +170,7 @@ def check_dest(dest: Path, *, option: str = "--dest") -> None:
     if dest.suffix == ".zip" and dest.is_dir():
         raise UserError(f"{option}={dest} is a folder; name a .zip that does not exist")
     if dest.suffix == "" and dest.exists() and not (dest.is_dir() and not any(dest.iterdir())):
-        raise UserError(f"{option}={dest} exists and is no empty folder; name another folder or a .zip")
+        raise UserError(f"{option}={dest} exists and is not an empty folder; name another folder or a .zip")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A multilayer perceptron for points: the F of a preconditioned denoiser where there is no picture to convolve."""
+"""A multilayer perceptron for points: the F of a preconditioned denoiser where there is no image to convolve."""
 
 from __future__ import annotations
 

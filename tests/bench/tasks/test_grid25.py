@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from rods.pipeline import SamplerConfig
 
 from dnnlib.errors import UserError
 from rods.bench.task import embedded_network, exact_network
 from rods.bench.tasks.grid25 import task as grid25
 from rods.bench.tasks.grid25.training import PointTraining, measured_sigma_data, save_points, train_points
+from rods.config import build
 from rods.densities import Mixture
 from rods.eval.labels import Label
 from training.checkpoint import load_snapshot
@@ -80,7 +80,7 @@ def test_labels_refuse_what_is_no_point(points):
 def sampled(denoiser, sampler: str, n: int = 4000) -> np.ndarray:
     latents = torch.randn(n, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return SamplerConfig(sampler, {"num_steps": 40}).run(denoiser, latents).images.numpy()
+        return build(sampler, {"num_steps": 40}).sample(denoiser, latents).images.numpy()
 
 
 def bad_share(points: np.ndarray) -> float:

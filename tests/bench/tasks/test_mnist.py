@@ -51,7 +51,7 @@ def test_the_labeller_knows_digits_it_never_saw(golden_digits):
     assert all((fault == "") == (k >= 0) for fault, k in zip(labeller.faults(images), found, strict=True))
 
 
-FOUND = {  # below what the audit measures on 1,000 (docs/tasks.md): 50 images say little
+FOUND = {  # below what the audit measures on 1,000 (docs/lab/2026-11-24-tasks.md): 50 images say little
     "a blurred digit (3.5 pixels)": 0.95,
     "the mean of two digits": 0.8,
     "two digits, one over the other": 0.45,

@@ -78,7 +78,7 @@ def test_labels_are_independent_of_batch_composition(name):
 
 @tasks
 def test_planted_errors_are_found_as_the_audit_says(name):
-    """No bar is refuted at 95 % by a small audit; the full audits are in docs/tasks.md."""
+    """No bar is refuted at 95 % by a small audit; the full audits are in docs/lab/2026-11-24-tasks.md."""
     task = TASKS[name]()
     lines = task.audit(num=N, num_planted=20)
     refuted = [

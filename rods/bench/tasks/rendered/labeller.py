@@ -1,7 +1,7 @@
 """The labeller of rendered hands: an ensemble that counts four, five or six fingers, or sees no hand.
 
 An image is valid where every member gives five fingers more than both thresholds, and hallucinated where every member
-gives less than both. `docs/rendered-hands.md` has what it confuses.
+gives less than both. `docs/how-to/rendered-hands.md` has what it confuses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/data.md: every command on it is one that its script accepts."""
+"""docs/how-to/data.md: every command on it is one that its script accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vectors import ROOT
 from scripts import dataset_tool, make_data, prepare_hands
 
 SCRIPTS = {m.__name__.removeprefix("scripts."): m.main for m in (dataset_tool, make_data, prepare_hands)}
-PAGE = (ROOT / "docs" / "data.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "data.md").read_text()
 COMMANDS = re.findall(r"python scripts/(\w+)\.py ([^`\n]+)", PAGE)
 
 

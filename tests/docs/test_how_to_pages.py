@@ -1,0 +1,68 @@
+"""README.md and docs/how-to: their Python runs, and what start.md and compare.md type works on two seeds."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from commands import generated
+from pages import Page
+from vectors import ROOT
+
+from scripts import bench
+
+WITH_CODE = ("sample", "restart", "foreign-models")
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_the_blocks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found: dict[str, Any] = {}
+    for block in Page(f"how-to/{name}").blocks:
+        exec(block.replace("randn(4,", "randn(1,"), found)
+
+
+def test_the_first_block_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("    from "))
+    block = [line.removeprefix("    ") for line in lines[start : lines.index("", start)]]
+    assert len(block) == 6
+    found: dict[str, Any] = {}
+    exec("\n".join(block).replace("randn(8,", "randn(1,"), found)
+    assert found["result"].images.shape == (1, 1, 32, 32)
+
+
+def shown(page: str) -> list[tuple[str, list[str]]]:
+    """The commands of a page that make, label and compare two runs."""
+    found = re.findall(r"^    (?:\.venv/bin/)?python (generate|scripts/bench)\.py (.*)$", Page(page).text, re.MULTILINE)
+    return [(name, shlex.split(line)) for name, line in found]
+
+
+def test_two_runs_are_labelled_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = shown("start")
+    assert [name for name, _ in commands] == ["generate"] * 2 + ["scripts/bench"] * 3
+    assert shown("how-to/compare") == [(name, [o for o in options if o != "--grid"]) for name, options in commands]
+    for name, options in commands:
+        few = [option.replace("--seeds=0-63", "--seeds=0-1") for option in options]
+        if name == "generate":
+            generated(Path(), *few, network=None, steps=None)
+        else:
+            result = CliRunner().invoke(bench.main, few)
+            assert result.exit_code == 0, result.output
+    assert "| restart |" in result.output
+
+
+def test_a_new_threshold_follows_recorded_scores(tmp_path: Path) -> None:
+    """The commands of restart.md for a network without labels, and of sample.md, on a small network."""
+    pages = [command for name in ("restart", "sample") for command in Page(f"how-to/{name}").commands]
+    tried = [options for options in pages if any("my-network" in option for option in options)]
+    assert len(tried) == 2
+    for i, options in enumerate(tried):
+        few = [option for option in options if not option.startswith(("--network", "--seeds", "--outdir"))]
+        generated(tmp_path / str(i), "--seeds=0-3", *few, steps=10)
