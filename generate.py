@@ -1,4 +1,4 @@
-"""Sample images with EDM's samplers or with RODS: options -> frozen config -> the pipeline, chunk by chunk."""
+"""Sample images with EDM's samplers or with RODS: options -> a frozen `Job` -> `run_chunks`, chunk by chunk."""
 
 from __future__ import annotations
 

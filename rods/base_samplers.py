@@ -64,7 +64,7 @@ class Sampler:
 
     @property
     def stream(self) -> Literal["first", "second"]:
-        """The stream of a seed that it draws from: EDM's noise is of the first, what is RODS's own of the second."""
+        """The stream of a seed that it draws from: EDM's noise (churn) is of the first, other draws of the second."""
         return "first"
 
     def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:

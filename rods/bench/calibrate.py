@@ -37,7 +37,6 @@ from rods.detectors import Detector
 from rods.eval.diversity import spread_within
 from rods.samplers import Corrected
 from rods.schedules import SigmaWindow, Window
-from rods.schema import window_to_text
 from torch_utils import distributed
 
 F64 = NDArray[np.float64]
