@@ -1,4 +1,6 @@
-"""Gates: detectors that read the network's own activations, fitted to one network.
+"""Readouts: detectors that read the network's own activations, fitted to one network, the usual gate of a restart.
+
+The combinator `Gate`, which puts a threshold to a detector of steps, is in combinators.py.
 
 `Readout` is a linear readout, or probe, of hidden layers (Alain and Bengio 2016, arXiv 1610.01644), of a denoiser's
 U-Net and for the risk of an image. It needs labelled samples of the network, from a program or from people;
@@ -41,7 +43,7 @@ def network_of(denoiser: AnyDenoiser) -> torch.nn.Module:
     """The network whose layers are read. Raises ValueError where the denoiser is no torch module."""
     network = unbound(denoiser)
     if not isinstance(network, torch.nn.Module):
-        raise ValueError("detector: a gate reads layers, and this denoiser is not a torch module; use another detector")
+        raise ValueError("detector: a readout reads layers; this denoiser is not a torch module; use another detector")
     return network
 
 
@@ -51,7 +53,7 @@ def module_of(network: torch.nn.Module, block: str) -> torch.nn.Module:
         return network.get_submodule(block)
     except AttributeError:
         raise ValueError(
-            f"detector: this network has no module {block}; a gate belongs to the network that it was fitted on"
+            f"detector: this network has no module {block}; a readout belongs to the network that it was fitted on"
         ) from None
 
 
@@ -97,7 +99,7 @@ def activations(
     for block in blocks:
         rows = [part[block] for part in seen if block in part]
         if sum(map(len, rows)) != len(noise) * len(image):
-            raise ValueError(f"gate: evaluations do not show {block}; leave out --compile, which hides it")
+            raise ValueError(f"readout: evaluations do not show {block}; leave out --compile, which hides it")
         found.append(torch.cat(rows).reshape(*noise.shape[:2], -1).mean(dim=0))
     return tuple(found)
 
