@@ -399,7 +399,7 @@ REFUSED = {
     "no offset": ((SMALL, "--sampler=sigma-offset"), "--kappa: sigma-offset needs a value"),
     "class on an unconditional network": ((SMALL, "--class=0"), "--class: 0 given, but the network is unconditional"),
     "class too high": ((LABELLED, "--class=4"), "--class: 4 is out of range; this network has classes 0 to 3"),
-    "class too low": ((LABELLED, "--class=-1"), "--class: -1 is out of range"),
+    "class too low": ((LABELLED, "--class=-1"), "-1 is not in the range x>=0"),
     "backward seeds": ((SMALL, "--seeds=3-1"), "'3-1' runs backwards; write 1-3"),
     "no steps": ((SMALL, "--steps=0"), "'--steps': 0 is not in the range"),
     "a billion steps": ((SMALL, "--steps=1000000000"), "1000000000 is not in the range 1<=x<=100000"),
