@@ -53,7 +53,9 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
 )
 @click.option("--seeds", type=SeedList(), default="0-63", show_default=True, help="Random seeds, such as 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="A subfolder for every 1000 seeds.")
-@click.option("--class", "class_index", metavar="INT", type=int, help="Class label [default: random per seed].")
+@click.option(
+    "--class", "class_index", metavar="INT", type=click.IntRange(0), help="Class label [default: random per seed]."
+)
 @add_execution_options
 @click.option(
     "--grid", is_flag=True, help=f"Also write grid.png, a labelled contact sheet of the first {MAX_GRID} images."
