@@ -114,9 +114,13 @@ def test_half_of_an_announcement_is_one_clear_line(
         monkeypatch.delenv(name, raising=False)
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as error:
+
+    def join() -> None:
         distributed.rank()
         distributed.init(torch.device("cpu"))
+
+    with pytest.raises(UserError) as error:
+        join()
     assert str(error.value).startswith(says)
 
 
