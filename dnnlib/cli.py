@@ -116,7 +116,7 @@ class _OneLineErrors(click.Command):
         for param in self.get_params(ctx):
             value = ctx.params.get(param.name or "")
             if isinstance(value, float) and value != value:
-                raise click.UsageError(f"{_spelled(param)}=nan is not a number; give one", ctx)
+                raise click.UsageError(f"{_spelled(param)}: nan is not a number; give one", ctx)
         return rest
 
     def main(  # type: ignore[override]

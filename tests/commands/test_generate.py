@@ -348,7 +348,7 @@ REFUSED = {
     "no value": ((SMALL, "--sampler=overshoot"), "--rho: "),
     "no calibration": ((SMALL, "--sampler=rods-cas"), "--eps and --rho needed: "),
     "out of range": ((SMALL, *RODS, "--eps=-1"), "--eps: "),
-    "not a number": ((SMALL, *RODS, "--eps=nan"), "--eps=nan "),
+    "not a number": ((SMALL, *RODS, "--eps=nan"), "--eps: "),
     "out of the network's range": ((SMALL, *RESTART, "--sigma-r=90"), "--sigma-r: "),
     "out of click's range": ((SMALL, "--steps=0"), "Invalid value for '--steps': "),
     "no window": ((SMALL, *RODS, "--window=.5,.1"), "Invalid value for '--window': "),
