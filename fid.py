@@ -87,7 +87,12 @@ def main() -> None:
 @click.option("--num", type=click.IntRange(2, 10_000_000), help=f"How many images [default: all, {NUM} at most].")
 @click.option("--seed", type=click.IntRange(0), help="Which images, where there are more than --num [default: 0].")
 @click.option("--seeds", type=SeedList(), help="Seeds to sample, with --from-network [default: 0 to --num - 1].")
-@click.option("--class", "class_index", type=int, help="Class label, with --from-network [default: random per seed].")
+@click.option(
+    "--class",
+    "class_index",
+    type=click.IntRange(0),
+    help="Class label, with --from-network [default: random per seed].",
+)
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Sampler; its options, below, are generate.py's.")
 @click.option("--preset", metavar="NAME|FILE", help="Settings of the sampler, as generate.py's.")
 @_reference_options

@@ -1,8 +1,9 @@
-"""Sample images with EDM's samplers or with RODS: options -> frozen config -> the pipeline, chunk by chunk."""
+"""Sample images with EDM's samplers or with RODS: options -> a frozen `Job` -> `run_chunks`, chunk by chunk."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 from contextlib import nullcontext
 from typing import Any
@@ -52,7 +53,9 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
 )
 @click.option("--seeds", type=SeedList(), default="0-63", show_default=True, help="Random seeds, such as 1,2,5-10.")
 @click.option("--subdirs", is_flag=True, help="A subfolder for every 1000 seeds.")
-@click.option("--class", "class_index", metavar="INT", type=int, help="Class label [default: random per seed].")
+@click.option(
+    "--class", "class_index", metavar="INT", type=click.IntRange(0), help="Class label [default: random per seed]."
+)
 @add_execution_options
 @click.option(
     "--grid", is_flag=True, help=f"Also write grid.png, a labelled contact sheet of the first {MAX_GRID} images."
@@ -223,7 +226,9 @@ def describe(job: Job, preset: str | None) -> list[str]:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):
             lines.append(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
-    return [*lines, " ".join(f"{flag(k)}={v}" for k, v in options.items() if v is not None)]
+    switches = {"rejected", "channels_last"}  # without a value
+    given = [(k, v) for k, v in options.items() if v is not None and not (k in switches and not v)]
+    return [*lines, " ".join(flag(k) if k in switches else f"{flag(k)}={shlex.quote(str(v))}" for k, v in given)]
 
 
 def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:

@@ -97,7 +97,7 @@ class Destination(click.Path):
 
 class _OneLineErrors(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """One rule for all options: a value is not empty, is given once, and ~ is the home folder.
+        """One rule for all options: a value is not empty nor NaN, is given once, and ~ is the home folder.
 
         An empty value is a shell variable that is not set, and a shell leaves the ~ of --outdir=~/out alone.
         """
@@ -106,12 +106,18 @@ class _OneLineErrors(click.Command):
             given, _, order = self.make_parser(ctx).parse_args(args=list(args))
             for param in self.get_params(ctx):
                 value = given.get(param.name or "")
-                if isinstance(value, str) and not value.strip():
+                texts = value if isinstance(value, list | tuple) else [value]  # of several values, each one
+                if any(isinstance(text, str) and not text.strip() for text in texts):
                     raise click.UsageError(f"{_spelled(param)} is empty; give it a value or leave it out", ctx)
                 valued = isinstance(param, click.Option) and not (param.is_flag or param.multiple or param.count)
                 if valued and (times := order.count(param)) > 1:
                     raise click.UsageError(f"{_spelled(param)} is given {times} times; give it once", ctx)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for param in self.get_params(ctx):
+            value = ctx.params.get(param.name or "")
+            if isinstance(value, float) and value != value:
+                raise click.UsageError(f"{_spelled(param)}: nan is not a number; give one", ctx)
+        return rest
 
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any

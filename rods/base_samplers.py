@@ -64,7 +64,7 @@ class Sampler:
 
     @property
     def stream(self) -> Literal["first", "second"]:
-        """The stream of a seed that it draws from: EDM's noise is of the first, what is RODS's own of the second."""
+        """The stream of a seed that it draws from: EDM's noise (churn) is of the first, other draws of the second."""
         return "first"
 
     def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
@@ -97,8 +97,12 @@ class Sampler:
         *,
         randn_like: Noise | None = None,
     ) -> RodsResult:
-        """Run to the end: images (float64, detached) and a record of each, with measured F and B."""
+        """Run to the end: images (float64, detached) and a record of each, with measured F and B.
+
+        Raises ValueError for latents of another form, and as `check` does.
+        """
         check_latents(latents)
+        self.check(denoiser)
         denoise = bind(denoiser, len(latents), class_labels, randn_like=randn_like)
         recorder = self.recorder()
         for step in self.steps(denoise, latents):

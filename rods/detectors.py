@@ -8,7 +8,7 @@ A detector is a frozen dataclass behind one protocol, `Detector`; `needs` says w
 
 Whatever it needs, `follow` gives a `Follower` that a `for` loop over a sampler's steps feeds: restarts, filters, accept
 and the benchmark use nothing else. rods/config.py registers detectors and writes them as text; gate.py has those that
-read the network's own activations.
+read the network's own activations, costly_detectors.py those that cost many evaluations.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class StepDetector(Detector):
     mean: bool = False
 
     needs: ClassVar[Needs] = "step"
-    reads_gradient: ClassVar[bool] = True  # whether `measure` reads `cur.g` of every row
+    reads_gradient: ClassVar[bool] = True  # whether `measure` reads `cur.g`, which a gate then evaluates first
 
     def __post_init__(self) -> None:
         if not 0 <= self.lo <= self.hi < inf:

@@ -1,4 +1,6 @@
-"""Gates: detectors that read the network's own activations, fitted to one network.
+"""Readouts: detectors that read the network's own activations, fitted to one network, the usual gate of a restart.
+
+The combinator `Gate`, which puts a threshold to a detector of steps, is in combinators.py.
 
 `DensityRatio` needs no labels, but real images: how much more likely the activations are of an image of the network
 than of a real one, by a Gaussian of each (quadratic discriminant analysis), or of the real ones alone. Its relatives
@@ -53,7 +55,7 @@ def network_of(denoiser: AnyDenoiser) -> torch.nn.Module:
     """The network whose layers are read. Raises ValueError where the denoiser is no torch module."""
     network = unbound(denoiser)
     if not isinstance(network, torch.nn.Module):
-        raise ValueError("detector: a gate reads layers, and this denoiser is not a torch module; use another detector")
+        raise ValueError("detector: a readout reads layers; this denoiser is not a torch module; use another detector")
     return network
 
 
@@ -63,7 +65,7 @@ def module_of(network: torch.nn.Module, block: str) -> torch.nn.Module:
         return network.get_submodule(block)
     except AttributeError:
         raise ValueError(
-            f"detector: this network has no module {block}; a gate belongs to the network that it was fitted on"
+            f"detector: this network has no module {block}; a readout belongs to the network that it was fitted on"
         ) from None
 
 
@@ -109,7 +111,7 @@ def activations(
     for block in blocks:
         rows = [part[block] for part in seen if block in part]
         if sum(map(len, rows)) != len(noise) * len(image):
-            raise ValueError(f"gate: evaluations do not show {block}; leave out --compile, which hides it")
+            raise ValueError(f"readout: evaluations do not show {block}; leave out --compile, which hides it")
         found.append(torch.cat(rows).reshape(*noise.shape[:2], -1).mean(dim=0))
     return tuple(found)
 

@@ -61,7 +61,7 @@ class Restart(Sampler):
         if self.sigma_r < self.detector.max_sigma < float("inf"):
             raise ValueError(
                 f"detector: it reads noise levels up to {self.detector.max_sigma:g}, above sigma_r = {self.sigma_r}; "
-                "lower the one or raise the other"
+                "lower the detector's level (hi of one of steps, sigma of tvf) or raise sigma_r"
             )
         if isinstance(self.inside, NamedCorrector) and self.inside.random:
             raise ValueError("inside: a corrector that draws would move the numbers of other rows; use another")
@@ -199,5 +199,4 @@ def restart_sampler(
         time_rho=time_rho,
         solver=solver,
     )
-    sampler.check(denoiser)
     return sampler.sample(denoiser, latents, class_labels, randn_like=randn_like)

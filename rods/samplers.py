@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Literal
 
@@ -251,43 +252,22 @@ def rods_sampler(
     """
     if method not in ("cas", "sas"):
         raise ValueError(f"method: unknown method {method!r}; give cas or sas")
-    sampler: Sampler
-    if method == "cas":
-        sampler = RodsCas(
-            eps=eps,
-            rho=rho,
-            window=window,
-            num_steps=num_steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            time_rho=time_rho,
-            solver=solver,
-            detect=detect,
-            gradient=gradient,
-            probe_every=probe_every,
-            S_churn=S_churn,
-            S_min=S_min,
-            S_max=S_max,
-            S_noise=S_noise,
-            ascent_steps=ascent_steps,
-        )
-    else:
-        sampler = RodsSas(
-            eps=eps,
-            rho=rho,
-            window=window,
-            num_steps=num_steps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            time_rho=time_rho,
-            solver=solver,
-            detect=detect,
-            gradient=gradient,
-            probe_every=probe_every,
-            S_churn=S_churn,
-            S_min=S_min,
-            S_max=S_max,
-            S_noise=S_noise,
-            sas_sign=sas_sign,
-        )
+    kind = partial(RodsCas, ascent_steps=ascent_steps) if method == "cas" else partial(RodsSas, sas_sign=sas_sign)
+    sampler = kind(
+        eps=eps,
+        rho=rho,
+        window=window,
+        num_steps=num_steps,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        time_rho=time_rho,
+        solver=solver,
+        detect=detect,
+        gradient=gradient,
+        probe_every=probe_every,
+        S_churn=S_churn,
+        S_min=S_min,
+        S_max=S_max,
+        S_noise=S_noise,
+    )
     return sampler.sample(denoiser, latents, class_labels, randn_like=randn_like)

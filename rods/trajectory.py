@@ -27,7 +27,7 @@ class Correction:
     d: Tensor  # [B, C, H, W]
     score: Tensor | None = None  # [B]
     flagged: Tensor | None = None  # [B] bool; None = all rows
-    probe: Probe | None = None  # for the steps that are not probed themselves; see `correctors.Every`
+    probe: Probe | None = None  # for the steps that are not probed themselves; see `combinators.Every`
     at: State | None = None  # what was evaluated in the state's place; None: the state itself
 
 

@@ -23,7 +23,7 @@ DRAWN = {name: task for name, make in TASKS.items() if (task := make()).drawn}
 @click.option("--dest", type=Destination(), help="Folder or NAME.zip.  [default: data/NETWORK.zip]")
 @click.option("--num", type=click.IntRange(1, 10_000_000), help="Images.  [default: those of the embedded network]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Image i depends on (seed, i).")
-@click.option("--resolution", type=int, help="Pixels across.  [default: the task's]")
+@click.option("--resolution", type=click.IntRange(min=1), help="Pixels across.  [default: the task's]")
 @click.option("--planted", metavar="KIND", help="Draw this planted error instead of real images.")
 def main(
     task_name: str, dest: Path | None, num: int | None, seed: int, resolution: int | None, planted: str | None

@@ -285,7 +285,7 @@ def test_blocks_in_any_share_give_equal_bits(monkeypatch: pytest.MonkeyPatch) ->
     alone = extract(len(blocks), blocks.__getitem__, [extractor], num_images=20)
     sent: dict[int, list[Any]] = {}
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr("rods.eval.extraction.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     results = {}
     for rank in (1, 2, 0):
         monkeypatch.setenv("RANK", str(rank))
@@ -298,7 +298,7 @@ def test_blocks_in_any_share_give_equal_bits(monkeypatch: pytest.MonkeyPatch) ->
             if rank == 0:
                 into[:] = [sent[r][k] for r in range(3)]
 
-        monkeypatch.setattr("rods.eval.extraction.dist.all_gather_object", gather)
+        monkeypatch.setattr("torch.distributed.all_gather_object", gather)
         results[rank] = extract(len(blocks), blocks.__getitem__, [extractor], num_images=20)
     assert results[1] is results[2] is None
     assert alone is not None

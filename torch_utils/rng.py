@@ -46,7 +46,9 @@ class SeedStreams:
         self._generators = [torch.Generator(self._source).manual_seed(seed) for seed in self._seeds]
 
     def second(self) -> SeedStreams:
-        """The second stream of each seed, from its beginning: what RODS draws never moves the first one's numbers.
+        """The second stream of each seed, from its beginning: what correctors and restarts draw.
+
+        It never moves the numbers of the first, which are EDM's.
 
         Its generators have the seeds (seed mod 2^32) xor 0x524F4453.
         """

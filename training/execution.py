@@ -48,8 +48,8 @@ class Compiled(nn.Module):
 
     The number of rows is a symbol of the graphs, so that the few rows of a restart neither compile again nor are padded
     to a whole batch; torch makes one row a special case, which is padded to two unless all batches are of one. A graph
-    calls no hooks: while somebody watches layers (rods.readout), the network is carried out as it is. Attributes are
-    the network's own.
+    calls no hooks: while somebody watches layers (a readout, rods/gate.py), the network is carried out as it is.
+    Attributes are the network's own.
     """
 
     def __init__(self, net: nn.Module, *, batch: int) -> None:

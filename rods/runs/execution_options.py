@@ -43,7 +43,7 @@ EXECUTION_OPTIONS = (
         "--compile",
         "compile_network",
         is_flag=True,
-        help="torch.compile the network: minutes at the start, any batch size after it; a gate runs it uncompiled.",
+        help="torch.compile the network: minutes at the start, any batch size after it; a readout runs it uncompiled.",
     ),
     click.option(
         "--threads",

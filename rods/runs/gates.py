@@ -1,4 +1,4 @@
-"""Files of fitted detectors: weights as safetensors beside a preset."""
+"""Files of fitted detectors, the readouts of rods/gate.py: weights as safetensors beside a preset."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ def record_lines(
             else:
                 line[key]["scores"] = finite(line[key]["scores"])
         if filter:
+            # The filter's detector is the only one of a run to a folder (`Selection.detectors`).
             line |= filtered(filter, name, done.scores[0][b], exists=exists[b])
         lines.append(line)
     return lines

@@ -101,12 +101,13 @@ def sample_for_folder(job: Job, chunk: Chunk, folder: OutputFolder, micro_batche
 def write_chunk(job: Job, done: ChunkResult, strips: Strips, folder: OutputFolder) -> None:
     """Write a sampled chunk; an image that is not finite is recorded and never becomes a PNG."""
     chunk, ok = done.chunk, all_finite(done)
+    part = f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}"
     lines = record_lines(done, job.names(chunk), job.selection.filter, ok)
     pixels = done.images.cpu().numpy()
     if is_points(pixels.shape):
         for line, x, fine in zip(lines, pixels, ok, strict=True):
             line["x"] = x.ravel().tolist() if fine else None
-        folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", [None] * len(lines), lines, {})
+        folder.write(part, [None] * len(lines), lines, {})
         return
     wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
     images = [to_pil(to_uint8(x)) if is_wanted else None for x, is_wanted in zip(pixels, wanted, strict=True)]
@@ -116,7 +117,7 @@ def write_chunk(job: Job, done: ChunkResult, strips: Strips, folder: OutputFolde
             file = f"{TRAJECTORIES}/{line['name']}"
             line["trajectory"] = {"file": file, "steps": list(job.trajectory), "sigma": strips.sigma}
             drawn[file] = strips.strip(b, done.images[b])
-    folder.write(f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}", images, lines, drawn)
+    folder.write(part, images, lines, drawn)
 
 
 def is_points(shape: Sequence[int]) -> bool:

@@ -61,7 +61,8 @@ def test_the_defaults_are_those_of_edm(sampler: str, expected: dict[str, Any]) -
             assert params[name] is None
             assert config[argument] == value, name
         else:
-            assert params[name] == value, name
+            found = params[name]
+            assert (str(found) if isinstance(found, Path) else found) == value, name
 
 
 def test_our_defaults() -> None:
@@ -346,7 +347,8 @@ REFUSED = {
     "option of another sampler, chosen by an option": ((SMALL, "--solver=euler", "--rho=7"), "--rho "),
     "no value": ((SMALL, "--sampler=overshoot"), "--rho: "),
     "no calibration": ((SMALL, "--sampler=rods-cas"), "--eps and --rho needed: "),
-    "out of range": ((SMALL, *RODS, "--eps=nan"), "--eps: "),
+    "out of range": ((SMALL, *RODS, "--eps=-1"), "--eps: "),
+    "not a number": ((SMALL, *RODS, "--eps=nan"), "--eps: "),
     "out of the network's range": ((SMALL, *RESTART, "--sigma-r=90"), "--sigma-r: "),
     "out of click's range": ((SMALL, "--steps=0"), "Invalid value for '--steps': "),
     "no window": ((SMALL, *RODS, "--window=.5,.1"), "Invalid value for '--window': "),
@@ -425,9 +427,12 @@ def test_too_large_a_batch(error: Exception, tmp_path: Path, monkeypatch: pytest
 
 def test_the_folder_is_refused_before_anything_is_printed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for outdir, says in (("file", "is a file; name a folder"), ("file/out", "cannot be written: Not a directory")):
+    for outdir, says in (("file", "is a file"), ("file/out", "cannot be written: Not a directory")):
         code, output = generate(tmp_path / outdir, "--seeds=0")
         assert code == 2
-        assert output.startswith(f"Error: --outdir={tmp_path / outdir} {says}")
+        assert output.startswith("Error: ")
+        assert "--outdir" in output
+        assert f"{tmp_path / outdir}" in output
+        assert says in output
         assert output.count("\n") == 1
-    assert generate(Path(), "--outdir=", "--seeds=0") == (2, "Error: --outdir is empty; name a folder\n")
+    assert generate(Path(), "--outdir=", "--seeds=0")[1].startswith("Error: --outdir is empty; ")

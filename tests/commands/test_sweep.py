@@ -78,12 +78,7 @@ def answer(command: click.Command, arguments: list[str]) -> tuple[int, str, str]
 
 def check(command: click.Command, param: click.Parameter, value: str, folder: Path) -> None:
     (folder / "a-file").write_text("not yours")
-    if isinstance(param, click.Option):
-        given = [f"{max(param.opts, key=len)}={value}"]
-    else:
-        before = command.params[: command.params.index(param)]
-        given = ["x" for p in before if isinstance(p, click.Argument)] + [value]
-    code, out, err = answer(command, [*required(command, param), *given])
+    code, out, err = answer(command, arguments_with(command, param, value))
     assert (code, out) == (2, ""), (out, err)
     assert err.startswith("Error: "), err
     assert err.count("\n") == 1, err
@@ -92,13 +87,23 @@ def check(command: click.Command, param: click.Parameter, value: str, folder: Pa
     assert [p.name for p in folder.iterdir()] == ["a-file"]
 
 
-def required(command: click.Command, but: click.Parameter) -> list[str]:
-    """The other options that a command cannot do without."""
-    return [
-        f"{max(p.opts, key=len)}={p.type.choices[0] if isinstance(p.type, click.Choice) else 'out'}"
-        for p in command.params
-        if isinstance(p, click.Option) and p.required and p is not but
-    ]
+def arguments_with(command: click.Command, param: click.Parameter, value: str) -> list[str]:
+    """The parameter with this value, and what the command cannot do without."""
+    found = []
+    for p in command.params:
+        if isinstance(p, click.Option) and (p is param or p.required):
+            found.append(f"{max(p.opts, key=len)}={value if p is param else harmless(p.type)}")
+        elif p is param or (isinstance(p, click.Argument) and p.required):
+            found.append(value if p is param else harmless(p.type))
+    return found
+
+
+def harmless(kind: click.ParamType) -> str:
+    if isinstance(kind, click.Choice):
+        return str(kind.choices[0])
+    if isinstance(kind, click.Path) and kind.exists:
+        return "a-file" if kind.file_okay else "."
+    return "out"
 
 
 @pytest.mark.parametrize(("command", "param", "value"), cases(fast=True))

@@ -43,6 +43,13 @@ KINDS: dict[str, tuple[type[Any], type[Any]]] = {
 NAMES = {**vars(rods), "inf": math.inf}  # what a printed value is made of
 
 
+@pytest.mark.parametrize("name", [*KINDS, *(f"sampler {name}" for name in SAMPLERS)])
+def test_its_class_is_of_the_library(name: str) -> None:
+    """What a value prints is then code: `from rods import *` and the print make it again."""
+    kind = KINDS[name][1] if name in KINDS else SAMPLERS[name.removeprefix("sampler ")]
+    assert NAMES.get(kind.__name__) is kind, f"{name}: export {kind.__name__} in rods/__init__.py (import and __all__)"
+
+
 def check_value(value: Any) -> None:
     """Frozen; equal to what its print makes, in hash too; unequal to a changed one."""
     assert dataclasses.is_dataclass(value)

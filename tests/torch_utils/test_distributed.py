@@ -115,12 +115,12 @@ def test_half_of_an_announcement_is_one_clear_line(
     for name, value in left.items():
         monkeypatch.setenv(name, value)
 
-    def start() -> None:
+    def join() -> None:
         distributed.rank()
         distributed.init(torch.device("cpu"))
 
     with pytest.raises(UserError) as error:
-        start()
+        join()
     assert str(error.value).startswith(says)
 
 
