@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, SeedList
+from dnnlib.cli import Command
 from dnnlib.errors import UserError, user_errors
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
@@ -141,7 +141,7 @@ def trial(
         scored = ScoredImages()
         done = sample_chunk(net, chunk, restart, device=device, observers=[scored])
         noise = SeedStreams(chunk.seeds, device).third().randn_like(scored.images)[None]
-        for b, record in enumerate(done.records):
+        for record in done.records:
             assert record.restart is not None, "a restart keeps records"
             above += record.restart.scores[record.restart.kept] > limits[0]
             back += len(record.restart.scores) > 1
@@ -161,7 +161,7 @@ def trial(
 @click.option("--samples", type=click.IntRange(0, 100_000), default=NUM_SEEDS,
               help="The network's own samples to fit to; 0: real images alone.")  # fmt: skip
 @click.option("--trial", "num_trial", type=click.IntRange(16, 100_000), default=128,
-              help="Seeds on which restarts from several noise levels are tried, for the choice and the forecast.")  # fmt: skip
+              help="Seeds on which restarts from several noise levels are tried: the choice, the forecast.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, 0.5, min_open=True), default=0.01,
               help="The share of real images that would be sent back: sets the threshold.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(8, 1000), default=40, help="Sampling steps.")
@@ -199,7 +199,7 @@ def main(**opts: Any) -> None:
     choice, tried = chosen(f, net)
     last = len(choice.blocks)
     two_class = f.num_own > 0 and choice.separation == choice.separation
-    (fit_real, held_real), (half_own, other_own) = halves(len(images)), halves(f.num_own)
+    (fit_real, held_real), (_, other_own) = halves(len(images)), halves(f.num_own)
     gate = fitted(f, choice.level, last, net, fit_real, torch.arange(f.num_own) if two_class else None, same_mean=False)
     other = fitted(f, choice.level, last, net, held_real, other_own if two_class else None, same_mean=False)
     columns = columns_of(f.widths, last)
@@ -225,25 +225,31 @@ def main(**opts: Any) -> None:
                           num_steps=opts["steps"])  # fmt: skip
         trials.append(trial(net, gate, other, limits, restart, chunks, device))
         t = trials[-1]
-        click.echo(f"Restart from {sigma_r:g}: {t.restarted:.1%} sent back, {t.above:.1%} above the threshold at the end, "
-                   f"{t.second_opinion:.1%} by a second gate, {t.nfe:.1f} F an image")  # fmt: skip
+        click.echo(
+            f"Restart from {sigma_r:g}: {t.restarted:.1%} sent back, {t.above:.1%} above the threshold at the end "
+            f"({t.second_opinion:.1%} by a second gate), {t.nfe:.1f} F an image"
+        )
     best = min(trials, key=lambda t: (round(t.second_opinion, 3), t.nfe))
     restart = Restart(threshold=limits[0], sigma_r=best.sigma_r, detector=gate, score_at=choice.level.score_at,
                       num_steps=opts["steps"])  # fmt: skip
     remark = (
         f"density-ratio: scripts/fit_gate.py, {len(images)} real images of {Path(opts['real']).name}, "
-        f"{f.num_own} samples from seed {FIRST_SEED}, network {snapshot.sha256[:12]}, alpha {opts['alpha']:g}; forecast "
-        f"of {opts['num_trial']} seeds from {FIRST_TRIAL}: {best.restarted:.1%} sent back, {best.nfe:.1f} F an image"
+        f"{f.num_own} samples from seed {FIRST_SEED}, network {snapshot.sha256[:12]}, alpha {opts['alpha']:g}; "
+        f"forecast of {opts['num_trial']} seeds from {FIRST_TRIAL}: {best.restarted:.1%} sent back, {best.nfe:.1f} F an "
+        "image"
     )
     write_preset(dest, with_gate(old, snapshot.name, gate, restart, sampler, remark))
     write_log(beside_preset(dest, ".gate.jsonl"), remark, tried, trials)
     click.echo(
-        f"Forecast: {best.restarted:.1%} of the images go back to noise level {best.sigma_r:g}, {best.nfe:.1f} F an image "
-        f"({best.nfe / opts['steps']:.2f}x Euler's)\n"
-        f"Wrote {dest} and {beside_preset(dest, f'.{KIND}.safetensors')}. Next:\n"
-        f"  python generate.py --network={opts['network']} --preset={dest} --sampler=euler --seeds=0-63 --outdir=out/euler\n"
-        f"  python generate.py --network={opts['network']} --preset={dest} --sampler=restart --seeds=0-63 --outdir=out/restart"
+        f"Forecast: {best.restarted:.1%} of the images go back to noise level {best.sigma_r:g}, {best.nfe:.1f} F an "
+        f"image ({best.nfe / opts['steps']:.2f}x Euler's)"
     )
+    click.echo(f"Wrote {dest} and {beside_preset(dest, f'.{KIND}.safetensors')}. Next:")
+    for sampler_name in ("euler", "restart"):
+        click.echo(
+            f"  python generate.py --network={opts['network']} --preset={dest} --sampler={sampler_name} --seeds=0-63 "
+            f"--outdir=out/{sampler_name}"
+        )
 
 
 def measured(

@@ -174,7 +174,7 @@ def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
     for level in f.levels:
         for last in range(1, len(f.blocks) + 1):
             K = sum(f.widths[-last:])
-            two_class = f.num_own > 0 and PER_NUMBER * K <= len(fit_own)
+            two_class = f.num_own > 0 and len(fit_own) >= PER_NUMBER * K
             if last > 1 and len(fit_real) < PER_NUMBER * K:
                 break
             gate = fitted(f, level, last, denoiser, fit_real, fit_own if two_class else None, same_mean=two_class)
