@@ -161,7 +161,7 @@ def trial(
 @click.option("--samples", type=click.IntRange(0, 100_000), default=NUM_SEEDS,
               help="The network's own samples to fit to; 0: real images alone.")  # fmt: skip
 @click.option("--trial", "num_trial", type=click.IntRange(16, 100_000), default=128,
-              help="Seeds on which restarts from several noise levels are tried: the choice, the forecast.")  # fmt: skip
+              help="Seeds on which restarts from several noise levels are tried, for the choice.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, 0.5, min_open=True), default=0.01,
               help="The share of real images that would be sent back: sets the threshold.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(8, 1000), default=40, help="Sampling steps.")
@@ -235,8 +235,8 @@ def main(**opts: Any) -> None:
     remark = (
         f"density-ratio: scripts/fit_gate.py, {len(images)} real images of {Path(opts['real']).name}, "
         f"{f.num_own} samples from seed {FIRST_SEED}, network {snapshot.sha256[:12]}, alpha {opts['alpha']:g}; "
-        f"forecast of {opts['num_trial']} seeds from {FIRST_TRIAL}: {best.restarted:.1%} sent back, {best.nfe:.1f} F an "
-        "image"
+        f"forecast of {opts['num_trial']} seeds from {FIRST_TRIAL}: {best.restarted:.1%} sent back, {best.nfe:.1f} F "
+        "an image"
     )
     write_preset(dest, with_gate(old, snapshot.name, gate, restart, sampler, remark))
     write_log(beside_preset(dest, ".gate.jsonl"), remark, tried, trials)
