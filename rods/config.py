@@ -30,7 +30,7 @@ from rods.correctors import (
 )
 from rods.costly_detectors import LambdaMax, Lmi
 from rods.detectors import CurvatureIndex, Detector, Lid, Tvf
-from rods.gate import DensityRatio, Gate, Readout
+from rods.gate import ActivationDetector, DensityRatio, Readout
 from rods.restart import Restart
 from rods.samplers import Corrected, RodsCas, RodsSas
 from rods.schedules import SigmaWindow, Window
@@ -44,7 +44,7 @@ DETECTORS: dict[str, type[Detector]] = {
     "lambda-max": LambdaMax,
     "lmi": Lmi,
 }
-FITTED: dict[str, type[Gate]] = {"readout": Readout, "density-ratio": DensityRatio}
+FITTED: dict[str, type[ActivationDetector]] = {"readout": Readout, "density-ratio": DensityRatio}
 """Detectors whose weights belong to a network: they are named alone, and a preset has the weights."""
 CORRECTORS: dict[str, type[Corrector]] = {
     "cas": Cas,
@@ -143,7 +143,7 @@ def to_json(sampler: Sampler) -> dict[str, Any]:
         is_constant = not known.help and value == known.default
         if not is_dead and not is_constant:
             found[option] = _plain(value)
-    if isinstance(detector := getattr(sampler, "detector", None), Gate):
+    if isinstance(detector := getattr(sampler, "detector", None), ActivationDetector):
         found["detector_sha256"] = detector.digest
     return {"sampler": name, **found}
 

@@ -1,6 +1,6 @@
-"""Readouts: detectors that read the network's own activations, fitted to one network, the usual gate of a restart.
+"""Detectors that read the network's own activations, fitted to one network: the usual gates of a restart.
 
-The combinator `Gate`, which puts a threshold to a detector of steps, is in combinators.py.
+(The combinator `Gate`, which puts a threshold to a detector of steps, is in combinators.py.)
 
 `DensityRatio` needs no labels, but real images: how much more likely the activations are of an image of the network
 than of a real one, by a Gaussian of each (quadratic discriminant analysis), or of the real ones alone. Its relatives
@@ -123,7 +123,7 @@ def products(z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Gate(Detector):
+class ActivationDetector(Detector):
     """A quadratic function of the network's activations: what DensityRatio and Readout have in common.
 
     Modules `blocks` of the network (paths such as model.dec.32x32_block0) are read while D(image + t e; t) is
@@ -144,22 +144,23 @@ class Gate(Detector):
     quadratic: tuple[float, ...] = field(repr=False, default=())  # [k (k + 1) / 2], k = 0 to K
 
     needs: ClassVar[Needs] = "image"
+    kind: ClassVar[str] = "gate"
     remedy: ClassVar[str] = "fit it again"
 
     def __post_init__(self) -> None:
         K, remedy = len(self.mean), self.remedy
         if not re.fullmatch("[0-9a-f]{12}", self.network):
-            raise ValueError(f"gate: {self.network!r} is not a checksum of a network; {remedy}")
+            raise ValueError(f"{self.kind}: {self.network!r} is not a checksum of a network; {remedy}")
         if not self.blocks or not all(self.blocks) or K == 0 or len(self.scale) != K or len(self.linear) != K:
-            raise ValueError(f"gate: it needs a block, and as many means as scales and weights; {remedy}")
+            raise ValueError(f"{self.kind}: it needs a block, and as many means as scales and weights; {remedy}")
         if self.width > K or len(self.quadratic) != self.width * (self.width + 1) // 2:
-            raise ValueError(f"gate: {len(self.quadratic)} weights of products for {K} features; {remedy}")
+            raise ValueError(f"{self.kind}: {len(self.quadratic)} weights of products for {K} features; {remedy}")
         if not all(map(isfinite, (self.bias, *self.mean, *self.scale, *self.linear, *self.quadratic))):
-            raise ValueError(f"gate: a weight is not finite; {remedy}")
+            raise ValueError(f"{self.kind}: a weight is not finite; {remedy}")
         if min(self.scale) <= 0:
-            raise ValueError(f"gate: a scale is not above 0; {remedy}")
+            raise ValueError(f"{self.kind}: a scale is not above 0; {remedy}")
         if not 0 < self.sigma < inf or self.draws < 1:
-            raise ValueError(f"gate: sigma is a noise level > 0, and draws a whole number >= 1; {remedy}")
+            raise ValueError(f"{self.kind}: sigma is a noise level > 0, and draws a whole number >= 1; {remedy}")
 
     @property
     def num_draws(self) -> int:
@@ -180,7 +181,7 @@ class Gate(Detector):
     def value(self, p: Tensor) -> Tensor:
         """The quadratic function [B] of activations [B, K]."""
         if p.shape[1] != len(self.mean):
-            raise ValueError(f"gate: {p.shape[1]} activations, and {len(self.mean)} weights; {self.remedy}")
+            raise ValueError(f"{self.kind}: {p.shape[1]} activations, and {len(self.mean)} weights; {self.remedy}")
         z = (p - p.new_tensor(self.mean)) / p.new_tensor(self.scale)
         value = self.bias + (z * p.new_tensor(self.linear)).sum(dim=1)
         if self.quadratic:
@@ -196,7 +197,7 @@ class Gate(Detector):
         own = fingerprint(network_of(denoiser), self.blocks)
         if own != self.network:
             raise ValueError(
-                f"detector: the preset's gate is of another network ({self.blocks[0]} has checksum {own}, not "
+                f"detector: the preset's {self.kind} is of another network ({self.blocks[0]} has checksum {own}, not "
                 f"{self.network}); use this network's own preset, or {self.remedy}"
             )
 
@@ -206,12 +207,13 @@ class Gate(Detector):
 
 
 @dataclass(frozen=True)
-class Readout(Gate):
-    """The probability that an image is hallucinated, by a logistic regression on the network's activations: see `Gate`.
+class Readout(ActivationDetector):
+    """The probability that an image is hallucinated, by a logistic regression: see `ActivationDetector`.
 
     The score is 1 / (1 + exp(-value)). Cost: `draws` F.
     """
 
+    kind: ClassVar[str] = "readout"
     remedy: ClassVar[str] = "fit one by scripts/fit_readout.py"
 
     def of(self, p: Tensor) -> Tensor:
@@ -219,13 +221,14 @@ class Readout(Gate):
 
 
 @dataclass(frozen=True)
-class DensityRatio(Gate):
-    """log N(p; own) - log N(p; real) of an image's activations p, or -log N(p; real) alone: see `Gate`.
+class DensityRatio(ActivationDetector):
+    """log N(p; own) - log N(p; real) of an image's activations p, or -log N(p; real) alone: see `ActivationDetector`.
 
     Fitted to activations of real images and of the network's own samples that went the same way, without labels: what
     the network draws and the data do not hold has a high score. In nats, up to a constant. Cost: `draws` F.
     """
 
+    kind: ClassVar[str] = "density-ratio"
     remedy: ClassVar[str] = "fit one by scripts/fit_gate.py"
 
 

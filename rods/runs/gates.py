@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.config import FITTED
-from rods.gate import Gate
+from rods.gate import ActivationDetector
 
 _ARRAYS = ("mean", "scale", "linear", "quadratic")
 _DTYPES = {"readout": np.float32, "density-ratio": np.float64}  # of weights; a quadratic form cancels much
@@ -23,7 +23,7 @@ def gate_suffix(kind: str) -> str:
     return f".{kind}.safetensors"
 
 
-def write_gate(path: Path, gate: Gate) -> None:
+def write_gate(path: Path, gate: ActivationDetector) -> None:
     """Writes a gate; `read_gate` reads back an equal one (a readout's weights are float32 numbers)."""
     kind = next(name for name, cls in FITTED.items() if type(gate) is cls)
     arrays = {name: np.array(getattr(gate, name), dtype=_DTYPES[kind]) for name in _ARRAYS}
@@ -33,7 +33,7 @@ def write_gate(path: Path, gate: Gate) -> None:
         temporary.write_bytes(save(arrays, metadata={kind: json.dumps(about)}))  # one entry: their order is random
 
 
-def read_gate(path: Path, kind: str, *, option: str) -> Gate:
+def read_gate(path: Path, kind: str, *, option: str) -> ActivationDetector:
     """The gate of this kind, a name of `FITTED`. Raises UserError, naming that option: no such file, or not a gate."""
     try:
         with safe_open(path, framework="numpy") as file:

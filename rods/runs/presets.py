@@ -12,7 +12,7 @@ from rods import legacy
 from rods.base_samplers import Sampler
 from rods.config import FITTED, name_of, options, to_json
 from rods.detectors import Detector
-from rods.gate import Gate
+from rods.gate import ActivationDetector
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
 from rods.runs.gates import gate_suffix, read_gate, write_gate
 
@@ -77,7 +77,7 @@ def write_preset(path: Path, preset: Preset) -> None:
     if preset.detect_eps:
         data["detect_eps"] = dict(preset.detect_eps)
     for kind, gate in preset.fitted.items():
-        if isinstance(gate, Gate):
+        if isinstance(gate, ActivationDetector):
             file = beside_preset(path, gate_suffix(kind))
             write_gate(file, gate)
             data[kind] = file.name

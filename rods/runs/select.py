@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from rods.base_samplers import Sampler
 from rods.config import to_text
 from rods.detectors import Detector
-from rods.gate import Gate
+from rods.gate import ActivationDetector
 from rods.micro_batches import MicroBatches
 from rods.presets import Preset
 from rods.runs.chunk import Chunk, ChunkResult, check_detector, sample_chunk
@@ -152,7 +152,7 @@ class Selection:
         if self.accept:
             found |= {"accept": self.accept.describe(), "max_tries": self.accept.max_tries}
         for option, chosen in (("filter", self.filter), ("accept", self.accept)):
-            if chosen and isinstance(chosen.detector, Gate):
+            if chosen and isinstance(chosen.detector, ActivationDetector):
                 found[f"{option}_sha256"] = chosen.detector.digest
         return found
 

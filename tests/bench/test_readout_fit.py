@@ -33,7 +33,7 @@ from rods.labels.labels import ImageLabel, write_labels
 from rods.labels.session import Answers, open_session
 from rods.presets import Preset
 from rods.restart import Restart
-from rods.runs.gates import read_readout, write_readout
+from rods.runs.gates import read_gate, write_gate
 from rods.runs.presets import read_preset, write_preset
 from scripts.fit_readout import main, with_readout
 from training.checkpoint import load_denoiser
@@ -95,8 +95,8 @@ def test_blocks_together_tell_more_than_each_alone(tmp_path: Path) -> None:
     assert (len(r.mean), r.width, len(r.quadratic)) == (2 * len(best.blocks), 2, 3)
     p = np.concatenate([at[block, 1.0] for block in best.blocks], axis=1)
     assert auroc(r.of(torch.from_numpy(p)).numpy(), bad) > 0.95
-    write_readout(tmp_path / "r.safetensors", r)
-    assert read_readout(tmp_path / "r.safetensors", option="--preset") == r
+    write_gate(tmp_path / "r.safetensors", r)
+    assert read_gate(tmp_path / "r.safetensors", "readout", option="--preset") == r
     with pytest.raises(ValueError, match="2 activations, and"):
         r.of(torch.zeros(1, 2))
 

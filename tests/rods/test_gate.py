@@ -16,7 +16,7 @@ from dnnlib.errors import UserError
 from rods import Readout, Restart, bind
 from rods.gate import activations, fingerprint, pooled, products
 from rods.micro_batches import MicroBatches
-from rods.runs.gates import read_readout, write_readout
+from rods.runs.gates import read_gate, write_gate
 from training.checkpoint import load_denoiser
 
 BLOCK = "model.dec.8x8_block0"
@@ -92,7 +92,7 @@ def test_pooling_has_its_closed_form() -> None:
     output = torch.stack([3 + 2 * checker, checker * 0 - 1])[None]
     torch.testing.assert_close(pooled(output), torch.tensor([[3.0, -1.0, 2.0, 0.0]], dtype=torch.float64))
     with pytest.raises(ValueError, match="choose one whose output is"):
-        pooled(torch.zeros(2, 3))
+        pooled(torch.zeros(2))
     torch.testing.assert_close(products(torch.tensor([[2.0, 3.0]])), torch.tensor([[4.0, 6.0, 9.0]]))
 
 
@@ -159,11 +159,11 @@ def as_float32(r: Readout) -> Readout:
 @pytest.mark.parametrize("quadratic", [False, True])
 def test_its_file_is_read_back(quadratic: bool, tmp_path: Path) -> None:
     r, path = as_float32(readout(quadratic=quadratic, blocks=("a", "b"))), tmp_path / "x.readout.safetensors"
-    write_readout(path, r)
-    again = read_readout(path, option="--preset")
+    write_gate(path, r)
+    again = read_gate(path, "readout", option="--preset")
     assert again == r
     assert again.digest == r.digest
-    write_readout(tmp_path / "y", again)
+    write_gate(tmp_path / "y", again)
     assert (tmp_path / "y").read_bytes() == path.read_bytes()
 
 
@@ -181,4 +181,4 @@ def test_a_file_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     for path in (tmp_path / "x", tmp_path / "absent"):
         with pytest.raises(UserError, match=r"^--preset: .* is not a readout"):
-            read_readout(path, option="--preset")
+            read_gate(path, "readout", option="--preset")

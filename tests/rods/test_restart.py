@@ -242,7 +242,7 @@ def test_an_image_that_is_not_a_number_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "option"),
     [
-        ({"threshold": -1}, "threshold"),
+        ({"threshold": -1, "margin": 0.1}, "margin"),
         ({"threshold": math.nan}, "threshold"),
         ({"sigma_r": 90.0}, "sigma_r"),
         ({"sigma_r": 0}, "sigma_r"),

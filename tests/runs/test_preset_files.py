@@ -11,7 +11,7 @@ import pytest
 from dnnlib.errors import UserError
 from rods import Readout, Restart
 from rods.presets import PAPER_PRESETS, parse_preset
-from rods.runs.gates import write_readout
+from rods.runs.gates import write_gate
 from rods.runs.presets import beside, find_preset, read_preset
 
 GOOD: dict[str, Any] = {
@@ -50,7 +50,7 @@ def test_weights_are_in_a_file_beside_the_preset(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"^--preset=.*p\.json: .* is not a readout"):
         read_preset(path)
-    write_readout(tmp_path / "p.readout.safetensors", readout)
+    write_gate(tmp_path / "p.readout.safetensors", readout)
     assert read_preset(path).samplers["restart"] == Restart(detector=readout, threshold=0.5, sigma_r=2)
     for name in ("../p.readout.safetensors", "/etc/passwd", 3, ""):
         with pytest.raises(ValueError, match="must be the name of a file beside it"):

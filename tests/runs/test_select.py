@@ -14,7 +14,7 @@ from vectors import ROOT
 
 from rods import Lid, Readout
 from rods.gate import fingerprint
-from rods.runs.gates import write_readout
+from rods.runs.gates import write_gate
 from rods.runs.select import Accept, Filter
 from torch_utils.rng import redrawn
 from training.checkpoint import load_denoiser
@@ -242,7 +242,7 @@ def a_preset(path: Path, bias: float) -> Path:
     block = "model.dec.8x8_block0"
     own = fingerprint(load_denoiser(SMALL), (block,))
     readout = Readout((block,), 0.5, 2, own, bias, (0.0,) * 8, (1.0,) * 8, (0.5,) * 8)
-    write_readout(path.with_suffix(".readout.safetensors"), readout)
+    write_gate(path.with_suffix(".readout.safetensors"), readout)
     data = {"name": "p", "network": None, "source": "s", "readout": path.with_suffix(".readout.safetensors").name,
             "samplers": {"restart": {"detector": "readout", "threshold": 0.5, "sigma_r": 1.0}}}  # fmt: skip
     path.write_text(json.dumps(data))
