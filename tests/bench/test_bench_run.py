@@ -13,6 +13,7 @@ import pytest
 import small_tasks
 from click.testing import CliRunner
 from commands import SMALL, files
+from overridden import last_of_each
 from small_tasks import PICTURES, POINTS
 from vectors import ROOT
 
@@ -197,7 +198,8 @@ def test_runs_of_generate_on_two_ranks_are_labelled_and_compared(tmp_path: Path,
 
     later = tmp_path / "later"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "generate.py"), *common, "--seeds=90-91", "--sampler=euler", f"--outdir={later}"],
+        [sys.executable, str(ROOT / "generate.py"), *last_of_each([*common, "--seeds=90-91"]), "--sampler=euler",
+         f"--outdir={later}"],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

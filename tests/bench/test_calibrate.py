@@ -12,6 +12,7 @@ import small_tasks
 import torch
 from click.testing import CliRunner
 from commands import SMALL
+from overridden import last_of_each
 from small_tasks import PICTURES, POINTS
 
 from dnnlib.errors import UserError
@@ -259,7 +260,10 @@ def test_restarts_go_back_further_than_their_score_looks(tmp_path):
     ],
 )
 def test_mistakes_get_one_line(tmp_path, monkeypatch, args, what):
-    done = calibrated(monkeypatch, f"--dest={tmp_path / 'p.preset.json'}", f"--out={tmp_path / 'out'}", *args)
+    done = calibrated(
+        monkeypatch,
+        *last_of_each([f"--dest={tmp_path / 'p.preset.json'}", f"--out={tmp_path / 'out'}", *args]),
+    )
     assert done.exit_code == 2
     assert what in done.output
     assert not list(tmp_path.iterdir())
