@@ -157,7 +157,6 @@ def test_a_new_readout_takes_the_settings_of_the_old_one_out(tmp_path: Path) -> 
 
 def fitted(*options: str) -> tuple[int, str]:
     result = CliRunner().invoke(main, [*options, "--threads=1"])
-    torch.set_flush_denormal(False)  # the command sets it for its process, which here goes on to other tests
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output

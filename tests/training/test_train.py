@@ -52,7 +52,6 @@ def _restore_torch() -> Iterator[None]:
     torch.set_num_threads(1)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     yield
-    torch.set_flush_denormal(False)
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 

@@ -175,6 +175,7 @@ def test_other_options_on_another_rank_are_refused(data: Path, monkeypatch: pyte
 
     monkeypatch.setattr(distributed, "from_rank0", from_rank0)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     lead.images_seen = 40
     lead.share()
     monkeypatch.setenv("RANK", "1")
