@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError, user_errors
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
@@ -156,7 +156,7 @@ def trial(
 @click.option("--network", metavar="FILE|URL", required=True, help="An EDM pickle or a safetensors snapshot.")
 @click.option("--real", metavar="DIR|ZIP", required=True, help="Real images, best such that the network never saw: "
               f"{LEAST_REAL} or more, at most {MOST_REAL} are read.")  # fmt: skip
-@click.option("--dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
+@click.option("--dest", type=Destination(dir_okay=False), required=True,
               help="The preset that gets the gate and a restart; what else it has stays.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(0, 100_000), default=NUM_SEEDS,
               help="The network's own samples to fit to; 0: real images alone.")  # fmt: skip
@@ -168,7 +168,7 @@ def trial(
 @click.option("--batch", type=click.IntRange(1, 100_000), default=64, help="Images per chunk.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to run.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [default: all cores].")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/gate"),
+@click.option("--out", type=Destination(file_okay=False), default=Path("out/gate"),
               help="Where samples and activations are kept: the same command goes on there.")  # fmt: skip
 def main(**opts: Any) -> None:
     """Fit a gate to real images and the network's own samples, without labels, and write a preset with a restart.
