@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rods.bench.labelled import values_of
 from rods.denoiser import bind
+from rods.eval.detection import auroc
 from rods.gate import DensityRatio, activations, density_ratio, fingerprint, network_of
 from rods.types import AnyDenoiser, Denoiser, Step, state_dtype
 from torch_utils.rng import SeedStreams
@@ -195,9 +196,8 @@ def best_of(found: Sequence[Choice]) -> Choice:
 
 def separation(real: Tensor, own: Tensor) -> float:
     """AUROC of scores [n], [m]: how often a sample scores higher than a real image."""
-    order = torch.cat([real, own]).argsort().argsort().double()
-    ranks = order[len(real) :].sum() - len(own) * (len(own) - 1) / 2
-    return float(ranks / (len(real) * len(own)))
+    positive = np.arange(len(real) + len(own)) >= len(real)
+    return auroc(torch.cat([real, own]).numpy(), positive)
 
 
 class ScoredImages:
