@@ -95,6 +95,12 @@ class Destination(click.Path):
         return path
 
 
+def check_folder_of(path: Path, *, option: str) -> None:
+    """Raises UserError where the folder that `path` is to be written in is not there: long work makes none for it."""
+    if not path.resolve().parent.is_dir():
+        raise UserError(f"{option}={path}: there is no such folder; make it first")
+
+
 class _OneLineErrors(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """One rule for all options: a value is not empty nor NaN, is given once, and ~ is the home folder.

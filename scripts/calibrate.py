@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Destination, SeedList
+from dnnlib.cli import Command, Destination, SeedList, check_folder_of
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench import calibrate
@@ -129,8 +129,7 @@ def main(**opts: Any) -> None:
     for family in families:
         if family not in FAMILIES:
             raise UserError(f"--samplers: {family!r} cannot be calibrated; use {', '.join(FAMILIES)}")
-    if not opts["dest"].resolve().parent.is_dir():
-        raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
+    check_folder_of(opts["dest"], option="--dest")
     base = None if opts["base"] is None else read_preset(opts["base"], option="--base")
     device = distributed.pick_device(opts["device"])
     torch.set_num_threads(opts["threads"] or distributed.usable_cores())

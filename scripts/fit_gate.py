@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Destination
+from dnnlib.cli import Command, Destination, check_folder_of
 from dnnlib.errors import UserError, user_errors
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
@@ -178,8 +178,7 @@ def main(**opts: Any) -> None:
     preset is then for generate.py --preset=DEST --sampler=restart.
     """
     dest: Path = opts["dest"]
-    if not dest.resolve().parent.is_dir():
-        raise UserError(f"--dest={dest}: there is no such folder; make it first")
+    check_folder_of(dest, option="--dest")
     device = distributed.pick_device(opts["device"])
     torch.set_num_threads(opts["threads"] or distributed.usable_cores())
     torch.set_flush_denormal(True)

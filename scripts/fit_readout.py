@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 
-from dnnlib.cli import Command, Destination, NumberList, SeedList
+from dnnlib.cli import Command, Destination, NumberList, SeedList, check_folder_of
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
@@ -236,8 +236,7 @@ def main(**opts: Any) -> None:
     whether products of activations help are chosen by cross-validation. The score is then called `readout`:
     generate.py --preset=DEST --sampler=restart --detector=readout, or --filter=readout.
     """
-    if not opts["dest"].resolve().parent.is_dir():
-        raise UserError(f"--dest={opts['dest']}: there is no such folder; make it first")
+    check_folder_of(opts["dest"], option="--dest")
     # Whatever is wrong with a preset that is there is said before the work.
     preset = read_preset(opts["dest"], option="--dest") if opts["dest"].exists() else None
     levels = chosen_levels(opts["levels"])
