@@ -141,7 +141,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     if opts["network"] is None and not EMBEDDED.is_file():
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
     snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
-    preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
+    preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))
     applies = preset is not None and (sampler in preset.samplers or by_score)

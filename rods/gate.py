@@ -20,6 +20,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf, isfinite, isqrt
 from typing import Any, ClassVar
 
@@ -178,6 +179,14 @@ class ActivationDetector(Detector):
         what = repr((self.blocks, float(self.sigma), self.draws, self.network, len(self.mean)))
         return hashlib.sha256(what.encode() + struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()[:12]
 
+    @cached_property
+    def _form(self) -> Tensor:
+        """The weights of products as an upper triangular matrix [k, k]: `products` of many features fill the memory."""
+        form = torch.zeros(self.width, self.width, dtype=torch.float64)
+        i, j = torch.triu_indices(self.width, self.width)
+        form[i, j] = torch.tensor(self.quadratic, dtype=torch.float64)
+        return form
+
     def value(self, p: Tensor) -> Tensor:
         """The quadratic function [B] of activations [B, K]."""
         if p.shape[1] != len(self.mean):
@@ -185,7 +194,8 @@ class ActivationDetector(Detector):
         z = (p - p.new_tensor(self.mean)) / p.new_tensor(self.scale)
         value = self.bias + (z * p.new_tensor(self.linear)).sum(dim=1)
         if self.quadratic:
-            value = value + (products(z[:, : self.width]) * p.new_tensor(self.quadratic)).sum(dim=1)
+            first = z[:, : self.width]  # [B, k]
+            value = value + ((first @ self._form.to(z)) * first).sum(dim=1)
         return value
 
     def of(self, p: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ U8 = NDArray[np.uint8]
 LEVELS = ((0.131, 0.12), (0.47, 0.3), (1.07, 0.6))  # (score_at, T): where samples are scored in flight, and read
 RIDGE = 1e-3  # larger ones are worse: the directions in which real data hardly vary tell most
 NEAR_BEST = 0.85  # of the heaviest tail: among choices as near as that, the one of the most numbers is taken
+MOST_NUMBERS = 512  # a quadratic form of more costs much to read, and tells no more
 PER_NUMBER = 2.0  # images of either kind for each feature, below which a covariance is not to be trusted
 NOISE_SEED = 7_000_000  # of real images' noise
 
@@ -56,6 +57,7 @@ class FlightFeatures:
     """Sees the steps of a run of a whole batch and reads the activations of D(x_t) at chosen levels. Cost: F each."""
 
     denoiser: AnyDenoiser
+    class_labels: Tensor | None  # [B, label_dim] of the run
     blocks: tuple[str, ...]
     levels: Sequence[Level]
     seeds: Sequence[int]
@@ -65,18 +67,29 @@ class FlightFeatures:
         for level in self.levels:
             if step.rows is None and step.i == level.i:
                 noise = SeedStreams(self.seeds, step.denoised.device).third().randn_like(step.denoised)[None]
-                self.found[level.score_at] = features(self.denoiser, step.denoised, level.sigma, self.blocks, noise)
+                self.found[level.score_at] = features(
+                    self.denoiser, step.denoised, level.sigma, self.blocks, noise, self.class_labels
+                )
 
 
-def features(denoiser: AnyDenoiser, image: Tensor, sigma: float, blocks: tuple[str, ...], noise: Tensor) -> Tensor:
+def features(
+    denoiser: AnyDenoiser,
+    image: Tensor,
+    sigma: float,
+    blocks: tuple[str, ...],
+    noise: Tensor,
+    class_labels: Tensor | None = None,
+) -> Tensor:
     """The activations [B, K] of blocks side by side for images [B, C, H, W]; `noise` [1, B, C, H, W]. Cost: F."""
     level = torch.as_tensor(sigma, dtype=image.dtype, device=image.device)
-    return torch.cat(activations(bind(denoiser, len(image)), image, level, noise, blocks), dim=1).cpu()
+    denoise = bind(denoiser, len(image), class_labels)
+    return torch.cat(activations(denoise, image, level, noise, blocks), dim=1).cpu()
 
 
 def real_features(
     denoiser: Denoiser,
     images: U8,
+    class_labels: Tensor | None,
     levels: Sequence[Level],
     blocks: tuple[str, ...],
     *,
@@ -84,18 +97,22 @@ def real_features(
     device: torch.device,
     report: Callable[[int], None] = lambda n: None,
 ) -> dict[float, Tensor]:
-    """By `score_at`, the activations [N, K] of real images [N, C, H, W] that went the samples' way. 2F a level."""
+    """By `score_at`, the activations [N, K] of real images [N, C, H, W] that went the samples' way. 2F a level.
+
+    `class_labels` [N, label_dim], or None for a network without classes.
+    """
     found: dict[float, list[Tensor]] = {level.score_at: [] for level in levels}
     for start in range(0, len(images), batch):
         x = torch.from_numpy(values_of(images[start : start + batch])).to(device, state_dtype(device))
+        labels = None if class_labels is None else class_labels[start : start + len(x)].to(device)
         seeds = range(NOISE_SEED + start, NOISE_SEED + start + len(x))
         for level in levels:
             streams = SeedStreams(seeds, device)
             t = torch.as_tensor(level.t, dtype=x.dtype, device=device)
             with torch.no_grad():
-                denoised = bind(denoiser, len(x))(x + t * streams.randn_like(x), t)
+                denoised = bind(denoiser, len(x), labels)(x + t * streams.randn_like(x), t)
             noise = streams.third().randn_like(x)[None]
-            found[level.score_at].append(features(denoiser, denoised, level.sigma, blocks, noise))
+            found[level.score_at].append(features(denoiser, denoised, level.sigma, blocks, noise, labels))
         report(len(x))
     return {score_at: torch.cat(parts) for score_at, parts in found.items()}
 
@@ -105,10 +122,11 @@ def real_features(
 
 @dataclass(frozen=True)
 class Choice:
-    """A gate before its threshold: a level and the last blocks, with what speaks for it."""
+    """A gate before its threshold: a level, the last blocks and what it is fitted to, with what speaks for it."""
 
     level: Level
     blocks: tuple[str, ...]
+    two_class: bool  # fitted to real images and own samples; False: to real images alone
     tail: float  # heaviness of the upper tail of the samples' scores: (q95 - q50) / (q50 - q05)
     separation: float  # AUROC of held-out real images against samples that were not used in the fit
 
@@ -163,55 +181,43 @@ def fitted(
 
 
 def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
-    """Every level and number of last blocks that the images are enough for, the heaviest tail first.
+    """Every level, number of last blocks and kind of gate that the images are enough for, the heaviest tail first.
 
-    Judged on halves: a gate is fitted to one half of the real images and of the samples, with the shift between their
-    means taken out, and scores the other. The more its scores of samples have an upper tail, the better: a few samples
-    that lie off the data's support, and most that do not. Separation itself is not asked for: it is also of the
-    network's style.
+    Judged on halves: a gate is fitted to one half of the real images, or of these and of the samples with the shift
+    between their means taken out, and scores the other half. The more its scores of samples have an upper tail, the
+    better: a few samples that lie off the data's support, and most that do not. Separation itself is not asked for: it
+    is also of the network's style.
     """
     found = []
     (fit_real, held_real), (fit_own, held_own) = halves(len(next(iter(f.real.values())))), halves(f.num_own)
+    nan = float("nan")
     for level in f.levels:
         for last in range(1, len(f.blocks) + 1):
-            K = sum(f.widths[-last:])
-            two_class = f.num_own > 0 and len(fit_own) >= PER_NUMBER * K
-            if last > 1 and len(fit_real) < PER_NUMBER * K:
-                break
-            gate = fitted(f, level, last, denoiser, fit_real, fit_own if two_class else None, same_mean=two_class)
             columns = columns_of(f.widths, last)
-            own = gate.of(f.own[level.score_at][held_own][:, columns]) if f.num_own else None
-            real = gate.of(f.real[level.score_at][held_real][:, columns])
-            tail = tail_heaviness(own) if own is not None else float("nan")
-            found.append(Choice(level, f.blocks[-last:], tail, float("nan") if own is None else separation(real, own)))
-    return sorted(found, key=lambda c: -c.tail if c.tail == c.tail else -len(c.blocks))
+            if last > 1 and (len(columns) > MOST_NUMBERS or len(fit_real) < PER_NUMBER * len(columns)):
+                break
+            for two_class in (False, True):
+                if two_class and len(fit_own) < PER_NUMBER * len(columns):
+                    continue
+                own = fit_own if two_class else None
+                gate = fitted(f, level, last, denoiser, fit_real, own, same_mean=two_class)
+                tail, apart = nan, nan
+                if f.num_own:
+                    scores = gate.of(f.own[level.score_at][held_own][:, columns])
+                    apart = separation(gate.of(f.real[level.score_at][held_real][:, columns]), scores)
+                    tail = tail_heaviness(scores)
+                found.append(Choice(level, f.blocks[-last:], two_class, tail, apart))
+    return sorted(found, key=lambda c: -c.tail if f.num_own else -len(c.blocks))
 
 
 def best_of(found: Sequence[Choice]) -> Choice:
-    """The choice with the most numbers among those whose tail is near the heaviest."""
+    """Among the choices whose tail is near the heaviest, one that knows both kinds, if any, with the most numbers."""
     heaviest = max(c.tail for c in found)
     near = [c for c in found if c.tail >= NEAR_BEST * heaviest]
-    return max(near, key=lambda c: (len(c.blocks), c.tail))
+    return max(near, key=lambda c: (c.two_class, len(c.blocks), c.tail))
 
 
 def separation(real: Tensor, own: Tensor) -> float:
     """AUROC of scores [n], [m]: how often a sample scores higher than a real image."""
     positive = np.arange(len(real) + len(own)) >= len(real)
     return auroc(torch.cat([real, own]).numpy(), positive)
-
-
-class ScoredImages:
-    """Sees the steps of a gated restart of a whole batch and keeps what was scored of the images that are kept."""
-
-    def __init__(self) -> None:
-        self.images = torch.empty(0)
-
-    def add(self, step: Step) -> None:
-        if step.verdict is None:
-            return
-        scored = step.x_next if step.sigma_next == 0 else step.denoised
-        if step.rows is None:
-            self.images = scored
-        else:
-            kept = step.verdict.kept
-            self.images = self.images.index_copy(0, step.rows[kept], scored[kept])

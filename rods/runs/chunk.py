@@ -81,18 +81,7 @@ def sample_chunk(
     gets at once where not all fit in memory. Cost: that of the sampler and of the detectors.
     Raises ValueError: `class_index` outside the network's classes; a detector that needs what the sampler cannot show.
     """
-    shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
-    label_dim: int = denoiser.label_dim  # type: ignore[attr-defined]
-    given = class_index if isinstance(class_index, Sequence) else [class_index] * len(chunk.row_seeds())
-    for wanted in set(given):
-        check_class(wanted, label_dim)
-    streams = SeedStreams(chunk.seeds, device, rows_per_seed=chunk.rows_per_seed, on_cpu=rng_on_cpu)
-    latents = streams.randn(shape)
-    labels: Tensor | None = None
-    classes: list[int | None] = [None] * len(latents)
-    if label_dim:
-        chosen = [c if w is None else w for c, w in zip(streams.randint(label_dim).tolist(), given, strict=True)]
-        labels, classes = torch.eye(label_dim, device=device)[chosen], chosen
+    streams, latents, labels, classes = drawn_start(denoiser, chunk, device, class_index, on_cpu=rng_on_cpu)
     noise = streams if sampler.stream == "first" else streams.second()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         denoise = bind(denoiser, len(latents), labels, randn_like=noise.randn_like, micro_batches=micro_batches)
@@ -107,6 +96,31 @@ def sample_chunk(
         images = recorder.images
         scores = tuple(tuple(follower.score(images).tolist()) for follower in followers)
     return ChunkResult(chunk, images, classes, recorder.result(denoise).records, scores)
+
+
+def drawn_start(
+    denoiser: AnyDenoiser,
+    chunk: Chunk,
+    device: torch.device,
+    class_index: int | Sequence[int | None] | None = None,
+    *,
+    on_cpu: bool = False,
+) -> tuple[SeedStreams, Tensor, Tensor | None, list[int | None]]:
+    """Streams, latents [B, C, H, W], labels [B, label_dim] and classes that a chunk's seeds draw before the first step.
+
+    The classes are `class_index` where that gives one. Raises ValueError: outside the network's classes.
+    """
+    shape = (denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution)  # type: ignore[attr-defined]
+    label_dim: int = denoiser.label_dim  # type: ignore[attr-defined]
+    given = class_index if isinstance(class_index, Sequence) else [class_index] * len(chunk.row_seeds())
+    for wanted in set(given):
+        check_class(wanted, label_dim)
+    streams = SeedStreams(chunk.seeds, device, rows_per_seed=chunk.rows_per_seed, on_cpu=on_cpu)
+    latents = streams.randn(shape)
+    if not label_dim:
+        return streams, latents, None, [None] * len(latents)
+    chosen = [c if w is None else w for c, w in zip(streams.randint(label_dim).tolist(), given, strict=True)]
+    return streams, latents, torch.eye(label_dim, device=device)[chosen], list(chosen)
 
 
 def _follow(

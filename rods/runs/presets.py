@@ -20,17 +20,19 @@ SUFFIX = ".preset.json"
 _RANGE = ("sigma_min", "sigma_max", "time_rho")  # of the noise grid
 
 
-def find_preset(name: str | None, *, network: str, folder: Path) -> Preset | None:
+def find_preset(name: str | None, *, network: str, folder: Path, source: str = "") -> Preset | None:
     """The preset `name` (published, in `folder`, or a file); without a name, the one made for `network`, if any.
 
-    `none` asks for no preset. Raises UserError: no preset of that name, or a file that is not one.
+    That is a published one, NAME.preset.json beside the network's file `source`, or the one in `folder`. `none` asks
+    for no preset. Raises UserError: no preset of that name, or a file that is not one.
     """
     if name == "none":
         return None
     if name is None:
         known = {p.network: p for p in PAPER_PRESETS.values() if p.network}
-        path = folder / f"{network}{SUFFIX}"
-        return known.get(network) or (read_preset(path) if path.is_file() else None)
+        beside_it = Path(source).with_name(f"{network}{SUFFIX}") if Path(source).is_file() else folder
+        found = [path for path in (beside_it, folder / f"{network}{SUFFIX}") if path.is_file()]
+        return known.get(network) or (read_preset(found[0]) if found else None)
     if name in PAPER_PRESETS:
         return PAPER_PRESETS[name]
     for path in (folder / f"{name}{SUFFIX}", Path(name)):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from commands import SMALL, generate, records
+from commands import LABELLED, SMALL, generate, records
 
-from rods.bench.gate_fit import halves, levels_of, separation, tail_heaviness
-from rods.gate import DensityRatio
+from rods.base_samplers import Euler
+from rods.bench.gate_fit import Choice, FlightFeatures, Level, best_of, halves, levels_of, separation, tail_heaviness
+from rods.bench.readout_fit import decoder_blocks
+from rods.bench.restart_trial import replayed, run_trial
+from rods.gate import DensityRatio, density_ratio, fingerprint, network_of
+from rods.restart import Restart
+from rods.runs.chunk import cut_chunks, sample_chunk
 from rods.runs.presets import read_preset
+from rods.types import Denoiser
 from scripts import fit_gate as command
 from training.checkpoint import load_denoiser
 
@@ -42,6 +50,65 @@ def test_tails_and_separation() -> None:
     assert abs(separation(normal[:2000], normal[2000:]) - 0.5) < 0.03
     even, odd = halves(5)
     assert (even.tolist(), odd.tolist()) == ([0, 2, 4], [1, 3])
+
+
+def test_the_choice_prefers_both_kinds_of_images_among_the_heaviest_tails() -> None:
+    level = Level(0.47, 0.3, 3, 0.5)
+
+    def choice(blocks: int, two_class: bool, tail: float) -> Choice:
+        return Choice(level, ("block",) * blocks, two_class, tail, 0.9)
+
+    both, alone, light = choice(2, True, 3.0), choice(4, False, 3.1), choice(6, True, 1.0)
+    assert best_of([alone, both, light]) is both
+    assert best_of([alone, light]) is alone, "a light tail is not chosen for its kind"
+    assert best_of([both, choice(3, True, 2.9)]).blocks == ("block",) * 3
+
+
+def test_a_higher_threshold_is_replayed_as_a_run_would_go() -> None:
+    """One run with a low threshold tells what every higher one keeps, restarts and costs."""
+    net = cast(Denoiser, load_denoiser(SMALL))
+    blocks = decoder_blocks(load_denoiser(SMALL))
+    chunks = cut_chunks(range(24), batch=24)
+    device = torch.device("cpu")
+    sampler = Euler(num_steps=8)
+    flight = FlightFeatures(net, None, blocks, levels_of(sampler.levels(net)), range(24))
+    sample_chunk(net, chunks[0], sampler, device=device, observers=[flight])
+    (score_at, own), *_ = flight.found.items()
+    network = fingerprint(network_of(net), blocks)
+    gate, second = (
+        density_ratio(p, None, blocks=blocks, sigma=0.3, draws=1, network=network) for p in (own[::2], own[1::2])
+    )
+    low = Restart(threshold=-1e9, sigma_r=5, detector=gate, score_at=score_at, num_steps=8)
+    trial = run_trial(net, low, second, chunks, device)
+    threshold = sorted(scores[0] for scores in trial.scores)[12]
+    done = sample_chunk(net, chunks[0], replace(low, threshold=threshold), device=device)
+    found = trial.forecast(threshold, limit=0.0)
+    restarts = [record.restart for record in done.records if record.restart]
+    assert [(r.kept, len(r.scores) - 1) for r in restarts] == [replayed(s, threshold) for s in trial.scores]
+    assert 0 < found.restarted < 1
+    assert found.nfe == pytest.approx(np.mean([record.forward for record in done.records]))
+    assert found.above == np.mean([r.scores[r.kept] > threshold for r in restarts])
+    budget = (found.nfe + trial.base) / 2
+    within = trial.within(budget)
+    assert within > threshold
+    assert trial.forecast(within, 0.0).nfe <= budget < trial.forecast(np.nextafter(within, -np.inf), 0.0).nfe
+    with pytest.raises(ValueError, match="below the trial's"):
+        trial.forecast(-2e9, limit=0.0)
+
+
+def test_a_network_with_classes_reads_the_images_labels(tmp_path: Path) -> None:
+    net = load_denoiser(LABELLED)
+    real = real_folder(tmp_path / "real", net, 64)
+    options = [f"--network={LABELLED}", f"--real={real}", "--steps=8", "--batch=16", "--samples=16", "--trial=16",
+               "--threads=1", "--device=cpu", f"--out={tmp_path / 'out'}",
+               f"--dest={tmp_path / 'a.preset.json'}"]  # fmt: skip
+    result = CliRunner().invoke(command.main, options)
+    assert (result.exit_code, "labels" in result.output) == (2, True), "the images have none"
+    names = sorted(path.name for path in real.iterdir())
+    (real / "dataset.json").write_text(json.dumps({"labels": [[name, i % 4] for i, name in enumerate(names)]}))
+    result = CliRunner().invoke(command.main, options)
+    assert result.exit_code == 0, result.output
+    assert "restart" in read_preset(tmp_path / "a.preset.json").samplers
 
 
 @pytest.mark.parametrize("samples", [0, 40])

@@ -27,6 +27,10 @@ def test_a_preset_is_found_by_network_name_or_file(tmp_path: Path) -> None:
     assert find_preset(str(tmp_path / "my-net.preset.json"), network="other", folder=Path("none")) == mine
     assert find_preset("none", network="my-net", folder=tmp_path) is None
     assert find_preset(None, network="other", folder=tmp_path) is None
+    (tmp_path / "my-net.pkl").write_bytes(b"")
+    beside_it = find_preset(None, network="my-net", folder=Path("none"), source=str(tmp_path / "my-net.pkl"))
+    assert beside_it == mine
+    assert find_preset(None, network="my-net", folder=Path("none"), source="https://example.org/my-net.pkl") is None
     ffhq = PAPER_PRESETS["edm-ffhq-64x64-uncond-ve"]
     assert find_preset(None, network="edm-ffhq-64x64-uncond-ve", folder=tmp_path) is ffhq
     assert find_preset("edm-ffhq-64x64-uncond-ve", network="other", folder=tmp_path) is ffhq

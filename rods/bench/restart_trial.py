@@ -1,0 +1,136 @@
+"""A trial of gated restarts: one run with a low threshold, from which runs with higher ones are replayed.
+
+An image's makes and their scores do not depend on the threshold, which only says when to stop: a run with a higher
+threshold makes the first of them. So one run tells the cost and the outcome of every threshold above its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rods.bench.gate_fit import features
+from rods.gate import DensityRatio
+from rods.restart import Restart
+from rods.runs.chunk import Chunk, drawn_start, sample_chunk
+from rods.types import Denoiser, Step
+from torch_utils.rng import SeedStreams
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a restart is expected to do, from a trial."""
+
+    sigma_r: float
+    threshold: float
+    restarted: float  # share of the images that go back
+    nfe: float  # F an image
+    above: float  # share of the images above the threshold at the end
+    off_support: float  # share above the limit of a gate of other images, which chose nothing, at the end
+    off_support_before: float  # the same without a restart
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Restarts of the trial's seeds from one noise level, with the threshold `lowest`."""
+
+    sigma_r: float
+    lowest: float
+    base: float  # F of an image that is not restarted
+    per_round: float  # F that a restart adds
+    scores: tuple[tuple[float, ...], ...]  # of each image's makes, in their order
+    second: tuple[tuple[float, ...], ...]  # the same by a gate of other images
+
+    def forecast(self, threshold: float, limit: float) -> Forecast:
+        """What this threshold, at least `lowest`, would have done; `limit` is of the second gate."""
+        if threshold < self.lowest:
+            raise ValueError(f"threshold: {threshold} is below the trial's, {self.lowest}")
+        n = len(self.scores)
+        replays = [replayed(scores, threshold) for scores in self.scores]
+        return Forecast(
+            self.sigma_r,
+            threshold,
+            restarted=sum(rounds > 0 for _, rounds in replays) / n,
+            nfe=self.base + self.per_round * sum(rounds for _, rounds in replays) / n,
+            above=sum(s[kept] > threshold for s, (kept, _) in zip(self.scores, replays, strict=True)) / n,
+            off_support=sum(s[kept] > limit for s, (kept, _) in zip(self.second, replays, strict=True)) / n,
+            off_support_before=sum(s[0] > limit for s in self.second) / n,
+        )
+
+    def within(self, most: float) -> float:
+        """The lowest threshold, at least `lowest`, with which an image costs at most `most` F; inf where none does."""
+        candidates = sorted({self.lowest, *(s for scores in self.scores for s in scores if s > self.lowest)})
+        low, high = 0, len(candidates)  # the cost falls as the threshold rises
+        while low < high:
+            middle = (low + high) // 2
+            rounds = sum(replayed(scores, candidates[middle])[1] for scores in self.scores)
+            if self.base + self.per_round * rounds / len(self.scores) <= most:
+                high = middle
+            else:
+                low = middle + 1
+        return candidates[low] if low < len(candidates) else float("inf")
+
+
+def replayed(scores: Sequence[float], threshold: float) -> tuple[int, int]:
+    """Which of an image's makes is kept, and how often it is restarted, with this threshold."""
+    kept = 0
+    for k in range(1, len(scores)):
+        if not scores[kept] > threshold:
+            return kept, k - 1
+        if scores[k] < scores[kept]:
+            kept = k
+    return kept, len(scores) - 1
+
+
+def run_trial(
+    net: Denoiser,
+    restart: Restart,
+    second: DensityRatio,
+    chunks: Sequence[Chunk],
+    device: torch.device,
+    report: Callable[[int], None] = lambda n: None,
+) -> Trial:
+    """Restarts of the chunks' seeds, on Euler. Cost: those, and a F of every image made, for the second gate."""
+    scores: list[tuple[float, ...]] = []
+    others: list[tuple[float, ...]] = []
+    rounds, spent = 0, 0
+    base = len(restart.levels(net)) + restart.detector.num_draws
+    for chunk in chunks:
+        opinion = SecondOpinion(net, drawn_start(net, chunk, device)[2], second, chunk.seeds)
+        done = sample_chunk(net, chunk, restart, device=device, observers=[opinion])
+        for record in done.records:
+            assert record.restart is not None, "a restart keeps records"
+            scores.append(tuple(record.restart.scores))
+            rounds += len(record.restart.scores) - 1
+            spent += record.forward - base
+        others += [tuple(row) for row in opinion.scores]
+        report(len(chunk.seeds))
+    return Trial(
+        restart.sigma_r, restart.threshold, base, spent / rounds if rounds else 0.0, tuple(scores), tuple(others)
+    )
+
+
+@dataclass
+class SecondOpinion:
+    """Sees the steps of a gated restart of a whole batch, and scores what is scored there by another gate."""
+
+    denoiser: Denoiser
+    class_labels: Tensor | None  # [B, label_dim] of the run
+    gate: DensityRatio
+    seeds: Sequence[int]
+    scores: list[list[float]] = field(default_factory=list)  # of each row's makes
+
+    def add(self, step: Step) -> None:
+        if step.verdict is None:
+            return
+        rows = list(range(len(self.seeds))) if step.rows is None else step.rows.tolist()
+        image = step.x_next if step.sigma_next == 0 else step.denoised
+        noise = SeedStreams([self.seeds[row] for row in rows], image.device).third().randn_like(image)[None]
+        labels = None if self.class_labels is None else self.class_labels[rows]
+        found = self.gate.of(features(self.denoiser, image, self.gate.sigma, self.gate.blocks, noise, labels))
+        self.scores = self.scores or [[] for _ in self.seeds]
+        for row, score in zip(rows, found.tolist(), strict=True):
+            self.scores[row].append(score)
