@@ -21,7 +21,15 @@ from rods.config import SAMPLERS, to_json
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.execution_options import add_execution_options
 from rods.runs.folder import CONTACT_SHEET, OutputFolder
-from rods.runs.options import add_sampler_options, flag, given_options, respell, sampler_choice, sampler_from_options
+from rods.runs.options import (
+    add_sampler_options,
+    flag,
+    given_options,
+    respell,
+    sampler_choice,
+    sampler_from_options,
+    with_restart_share,
+)
 from rods.runs.presets import find_preset
 from rods.runs.records import restart_summary, risk_summary, selection_summary
 from rods.runs.run import CHANNELS, MAX_GRID, Job, run_chunks, write_grid
@@ -78,6 +86,12 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     help="Settings of the sampler for this network [default: by the network's name; none: no preset].",
 )
 @add_sampler_options
+@click.option(
+    "--restart-share",
+    metavar="FLOAT",
+    type=click.FloatRange(0, 1),
+    help="restart: the threshold is what this share of the preset's calibration samples exceeds.",
+)
 @add_selection_options
 @click.option(
     "--seeding",
@@ -148,6 +162,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     if preset and opts["preset"] and not applies:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
+    given = with_restart_share(given, opts["restart_share"], sampler, preset)
     chosen_sampler = sampler_from_options(sampler, given, preset, snapshot.name)
     if preset and applies and preset.network not in (None, snapshot.name):
         notes.append(f"Note: preset {preset.name} is for network {preset.network}; {snapshot.name} may need another")

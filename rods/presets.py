@@ -3,21 +3,27 @@
 A preset is JSON: {"name", "network", "source", "samplers": {sampler: {option: value}}}; windows and detectors are
 written as on the command line (`.1,.5`, `sigma:1,5`, `lid:sigma=1.2`). `source` says where the numbers come from.
 Optional: "detect_eps": {sampler: threshold}, the H from which a sample counts as at risk where every sample is
-corrected (eps 0); "readout" and "density-ratio": the name of a safetensors file beside the preset, whose weights the
-detector of that name then has.
+corrected (eps 0); "quantiles": {scores: 101 percentiles of them}, of the network's samples from seeds that no report
+uses, for limits such as lid<50% and --restart-share: the scores of finished images by a detector's text, or "restart",
+what the preset's restart reads before any restart; "readout" and "density-ratio": the name of a safetensors file beside
+the preset, whose weights the detector of that name then has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
+
+import torch
 
 from rods.base_samplers import Sampler
 from rods.config import FITTED, SAMPLERS, build, changed, from_json, name_of
 from rods.detectors import Detector
 
-KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", *FITTED)
+KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", "quantiles", *FITTED)
+RESTART_SCORES = "restart"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Preset:
     samplers: Mapping[str, Sampler]
     detect_eps: Mapping[str, float] = field(default_factory=dict)  # for reports; no image depends on it
     fitted: Mapping[str, Detector] = field(default_factory=dict)  # the detectors whose weights it has, by name
+    quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # 0, 1, ... 100 % of scores, by their name
 
     def risk_threshold(self, sampler: Sampler) -> float | None:
         """The H from which a sample counts as at risk, if these are the preset's own settings (H depends on them)."""
@@ -40,6 +47,19 @@ class Preset:
     def sampler(self, name: str, given: Mapping[str, Any]) -> Sampler:
         """The sampler of a name: this preset's options for it, if any, with `given` over them. Raises as `build`."""
         return changed(self.samplers[name], given) if name in self.samplers else build(name, given)
+
+    def quantile(self, scores: str, share: float) -> float:
+        """The score that a share of the calibration's samples do not exceed. ValueError: no scores of that name."""
+        if scores not in self.quantiles:
+            raise ValueError(f"preset {self.name} has no quantiles of {scores}; scripts/fit_gate.py writes some")
+        values = torch.tensor(self.quantiles[scores], dtype=torch.float64)
+        return float(torch.quantile(values, share))
+
+
+def percentiles(scores: Sequence[float]) -> tuple[float, ...]:
+    """0, 1, ... 100 %: what a preset keeps of scores."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    return tuple(torch.quantile(values, torch.linspace(0, 1, 101, dtype=torch.float64)).tolist())
 
 
 def parse_preset(data: Any, *, where: str, fitted: Mapping[str, Detector] | None = None) -> Preset:
@@ -55,6 +75,9 @@ def parse_preset(data: Any, *, where: str, fitted: Mapping[str, Detector] | None
     levels = data.get("detect_eps", {})
     if not isinstance(levels, dict) or not all(type(v) in (int, float) and v >= 0 for v in levels.values()):
         raise ValueError(f"{where}: detect_eps needs a threshold >= 0 for each sampler, such as {{'rods-cas': 0.01}}")
+    quantiles = data.get("quantiles", {})
+    if not isinstance(quantiles, dict) or not all(map(_are_percentiles, quantiles.values())):
+        raise ValueError(f"{where}: quantiles needs 101 numbers in rising order for each kind of score")
     samplers = {}
     for name, options in data["samplers"].items():
         if name not in SAMPLERS:
@@ -65,7 +88,13 @@ def parse_preset(data: Any, *, where: str, fitted: Mapping[str, Detector] | None
             samplers[name] = from_json({"sampler": name, **options}, fitted=fitted)
         except ValueError as e:
             raise ValueError(f"{where}, {name}: {e}") from None
-    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {})
+    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {},
+                  {name: tuple(values) for name, values in quantiles.items()})  # fmt: skip
+
+
+def _are_percentiles(values: Any) -> bool:
+    numbers = isinstance(values, list) and len(values) == 101 and all(type(v) in (int, float) for v in values)
+    return numbers and all(a <= b for a, b in pairwise(values))
 
 
 def _published(

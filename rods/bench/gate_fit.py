@@ -27,6 +27,8 @@ LEVELS = ((0.131, 0.12), (0.47, 0.3), (1.07, 0.6))  # (score_at, T): where sampl
 RIDGE = 1e-3  # larger ones are worse: the directions in which real data hardly vary tell most
 NEAR_BEST = 0.85  # of the heaviest tail: among choices as near as that, the one of the most numbers is taken
 MOST_NUMBERS = 512  # a quadratic form of more costs much to read, and tells no more
+OFF_SUPPORT = 0.01  # the share of real images above the second gate's limit, by which a restart is judged
+NO_SAMPLES = 1  # of LEVELS: where a gate reads that no sample of the network helped to choose
 PER_NUMBER = 2.0  # images of either kind for each feature, below which a covariance is not to be trusted
 NOISE_SEED = 7_000_000  # of real images' noise
 
@@ -217,7 +219,45 @@ def best_of(found: Sequence[Choice]) -> Choice:
     return max(near, key=lambda c: (c.two_class, len(c.blocks), c.tail))
 
 
+def chosen(f: Features, denoiser: AnyDenoiser) -> tuple[Choice, list[Choice]]:
+    """The best choice and all of them; without samples, a fixed level and as many blocks as there are images for."""
+    found = choices(f, denoiser)
+    if f.num_own:
+        return best_of(found), found
+    level = f.levels[min(NO_SAMPLES, len(f.levels) - 1)]
+    mine = [c for c in found if c.level == level]
+    return max(mine, key=lambda c: len(c.blocks)), found
+
+
 def separation(real: Tensor, own: Tensor) -> float:
     """AUROC of scores [n], [m]: how often a sample scores higher than a real image."""
     positive = np.arange(len(real) + len(own)) >= len(real)
     return auroc(torch.cat([real, own]).numpy(), positive)
+
+
+def gates_of(
+    f: Features, choice: Choice, denoiser: AnyDenoiser, alpha: float
+) -> tuple[DensityRatio, DensityRatio, float, float]:
+    """The gate, its lowest threshold, another gate of the other half of the real images, and that one's limit.
+
+    The threshold is what a share `alpha` of the real images that the gate was not fitted to exceeds, the limit what
+    OFF_SUPPORT of those exceed that the second gate was not fitted to. In the order gate, second, threshold, limit.
+    """
+    last, level = len(choice.blocks), choice.level
+    columns = columns_of(f.widths, last)
+    real = f.real[level.score_at]
+    first_half, second_half = halves(len(real))
+    every, odd = (torch.arange(f.num_own), halves(f.num_own)[1]) if choice.two_class else (None, None)
+    gate = fitted(f, level, last, denoiser, first_half, every, same_mean=False)
+    second = fitted(f, level, last, denoiser, second_half, odd, same_mean=False)
+    return (
+        gate,
+        second,
+        quantile(gate.of(real[second_half][:, columns]), alpha),
+        quantile(second.of(real[first_half][:, columns]), OFF_SUPPORT),
+    )
+
+
+def quantile(scores: Tensor, alpha: float) -> float:
+    """The threshold that a share alpha of the scores exceeds."""
+    return float(torch.quantile(scores, 1 - alpha))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rods.bench.gate_fit import features
-from rods.gate import DensityRatio
+from rods.gate import ActivationDetector
 from rods.restart import Restart
 from rods.runs.chunk import Chunk, drawn_start, sample_chunk
 from rods.types import Denoiser, Step
@@ -29,8 +29,8 @@ class Forecast:
     restarted: float  # share of the images that go back
     nfe: float  # F an image
     above: float  # share of the images above the threshold at the end
-    off_support: float  # share above the limit of a gate of other images, which chose nothing, at the end
-    off_support_before: float  # the same without a restart
+    off_support: float | None  # share above the limit of a gate of other images, which chose nothing, at the end
+    off_support_before: float | None  # the same without a restart; None: there was no such gate
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,26 @@ class Trial:
     base: float  # F of an image that is not restarted
     per_round: float  # F that a restart adds
     scores: tuple[tuple[float, ...], ...]  # of each image's makes, in their order
-    second: tuple[tuple[float, ...], ...]  # the same by a gate of other images
+    second: tuple[tuple[float, ...], ...]  # the same by a gate of other images; empty without one
 
-    def forecast(self, threshold: float, limit: float) -> Forecast:
-        """What this threshold, at least `lowest`, would have done; `limit` is of the second gate."""
+    def forecast(self, threshold: float, limit: float | None) -> Forecast:
+        """What this threshold, at least `lowest`, would have done; `limit` is of the second gate, None without one."""
         if threshold < self.lowest:
             raise ValueError(f"threshold: {threshold} is below the trial's, {self.lowest}")
         n = len(self.scores)
         replays = [replayed(scores, threshold) for scores in self.scores]
+        before, after = None, None
+        if limit is not None:
+            before = sum(s[0] > limit for s in self.second) / n
+            after = sum(s[kept] > limit for s, (kept, _) in zip(self.second, replays, strict=True)) / n
         return Forecast(
             self.sigma_r,
             threshold,
             restarted=sum(rounds > 0 for _, rounds in replays) / n,
             nfe=self.base + self.per_round * sum(rounds for _, rounds in replays) / n,
             above=sum(s[kept] > threshold for s, (kept, _) in zip(self.scores, replays, strict=True)) / n,
-            off_support=sum(s[kept] > limit for s, (kept, _) in zip(self.second, replays, strict=True)) / n,
-            off_support_before=sum(s[0] > limit for s in self.second) / n,
+            off_support=after,
+            off_support_before=before,
         )
 
     def within(self, most: float) -> float:
@@ -88,7 +92,7 @@ def replayed(scores: Sequence[float], threshold: float) -> tuple[int, int]:
 def run_trial(
     net: Denoiser,
     restart: Restart,
-    second: DensityRatio,
+    second: ActivationDetector | None,
     chunks: Sequence[Chunk],
     device: torch.device,
     report: Callable[[int], None] = lambda n: None,
@@ -99,14 +103,14 @@ def run_trial(
     rounds, spent = 0, 0
     base = len(restart.levels(net)) + restart.detector.num_draws
     for chunk in chunks:
-        opinion = SecondOpinion(net, drawn_start(net, chunk, device)[2], second, chunk.seeds)
-        done = sample_chunk(net, chunk, restart, device=device, observers=[opinion])
+        opinions = [SecondOpinion(net, drawn_start(net, chunk, device)[2], second, chunk.seeds)] if second else []
+        done = sample_chunk(net, chunk, restart, device=device, observers=opinions)
         for record in done.records:
             assert record.restart is not None, "a restart keeps records"
             scores.append(tuple(record.restart.scores))
             rounds += len(record.restart.scores) - 1
             spent += record.forward - base
-        others += [tuple(row) for row in opinion.scores]
+        others += [tuple(row) for opinion in opinions for row in opinion.scores]
         report(len(chunk.seeds))
     return Trial(
         restart.sigma_r, restart.threshold, base, spent / rounds if rounds else 0.0, tuple(scores), tuple(others)
@@ -119,7 +123,7 @@ class SecondOpinion:
 
     denoiser: Denoiser
     class_labels: Tensor | None  # [B, label_dim] of the run
-    gate: DensityRatio
+    gate: ActivationDetector
     seeds: Sequence[int]
     scores: list[list[float]] = field(default_factory=list)  # of each row's makes
 

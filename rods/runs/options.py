@@ -19,7 +19,7 @@ from rods.config import CORRECTORS, DETECTORS, FITTED, SAMPLERS, detector_from_t
 from rods.correctors import NamedCorrector
 from rods.detectors import Detector
 from rods.legacy import detector_text
-from rods.presets import Preset
+from rods.presets import RESTART_SCORES, Preset
 from rods.samplers import Rods
 from rods.schedules import SigmaWindow, Window, check_window
 from rods.schema import REQUIRED, Option, window_from_text, window_to_text
@@ -197,6 +197,24 @@ def sampler_from_options(name: str, given: Mapping[str, Any], preset: Preset | N
         return (preset or Preset("none", None, "", {})).sampler(name, values)
     except ValueError as e:
         raise UserError(respell(str(e))) from None
+
+
+def with_restart_share(
+    given: Mapping[str, Any], share: float | None, sampler: str, preset: Preset | None
+) -> Mapping[str, Any]:
+    """The options with the threshold that a share of the preset's calibration samples exceeds. Raises UserError."""
+    if share is None:
+        return given
+    if not getattr(SAMPLERS[sampler], "restarts", False):
+        raise UserError(f"--restart-share is for --sampler=restart; --sampler={sampler} does not restart")
+    if clash := [flag(name) for name in ("threshold", "detector", "score_at") if name in given]:
+        raise UserError(f"--restart-share is of the preset's own scores; leave it or {' and '.join(clash)} out")
+    if preset is None:
+        raise UserError(f"--restart-share={share:g} needs a preset with quantiles; scripts/fit_gate.py writes one")
+    try:
+        return {**given, "threshold": preset.quantile(RESTART_SCORES, 1 - share)}
+    except ValueError as e:
+        raise UserError(f"--restart-share={share:g}: {e}") from None
 
 
 def _value(option: Option, value: Any, preset: Preset | None) -> Any:

@@ -78,6 +78,8 @@ def write_preset(path: Path, preset: Preset) -> None:
     data["samplers"] = samplers
     if preset.detect_eps:
         data["detect_eps"] = dict(preset.detect_eps)
+    if preset.quantiles:
+        data["quantiles"] = {name: list(values) for name, values in preset.quantiles.items()}
     for kind, gate in preset.fitted.items():
         if isinstance(gate, ActivationDetector):
             file = beside_preset(path, gate_suffix(kind))

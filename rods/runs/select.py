@@ -185,15 +185,31 @@ def _accept(opts: Mapping[str, Any], preset: Preset | None) -> Accept | None:
     text, is_limit, below = opts["accept"].rpartition("<")
     if not is_limit:
         raise UserError(f"--accept={opts['accept']} has no limit; write score<value, such as --accept='lid<12'")
-    try:
-        limit = float(below)
-    except ValueError:
-        raise UserError(f"--accept: {below!r} is not a limit; give a number, such as --accept='lid<12'") from None
     detector = detector_option(text, preset, option="--accept")
+    try:
+        limit = float(below.removesuffix("%"))
+    except ValueError:
+        raise UserError(
+            f"--accept: {below!r} is not a limit; give a number or a percentage, such as --accept='lid<12'"
+        ) from None
+    if below.endswith("%"):
+        limit = _percentage(detector, limit, preset)
     try:
         return Accept(detector, limit, opts["max_tries"] or 4)
     except ValueError as e:
         raise UserError(respell(str(e))) from None
+
+
+def _percentage(detector: Detector, percent: float, preset: Preset | None) -> float:
+    """The score below which so many of a hundred of the preset's calibration samples are. Raises UserError."""
+    if not 0 <= percent <= 100:
+        raise UserError(f"--accept: {percent:g}% is not a percentage; give 0% to 100%")
+    if preset is None:
+        raise UserError(f"--accept: {percent:g}% needs a preset with quantiles; scripts/fit_gate.py writes one")
+    try:
+        return preset.quantile(to_text(detector), percent / 100)
+    except ValueError as e:
+        raise UserError(f"--accept: {e}") from None
 
 
 def _filter(opts: Mapping[str, Any], preset: Preset | None) -> Filter | None:
@@ -227,7 +243,7 @@ SELECTION_OPTIONS = (
         "--accept",
         metavar="NAME[:OPTION=VALUE,...]<LIMIT",
         help="Draw an image again, from a derived seed, unless its score, named as for --detector, is below a limit, "
-        "such as 'lid<12'; the best of all tries is kept.",
+        "such as 'lid<12', or 'lid<50%' of the preset's calibration samples; the best of all tries is kept.",
     ),
     click.option(
         "--max-tries", type=click.IntRange(1, 16), help="accept: images that are drawn at most per seed [default: 4]."

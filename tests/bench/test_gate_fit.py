@@ -18,6 +18,7 @@ from rods.base_samplers import Euler
 from rods.bench.gate_fit import Choice, FlightFeatures, Level, best_of, halves, levels_of, separation, tail_heaviness
 from rods.bench.readout_fit import decoder_blocks
 from rods.bench.restart_trial import replayed, run_trial
+from rods.detectors import Lid
 from rods.gate import DensityRatio, density_ratio, fingerprint, network_of
 from rods.restart import Restart
 from rods.runs.chunk import cut_chunks, sample_chunk
@@ -133,6 +134,43 @@ def test_from_images_to_a_preset_that_restarts(samples: int, tmp_path: Path) -> 
                             "--seeds=0-7", network=SMALL)  # fmt: skip
     assert code == 0, output
     assert all("restart" in line for line in records(tmp_path / "run"))
+
+
+def test_without_images_limits_are_shares_of_calibration_samples(tmp_path: Path) -> None:
+    preset_file = tmp_path / "small.preset.json"
+    options = [f"--network={SMALL}", "--real=none", "--steps=8", "--batch=16", "--samples=32", "--trial=16",
+               "--threads=1", "--device=cpu", f"--out={tmp_path / 'out'}", f"--dest={preset_file}"]  # fmt: skip
+    result = CliRunner().invoke(command.main, options)
+    assert (result.exit_code, "--budget" in result.output) == (2, True), "four draws of LID at eight steps"
+    result = CliRunner().invoke(command.main, [*options, "--budget=2"])
+    assert result.exit_code == 0, result.output
+    assert "Without images" in result.output
+    preset = read_preset(preset_file)
+    lid = preset.quantiles["lid:sigma=1.2,draws=4"]
+    assert preset.quantiles["restart"] == lid
+    assert preset.quantile("restart", 0.5) == lid[50]
+    assert preset.samplers["restart"].detector == Lid()
+
+    by_file = f"--preset={preset_file}"
+    code, output = generate(tmp_path / "share", by_file, "--sampler=restart", "--restart-share=.25", "--seeds=0-3")
+    assert code == 0, output
+    settings = json.loads((tmp_path / "share" / "options.json").read_text())
+    assert settings["identity"]["threshold"] == lid[75]
+    code, output = generate(tmp_path / "accept", by_file, "--sampler=euler", "--accept=lid<50%", "--seeds=0-3")
+    assert code == 0, output
+    assert json.loads((tmp_path / "accept" / "options.json").read_text())["identity"]["accept"].endswith(
+        f"<{lid[50]!r}"
+    )
+    for wrong, names in {
+        ("--sampler=euler", "--restart-share=.3"): "--restart-share",
+        ("--sampler=restart", "--restart-share=.3", "--threshold=1"): "--threshold",
+        ("--sampler=euler", "--accept=tvf<50%"): "no quantiles of tvf",
+        ("--sampler=euler", "--accept=lid<150%"): "150%",
+        ("--sampler=restart", "--restart-share=.3", "--preset=none"): "--restart-share",
+        ("--sampler=euler", "--accept=lid<50%", "--preset=none"): "needs a preset",
+    }.items():
+        code, output = generate(tmp_path / "wrong", by_file, "--seeds=0-3", *wrong)
+        assert (code, names in output, output.count("\n")) == (2, True, 1), output
 
 
 def test_too_few_images_are_one_line(tmp_path: Path) -> None:
