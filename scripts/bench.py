@@ -36,6 +36,8 @@ from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.bench.tasks.examples import examples
+from rods.bench.unlabelled import changes, image_shape, pairs_sheet, read_real
+from rods.labels.labels import LABELS_NAME
 from rods.presets import Preset
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset
@@ -181,12 +183,31 @@ def label(run_folder: Path, task_name: str, threads: int | None) -> None:
 @folder_argument("run_a")
 @folder_argument("run_b")
 @click.option("--labels", "source", help="Whose labels, such as 'program hands-32' [default: the only ones].")
-def compare(run_a: Path, run_b: Path, source: str | None) -> None:
-    """Compare two labelled runs of the same seeds: RUN_A is the baseline, RUN_B what is judged."""
-    base, other = (read_run(path, source=source) for path in (run_a, run_b))
+@click.option("--real", metavar="DIR|ZIP", help="Real images: how near both runs are to them.")
+@click.option("--pairs", type=Destination(dir_okay=False), help="Also draw changed images, before and after: a PNG.")
+def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pairs: Path | None) -> None:
+    """Compare two runs of the same seeds: RUN_A is the baseline, RUN_B what is judged.
+
+    With labels beside both: what was repaired and what newly broken. Without any: what changed and what it cost.
+    """
+    labelled = source is not None or any((run / LABELS_NAME).is_file() for run in (run_a, run_b))
+    base, other = (read_run(path, source=source, labelled=labelled) for path in (run_a, run_b))
     if not set(base.seeds.tolist()) & set(other.seeds.tolist()):
-        raise UserError(f"{run_a} and {run_b} have no labelled seed in common; sample and label the same seeds")
-    print_tables([base, other])
+        what = "labelled seed" if labelled else "seed"
+        raise UserError(f"{run_a} and {run_b} have no {what} in common; sample and label the same seeds")
+    against = None if real is None else read_real(real, image_shape(base))
+    sheet = None if pairs is None else pairs_sheet(base, other)
+    if labelled:
+        print_tables([base, other])
+        click.echo()
+    else:
+        click.echo("No labels: nothing here says which images are hallucinated, only what changed.")
+    for line in changes(base, other, against).lines():
+        click.echo(line)
+    if pairs is not None and sheet is not None:
+        pairs.parent.mkdir(parents=True, exist_ok=True)
+        save_png(sheet, pairs)
+        click.echo(f"Wrote {pairs}")
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

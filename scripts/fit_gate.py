@@ -38,6 +38,7 @@ from training.checkpoint import load_snapshot
 KIND = "density-ratio"
 NUM_SEEDS = 1024
 BACK = (2.24, 3.52, 5.38, 8.03)  # noise levels to go back to, of which the trial chooses
+ALIKE = 0.02  # off-support shares that a trial cannot tell apart
 BACK_WITHOUT_IMAGES = 2.24  # where nothing tells how good a restart is
 MOST_RESTARTED = 0.5  # of the samples, without images: whatever the budget
 NO_IMAGES = "none"
@@ -132,8 +133,11 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
                           num_steps=opts["steps"])  # fmt: skip
         trial = m.trial(restart, second, opts["num_trial"])
         found.append((within_budget(trial, limit, opts), restart, trial))
-    # Of equals the highest: what is drawn again from there depends least on what it was.
-    best, restart, trial = min(found, key=lambda one: (round(one[0].off_support or 0, 3), -one[0].sigma_r))
+    least = min(forecast.off_support or 0 for forecast, _, _ in found)
+    alike = [one for one in found if (one[0].off_support or 0) <= least + ALIKE]
+    best, restart, trial = max(
+        alike, key=lambda one: one[0].sigma_r
+    )  # what is drawn from there depends least on before
     source = (
         f"{KIND}: scripts/fit_gate.py, {len(images)} real images of {Path(opts['real']).name}, {f.num_own} samples "
         f"from seed {FIRST_SEED}, network {m.snapshot.sha256[:12]}, budget {opts['budget']:g}, alpha "

@@ -29,7 +29,8 @@ NEAR_BEST = 0.85  # of the heaviest tail: among choices as near as that, the one
 MOST_NUMBERS = 512  # a quadratic form of more costs much to read, and tells no more
 OFF_SUPPORT = 0.01  # the share of real images above the second gate's limit, by which a restart is judged
 NO_SAMPLES = 1  # of LEVELS: where a gate reads that no sample of the network helped to choose
-PER_NUMBER = 2.0  # images of either kind for each feature, below which a covariance is not to be trusted
+REAL_PER_NUMBER = 3.0  # real images for each feature, below which their covariance is not to be trusted
+OWN_PER_NUMBER = 2.0  # the same of own samples
 NOISE_SEED = 7_000_000  # of real images' noise
 
 
@@ -129,8 +130,14 @@ class Choice:
     level: Level
     blocks: tuple[str, ...]
     two_class: bool  # fitted to real images and own samples; False: to real images alone
+    width: int  # K, the numbers that it reads
     tail: float  # heaviness of the upper tail of the samples' scores: (q95 - q50) / (q50 - q05)
     separation: float  # AUROC of held-out real images against samples that were not used in the fit
+
+    @property
+    def numbers(self) -> int:
+        """How many means it is fitted to: those of both kinds count."""
+        return self.width * (2 if self.two_class else 1)
 
 
 def halves(N: int) -> tuple[Tensor, Tensor]:
@@ -183,40 +190,44 @@ def fitted(
 
 
 def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
-    """Every level, number of last blocks and kind of gate that the images are enough for, the heaviest tail first.
+    """Every level and number of last blocks that the images are enough for, the heaviest tail first.
 
-    Judged on halves: a gate is fitted to one half of the real images, or of these and of the samples with the shift
-    between their means taken out, and scores the other half. The more its scores of samples have an upper tail, the
-    better: a few samples that lie off the data's support, and most that do not. Separation itself is not asked for: it
-    is also of the network's style.
+    Judged on halves: a gate is fitted to one half of the real images, and where there are enough of both, another to
+    these and the samples with the shift between their means taken out; they score the other half. The more the scores
+    of samples have an upper tail, the better: a few samples that lie off the data's support, and most that do not. The
+    gate of both kinds has to have the heavier tail of the two. Separation itself is not asked for: it is also of the
+    network's style.
     """
     found = []
     (fit_real, held_real), (fit_own, held_own) = halves(len(next(iter(f.real.values())))), halves(f.num_own)
-    nan = float("nan")
+
+    def judged(level: Level, last: int, columns: Tensor, own: Tensor | None) -> Choice:
+        gate = fitted(f, level, last, denoiser, fit_real, own, same_mean=own is not None)
+        tail = apart = float("nan")
+        if f.num_own:
+            scores = gate.of(f.own[level.score_at][held_own][:, columns])
+            apart = separation(gate.of(f.real[level.score_at][held_real][:, columns]), scores)
+            tail = tail_heaviness(scores)
+        return Choice(level, f.blocks[-last:], own is not None, len(columns), tail, apart)
+
     for level in f.levels:
         for last in range(1, len(f.blocks) + 1):
             columns = columns_of(f.widths, last)
-            if last > 1 and (len(columns) > MOST_NUMBERS or len(fit_real) < PER_NUMBER * len(columns)):
+            K = len(columns)
+            if last > 1 and (K > MOST_NUMBERS or len(fit_real) < REAL_PER_NUMBER * K):
                 break
-            for two_class in (False, True):
-                if two_class and len(fit_own) < PER_NUMBER * len(columns):
-                    continue
-                own = fit_own if two_class else None
-                gate = fitted(f, level, last, denoiser, fit_real, own, same_mean=two_class)
-                tail, apart = nan, nan
-                if f.num_own:
-                    scores = gate.of(f.own[level.score_at][held_own][:, columns])
-                    apart = separation(gate.of(f.real[level.score_at][held_real][:, columns]), scores)
-                    tail = tail_heaviness(scores)
-                found.append(Choice(level, f.blocks[-last:], two_class, tail, apart))
+            best = judged(level, last, columns, None)
+            if f.num_own and len(fit_own) >= OWN_PER_NUMBER * K:
+                best = max(judged(level, last, columns, fit_own), best, key=lambda c: c.tail)
+            found.append(best)
     return sorted(found, key=lambda c: -c.tail if f.num_own else -len(c.blocks))
 
 
 def best_of(found: Sequence[Choice]) -> Choice:
-    """Among the choices whose tail is near the heaviest, one that knows both kinds, if any, with the most numbers."""
+    """The choice that is fitted to the most numbers among those whose tail is near the heaviest."""
     heaviest = max(c.tail for c in found)
     near = [c for c in found if c.tail >= NEAR_BEST * heaviest]
-    return max(near, key=lambda c: (c.two_class, len(c.blocks), c.tail))
+    return max(near, key=lambda c: (c.numbers, c.tail))
 
 
 def chosen(f: Features, denoiser: AnyDenoiser) -> tuple[Choice, list[Choice]]:

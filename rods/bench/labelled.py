@@ -26,7 +26,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from dnnlib.errors import UserError
 from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
 from dnnlib.util import atomic_write
-from rods.labels.labels import VERDICTS, read_labels
+from rods.labels.labels import VERDICTS, ImageLabel, read_labels
 from rods.runs.folder import read_lines
 from rods.runs.images import U8
 
@@ -185,15 +185,15 @@ def values_of(pixels: U8) -> F64:
     return np.asarray((pixels.astype(np.float64) - 128) / 127.5)
 
 
-def read_run(path: Path, *, source: str | None = None) -> LabelledRun:
-    """A labelled run. Samples without a label are left out.
+def read_run(path: Path, *, source: str | None = None, labelled: bool = True) -> LabelledRun:
+    """A labelled run. Samples without a label are left out; with `labelled` False all are there, as uncertain.
 
     Raises UserError: no run, no labels (see `read_labels`), or files that are not a run's.
     """
     options = path / OPTIONS_NAME
     if not options.is_file():
         raise UserError(f"{path} is not a run: it has no {OPTIONS_NAME}; give a folder that generate.py made")
-    labels = read_labels(path, source=source)
+    labels = read_labels(path, source=source) if labelled else _uncertain(path)
     samples = [line for line in read_lines(path / SAMPLES_NAME) if line["name"] in labels]
     if not samples:
         raise UserError(f"{path} has no labelled sample; label it by scripts/bench.py label")
@@ -215,6 +215,11 @@ def read_run(path: Path, *, source: str | None = None) -> LabelledRun:
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: {OPTIONS_NAME} or {TIMING_NAME} was changed; sample the run again") from None
+
+
+def _uncertain(path: Path) -> dict[str, ImageLabel]:
+    names = [line["name"] for line in read_lines(path / SAMPLES_NAME)]
+    return {name: ImageLabel(name, VERDICTS[0], "nobody") for name in names}
 
 
 def _text(path: Path) -> str:
@@ -255,6 +260,10 @@ def group_line(names: Sequence[str], images: U8) -> dict[str, Any]:
 
 def pooled(x: F64) -> list[str]:
     """8x8 means of the levels of images [B, C, H, W] as bytes in base64."""
+    return [base64.b64encode(m.tobytes()).decode() for m in pooled_levels(x)]
+
+
+def pooled_levels(x: F64) -> U8:
+    """8x8 means of the levels of images [B, C, H, W] in [-1, 1]: uint8 [B, C, 8, 8]."""
     unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
-    means = adaptive_avg_pool2d(unit, POOLED).numpy()
-    return [base64.b64encode(np.rint(255 * m).astype(np.uint8).tobytes()).decode() for m in means]
+    return np.asarray(np.rint(255 * adaptive_avg_pool2d(unit, POOLED).numpy()).astype(np.uint8))

@@ -53,16 +53,16 @@ def test_tails_and_separation() -> None:
     assert (even.tolist(), odd.tolist()) == ([0, 2, 4], [1, 3])
 
 
-def test_the_choice_prefers_both_kinds_of_images_among_the_heaviest_tails() -> None:
+def test_the_choice_reads_most_among_the_heaviest_tails() -> None:
     level = Level(0.47, 0.3, 3, 0.5)
 
-    def choice(blocks: int, two_class: bool, tail: float) -> Choice:
-        return Choice(level, ("block",) * blocks, two_class, tail, 0.9)
+    def choice(width: int, two_class: bool, tail: float) -> Choice:
+        return Choice(level, ("block",), two_class, width, tail, 0.9)
 
-    both, alone, light = choice(2, True, 3.0), choice(4, False, 3.1), choice(6, True, 1.0)
-    assert best_of([alone, both, light]) is both
-    assert best_of([alone, light]) is alone, "a light tail is not chosen for its kind"
-    assert best_of([both, choice(3, True, 2.9)]).blocks == ("block",) * 3
+    both, alone, light = choice(40, True, 3.0), choice(60, False, 3.1), choice(500, True, 1.0)
+    assert best_of([alone, both, light]) is both, "the means of both kinds count"
+    assert best_of([alone, choice(16, True, 3.3), light]) is alone
+    assert best_of([light, choice(16, False, 5)]).width == 16, "a light tail is not chosen for what it reads"
 
 
 def test_a_higher_threshold_is_replayed_as_a_run_would_go() -> None:

@@ -1,0 +1,164 @@
+"""Two runs of the same seeds compared without labels: what changed, at what cost, and how near to real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from dnnlib.errors import UserError
+from rods.bench.compare import common, total_variance, variance_kept
+from rods.bench.labelled import POOLED, LabelledRun, pooled_levels, values_of
+from rods.eval.bootstrap import Estimate
+from rods.eval.correction import Proportion, proportion_interval
+from rods.eval.frechet import frechet_distance
+from rods.eval.labels import Label
+from rods.runs.images import RED, U8, Colour, contact_sheet
+from training.dataset import ImageDataset
+
+F64 = NDArray[np.float64]
+GREEN: Colour = (40, 150, 70)  # around what was repaired
+MOST_REAL = 10_000
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """What a run is held against."""
+
+    num: int
+    total_variance: float  # summed over pixels, of values in [-1, 1]
+    features: F64  # 8x8 means [N, d]
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """How far two runs are from real images."""
+
+    variance: tuple[float, float]  # total variance as a ratio to the real images', of the baseline and of the run
+    frechet: tuple[float, float]  # distance of the 8x8 means
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A run against the baseline on the n seeds that both have, labels or none."""
+
+    n: int
+    changed: Proportion  # images that are not the baseline's, bit for bit
+    above: tuple[Proportion, Proportion] | None  # above a restart's threshold, before and after; None: no restart
+    nfe: tuple[float, float]  # F + B an image, of the baseline and of the run
+    variance_kept: Estimate  # total variance as a ratio to the baseline's
+    nearness: Nearness | None  # None without real images
+
+    def lines(self) -> list[str]:
+        """Sentences for people."""
+        said = [f"{self.n} seeds: {self.changed.k} images changed ({_percent(self.changed)})"]
+        if self.above:
+            before, after = self.above
+            said.append(
+                f"above the gate's own threshold: {_percent(before)} before, {_percent(after)} after (the gate chose "
+                "the images, so it judges itself here)"
+            )
+        said.append(
+            f"NFE an image: {self.nfe[0]:.1f} before, {self.nfe[1]:.1f} after ({self.nfe[1] / self.nfe[0]:.2f}x)"
+        )
+        v = self.variance_kept
+        said.append(f"variance kept: {v.value:.3f}" + (f" ({v.low:.3f} to {v.high:.3f})" if v.low == v.low else ""))
+        if self.nearness:
+            one, two = self.nearness.variance, self.nearness.frechet
+            said.append(f"variance as a ratio to the real images': {one[0]:.3f} before, {one[1]:.3f} after")
+            said.append(f"Fréchet distance to them on {POOLED}x{POOLED} means: {two[0]:.4f} before, {two[1]:.4f} after")
+        return said
+
+
+def image_shape(run: LabelledRun) -> tuple[int, ...]:
+    """[C, H, W] of a run's images. UserError where its PNGs are not there."""
+    image = run.image(0)
+    if image is None:
+        raise UserError(f"{run.path}: its PNGs are missing, so --real cannot be held against them; sample it again")
+    return image.shape
+
+
+def read_real(path: str, shape: Sequence[int]) -> RealImages:
+    """The images [C, H, W] of a folder or zip, at most MOST_REAL. UserError: fewer than two, or of another shape."""
+    dataset = ImageDataset(path, cache=False, option="--real")
+    if len(dataset) < 2:
+        raise UserError(f"--real={path} has one image; a variance needs two or more")
+    index = list(range(min(len(dataset), MOST_REAL)))
+    pixels: U8 = dataset.batch(index)[0].numpy()
+    if list(pixels.shape[1:]) != list(shape):
+        raise UserError(f"--real={path}: images of shape {list(pixels.shape[1:])}, and the runs' are {list(shape)}")
+    x = values_of(pixels).clip(-1, 1)
+    return RealImages(len(index), float(x.var(axis=0).sum()), pooled_levels(x).reshape(len(x), -1) / 255)
+
+
+def changes(base: LabelledRun, run: LabelledRun, real: RealImages | None = None) -> Changes:
+    """What a run did to the baseline's images. Raises ValueError: no seed in common."""
+    mine, theirs = common(base, run)
+    n, before, after = len(mine), base.keys, run.keys
+    changed = sum(before[i] != after[j] for i, j in zip(mine, theirs, strict=True))
+    above = None
+    threshold = run.options.get("threshold")
+    if (
+        run.has_restarts
+        and isinstance(threshold, int | float)
+        and run.scores is not None
+        and run.own_scores is not None
+    ):
+        over = [int((scores[theirs] > threshold).sum()) for scores in (run.scores, run.own_scores)]
+        above = proportion_interval(over[0], n), proportion_interval(over[1], n)
+    nearness = None
+    if real is not None:
+        variances = [total_variance(one.groups()) / real.total_variance for one in (base, run)]
+        distances = [_frechet(one.features, real.features) for one in (base, run)]
+        nearness = Nearness((variances[0], variances[1]), (distances[0], distances[1]))
+    return Changes(
+        n,
+        proportion_interval(changed, n),
+        above,
+        (float(base.nfe.sum(axis=1).mean()), float(run.nfe.sum(axis=1).mean())),
+        variance_kept(base, run),
+        nearness,
+    )
+
+
+def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = 32) -> PIL.Image.Image:
+    """Changed images beside the baseline's, before and after, the largest fall of the score first.
+
+    With labels the frame is green around what was repaired and red around what was newly broken. Raises UserError where
+    no image changed, or the PNGs are not there.
+    """
+    mine, theirs = common(base, run)
+    before, after = base.keys, run.keys
+    both = [(i, j) for i, j in zip(mine, theirs, strict=True) if before[i] != after[j]]
+    if not both:
+        raise UserError(f"{run.path} has no image that {base.path} has not; there is no pair to show")
+    first, last = run.scores, run.own_scores
+    if first is not None and last is not None:
+        both.sort(key=lambda pair: last[pair[1]] - first[pair[1]])
+    tiles: list[U8 | None] = []
+    captions, frames = [], []
+    for i, j in both[:most]:
+        tiles += [base.image(i), run.image(j)]
+        score = ("", "") if first is None or last is None else (f"{first[j]:.3g}", f"{last[j]:.3g}")
+        captions += [f"{int(base.seeds[i])}  {score[0]}", score[1]]
+        frames += [None, _frame(Label(int(base.labels[i])), Label(int(run.labels[j])))]
+    if any(tile is None for tile in tiles):
+        raise UserError(f"{base.path} and {run.path}: some PNGs are missing; sample them again")
+    return contact_sheet(tiles, captions, frames=frames, columns=8, min_tile=128, gap=6)
+
+
+def _frame(before: Label, after: Label) -> Colour | None:
+    if (before, after) == (Label.HALLUCINATED, Label.VALID):
+        return GREEN
+    return RED if (before, after) == (Label.VALID, Label.HALLUCINATED) else None
+
+
+def _frechet(a: F64, b: F64) -> float:
+    return frechet_distance(a.mean(axis=0), np.cov(a.T), b.mean(axis=0), np.cov(b.T))
+
+
+def _percent(share: Proportion) -> str:
+    return f"{share.rate:.1%}, {share.low:.1%} to {share.high:.1%}"

@@ -1,0 +1,98 @@
+"""rods.bench.unlabelled and `bench.py compare` without labels: what changed, what it cost, how near to real images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner
+from commands import generated
+
+from rods.bench.labelled import read_run
+from rods.bench.unlabelled import changes, pairs_sheet, read_real
+from rods.labels.labels import ImageLabel, write_labels
+from scripts.bench import main as bench
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Euler and a restart of the same eight seeds, some of which change."""
+    folder = tmp_path_factory.mktemp("runs")
+    generated(folder / "euler", "--sampler=euler", "--seeds=0-7", steps=4)
+    generated(folder / "scores", "--sampler=restart", "--threshold=inf", "--sigma-r=5", "--seeds=0-7", steps=4)
+    lines = [json.loads(line) for line in (folder / "scores" / "samples.jsonl").read_text().splitlines()]
+    middle = sorted(line["restart"]["scores"][0] for line in lines)[4]
+    generated(folder / "restart", "--sampler=restart", f"--threshold={middle}", "--sigma-r=5", "--seeds=0-7", steps=4)
+    return folder / "euler", folder / "restart"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        PIL.Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def test_what_changed_and_what_it_cost(runs: tuple[Path, Path], real: Path) -> None:
+    base, run = (read_run(path, labelled=False) for path in runs)
+    found = changes(base, run, read_real(str(real), (1, 8, 8)))
+    differ = sum((runs[0] / f"{i:06d}.png").read_bytes() != (runs[1] / f"{i:06d}.png").read_bytes() for i in range(8))
+    assert 0 < found.changed.k == differ < 8
+    assert found.above is not None
+    assert found.above[0].k == 3
+    assert found.above[1].k <= found.above[0].k
+    assert found.nfe[1] > found.nfe[0] == 4
+    pixels = np.stack([np.asarray(PIL.Image.open(p)) for p in sorted(real.iterdir())])
+    before = np.stack([np.asarray(PIL.Image.open(runs[0] / f"{i:06d}.png")) for i in range(8)])
+    assert found.nearness is not None
+    wanted = before.astype(float).var(axis=0).sum() / pixels.astype(float).var(axis=0).sum()
+    assert found.nearness.variance[0] == pytest.approx(wanted, rel=0.02), "group means are kept in 16 bits"
+    same = changes(base, base)
+    assert (same.changed.k, same.variance_kept.value, same.above, same.nearness) == (0, 1.0, None, None)
+
+
+def test_pairs_are_framed_by_their_labels(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    base, run = (read_run(path, labelled=False) for path in runs)
+    plain = pairs_sheet(base, run).convert("RGB")
+    assert plain.width > plain.height
+    green = (40, 150, 70)
+    assert green not in {colour for _, colour in plain.getcolors(1 << 16)}
+    for path, label in zip(runs, ("hallucinated", "valid"), strict=True):
+        write_labels(path, [ImageLabel(f"{i:06d}.png", label, "person 1") for i in range(8)])
+    try:
+        framed = pairs_sheet(*(read_run(path) for path in runs)).convert("RGB")
+        assert green in {colour for _, colour in framed.getcolors(1 << 16)}
+        result = CliRunner().invoke(bench, ["compare", *map(str, runs)])
+        assert result.exit_code == 0, result.output
+        assert "relative reduction" in result.output
+    finally:
+        for path in runs:
+            (path / "labels.jsonl").unlink()
+
+
+def test_the_command_without_labels(runs: tuple[Path, Path], real: Path, tmp_path: Path) -> None:
+    options = ["compare", *map(str, runs), f"--real={real}", f"--pairs={tmp_path / 'sheets' / 'pairs.png'}"]
+    result = CliRunner().invoke(bench, options)
+    assert result.exit_code == 0, result.output
+    for said in ("No labels", "images changed", "NFE an image", "Fréchet"):
+        assert said in result.output
+    with PIL.Image.open(tmp_path / "sheets" / "pairs.png") as sheet:
+        assert sheet.size[0] > 128
+
+
+def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], real: Path, tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    for options, names in (
+        ([str(runs[0]), str(runs[0]), f"--pairs={tmp_path / 'p.png'}"], "no pair"),
+        ([str(runs[0]), str(runs[1]), f"--real={tmp_path}"], "--real"),
+        ([str(runs[0]), str(runs[1]), "--labels=person 1"], "labels.jsonl"),
+    ):
+        result = CliRunner().invoke(bench, ["compare", *options])
+        assert (result.exit_code, names in result.output, result.output.count("\n")) == (2, True, 1), result.output
+    assert not (tmp_path / "p.png").exists()
