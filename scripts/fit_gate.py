@@ -37,7 +37,7 @@ from training.checkpoint import load_snapshot
 
 KIND = "density-ratio"
 NUM_SEEDS = 1024
-BACK = (2.24, 3.52, 5.38, 8.03)  # noise levels to go back to, of which the trial chooses
+BACK = (2.24, 3.52, 5.38)  # noise levels to go back to, of which the trial chooses
 ALIKE = 0.02  # off-support shares that a trial cannot tell apart
 BACK_WITHOUT_IMAGES = 2.24  # where nothing tells how good a restart is
 MOST_RESTARTED = 0.5  # of the samples, without images: whatever the budget

@@ -1,0 +1,55 @@
+"""docs/how-to/own-model.md, typed by somebody with a pickle that the project does not know and a zip of images."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner
+from commands import PLAIN, generated, options_json
+from pages import Page
+
+from scripts import bench, fit_gate
+
+PAGE = Page("how-to/own-model")
+FEWER = {"scripts/fit_gate": ["--steps=8", "--samples=32", "--trial=16", "--batch=16"], "generate": ["--steps=8"]}
+
+
+def test_the_four_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PLAIN, "my-network.pkl")
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile("images.zip", "w") as archive:
+        for i in range(64):
+            data = BytesIO()
+            PIL.Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(data, "PNG")
+            archive.writestr(f"{i:03d}.png", data.getvalue())
+
+    commands = re.findall(r"^    python (\S+)\.py (.*)$", PAGE.text, re.MULTILINE)
+    assert [name for name, _ in commands] == ["scripts/fit_gate", "generate", "generate", "scripts/bench"]
+    for name, line in commands:
+        options = [o.replace("--seeds=0-255", "--seeds=0-7") for o in shlex.split(line)] + FEWER.get(name, [])
+        if name == "generate":
+            output = generated(Path(), *options, network=None, steps=None)
+        else:
+            main = {"scripts/fit_gate": fit_gate.main, "scripts/bench": bench.main}[name]
+            result = CliRunner().invoke(main, options)
+            assert result.exit_code == 0, result.output
+            output = result.output
+        if name == "scripts/fit_gate":
+            for said in ("Gate: the last", "numbers, at noise level", "real images", "sends", "off support"):
+                assert said in output
+                assert said in PAGE.text, "the page explains this line"
+    assert "8 seeds" in output
+    restart = json.loads(Path("my-network.preset.json").read_text())["samplers"]["restart"]
+    assert options_json(Path("out/restart"))["identity"]["threshold"] == restart["threshold"], (
+        "found beside the network"
+    )
