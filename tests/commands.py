@@ -89,8 +89,16 @@ def options_json(outdir: Path) -> dict[str, Any]:
 
 def torchrun(ranks: int, script: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """The command as `ranks` processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return _python(["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"], script, options)
+
+
+def ranked(ranks: int, script: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The same in less than half of the time, without torchrun."""
+    return _python([str(ROOT / "tests" / "tools" / "forked_ranks.py"), str(ranks)], script, options)
+
+
+def _python(launcher: list[str], script: Path, options: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*launcher, str(script), *options], env=environment, capture_output=True, text=True, check=False, timeout=90
-    )
+        [sys.executable, *launcher, str(script), *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=90,
+    )  # fmt: skip
