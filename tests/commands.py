@@ -22,8 +22,6 @@ from generate import main
 from training.checkpoint import save_snapshot
 from training.networks import EDMPrecond
 
-torch.set_num_threads(1)
-
 PLAIN = GOLDEN / "pickles" / "edm-ddpmpp-uncond.pkl"  # 16x16x3
 LABELLED = GOLDEN / "pickles" / "edm-ncsnpp-cond.pkl"  # 16x16x1, 4 classes
 

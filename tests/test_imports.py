@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -93,10 +94,12 @@ def violations(
     return found
 
 
+@functools.cache
 def packages() -> set[str]:
     return {MODULES.get(r.name, r.name) for r in requirements()}
 
 
+@functools.cache
 def of_extras() -> set[str]:
     """The modules of the optional packages."""
     return {
@@ -104,6 +107,7 @@ def of_extras() -> set[str]:
     }
 
 
+@functools.cache
 def commands() -> set[str]:
     return {path.stem for path in source_files() if zone_of(path) == "command"}
 
@@ -186,6 +190,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
 def loading() -> dict[str, set[str]]:
     """Which of our modules each of them imports when it is loaded, its packages among them."""
     paths = {module_name(path): path for path in source_files()}

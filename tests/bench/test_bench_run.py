@@ -22,8 +22,6 @@ from rods.eval.correction import proportion_interval
 from scripts import bench
 from training.checkpoint import load_snapshot
 
-pytestmark = pytest.mark.usefixtures("restored_threads")
-
 ALL = ["euler", "lid detector=lid:sigma=.1,draws=2", "h-index rho=.02 window=0,1", "lmi", "overshoot", "restart"]
 NAMES = [text.split()[0] for text in ALL]
 AUDIT = (AuditLine("real data, fresh", "hallucinated", proportion_interval(0, 100), 0.005),)

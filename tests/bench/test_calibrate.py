@@ -37,8 +37,6 @@ from rods.schedules import SigmaWindow
 from scripts import calibrate
 from training.checkpoint import load_snapshot
 
-pytestmark = pytest.mark.usefixtures("restored_threads")
-
 
 @pytest.fixture(scope="module")
 def row(tmp_path_factory):

@@ -27,7 +27,6 @@ from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from scripts import figures
 
-torch.set_num_threads(1)
 BAD, WELL, UNCERTAIN = Label.BAD, Label.WELL, Label.AMBIGUOUS
 
 

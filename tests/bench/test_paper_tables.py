@@ -21,8 +21,6 @@ from rods.eval.labels import Label
 from rods.presets import PAPER_PRESETS
 from scripts import figures
 
-torch.set_num_threads(1)
-
 
 def call(*arguments: object, code: int = 0) -> Any:
     result = CliRunner().invoke(figures.main, [str(a) for a in arguments])

@@ -31,7 +31,6 @@ METHODS = ["euler", "heun", LID, "h-index rho=.02 window=0,1", "overshoot", "res
 AUDIT = (AuditLine("real data, fresh", "hallucinated", proportion_interval(0, 100), 0.005),)
 
 
-pytestmark = pytest.mark.usefixtures("restored_threads")
 needs_plots = pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is not installed (the extra plots)")
 
 

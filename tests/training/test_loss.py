@@ -12,8 +12,6 @@ from torch_utils.persistence import WIRE_CLASSES
 from training.loss import EDMLoss, Loss, VELoss, VPLoss, build_loss, image_draws, stream_seed
 from training.networks import PRECOND_OPTIONS, EDMPrecond, Precond, VPPrecond
 
-torch.set_num_threads(1)
-
 
 class Shrink(nn.Module):
     """D(x; s) = factor(s) x."""

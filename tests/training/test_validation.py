@@ -20,7 +20,6 @@ from training.loss import EDMLoss, VELoss
 from training.networks import EDMPrecond
 from training.validation import bin_draws, held_out_loss
 
-torch.set_num_threads(1)
 CPU = torch.device("cpu")
 SIGMA_DATA = 0.2
 

@@ -136,7 +136,7 @@ def few_hands(monkeypatch):
     monkeypatch.setattr(rendered, "PER_CLASS", 2)
 
 
-@pytest.mark.usefixtures("restored_threads", "few_hands")
+@pytest.mark.usefixtures("few_hands")
 @pytest.mark.parametrize("name", ["mnist", "hands-64r"])
 def test_the_command_trains_a_labeller(data_folder, tmp_path, name):
     module = {"mnist": mnist, "hands-64r": rendered}[name]
@@ -168,7 +168,6 @@ def test_the_command_refuses_bad_options_in_one_line(arg):
     assert arg.split("=")[0] in result.output
 
 
-@pytest.mark.usefixtures("restored_threads")
 def test_the_command_trains_the_networks_of_the_grid_that_are_missing(tmp_path):
     args = ["grid25", f"--outdir={tmp_path / 'new'}", "--seeds=0-1", "--steps=8", "--batch=16"]
 

@@ -103,8 +103,3 @@ def test_faults_and_classes_follow_the_middle_threshold(monkeypatch):
     monkeypatch.setattr(labeller, "load", lambda: fixed)
     assert labeller.classes(p).tolist() == [-1, -1, 4, 4]
     assert labeller.faults(p) == ["no digit (most like 4)"] * 2 + [""] * 2
-
-
-def test_an_unknown_error_is_named():
-    with pytest.raises(ValueError, match="a smudge"):
-        data.plant_errors("a smudge", np.zeros((1, 32, 32)), np.zeros(1), seed=0)

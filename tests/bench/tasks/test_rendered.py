@@ -27,12 +27,6 @@ def test_it_counts_the_golden_hands(golden_hands):
     assert (label_rendered(np.concatenate([golden_hands[4], golden_hands[6]])) != Label.VALID).all()
 
 
-def test_noise_is_no_hand():
-    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64)).astype(np.uint8)
-    assert (count_rendered(noise) == NO_HAND).all()
-    assert (label_rendered(noise) == Label.HALLUCINATED).all()
-
-
 def test_tone_moves_no_label(all_hands):
     x = all_hands / 127.5 - 1
     before = label_rendered(x)
