@@ -259,8 +259,7 @@ def test_restarts_go_back_further_than_their_score_looks(tmp_path):
 )
 def test_mistakes_get_one_line(tmp_path, monkeypatch, args, what):
     done = calibrated(
-        monkeypatch,
-        *last_of_each([f"--dest={tmp_path / 'p.preset.json'}", f"--out={tmp_path / 'out'}", *args]),
+        monkeypatch, *last_of_each([f"--dest={tmp_path / 'p.preset.json'}", f"--out={tmp_path / 'out'}", *args])
     )
     assert done.exit_code == 2
     assert what in done.output

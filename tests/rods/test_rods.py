@@ -105,11 +105,24 @@ def test_a_sample_never_flagged_is_eulers_image() -> None:
         ({"method": "cas", "eps": 0, "solver": "heun"}, 95, 32),
         ({"method": "cas", "eps": 0, "ascent_steps": 3, "detect": False}, 88, 48),
         ({"method": "cas", "eps": 0, "ascent_steps": 3}, 88, 48),  # H shares the first probe
+        ({"gradient": "difference", "detect": False}, 72, 0),  # 16 steps in the window: 3F
+        ({"gradient": "difference"}, 88, 0),  # 4F
+        ({"gradient": "difference", "eps": math.inf}, 88, 0),
+        ({"gradient": "difference", "method": "sas"}, 104, 0),  # the SAS point is one more
+        ({"gradient": "difference", "ascent_steps": 3, "detect": False}, 136, 0),  # 7F
+        ({"gradient": "difference", "solver": "heun"}, 127, 0),
+        ({"probe_every": 4, "detect": False}, 44, 4),  # B at steps 4, 8, 12, 16 only, and one F between
+        ({"probe_every": 4}, 44, 8),
+        ({"probe_every": 4, "ascent_steps": 2, "detect": False}, 72, 20),  # g at x + rho u in all steps
+        ({"probe_every": 4, "eps": math.inf}, 44, 8),  # none flagged: F between the probes
+        ({"probe_every": 4, "method": "sas"}, 60, 8),
+        ({"probe_every": 3, "detect": False, "gradient": "difference"}, 52, 0),  # 6 probes
+        ({"probe_every": 100, "gradient": "difference"}, 43, 0),
     ],
 )
 def test_records_tell_the_passes_that_were_made(options: dict, forward: int, backward: int) -> None:  # type: ignore[type-arg]
     count = Counting(mixture())
-    result = rods_sampler(count, latents(), rho=0.1, **options)
+    result = rods_sampler(count, latents(), **{"eps": 0, "rho": 0.1, **options})
     assert [(r.forward, r.backward) for r in result.records] == [(forward, backward)] * 6
     assert (count.forward, count.backward) == (6 * forward, 6 * backward)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, records, tiny, torchrun
+from commands import LABELLED, RESTART, SMALL, files, generate, generated, options_json, ranked, records, tiny
 from vectors import ROOT
 
 from rods import Lid, Readout
@@ -167,7 +167,7 @@ def test_ranks_give_the_files_of_one_process(ranks: int, scored: Path, tmp_path:
     options = (f"--accept={SCORE}<{middle(scored)}", f"--filter={SCORE}", "--filter-threshold=1e9", "--batch=2")
     run = ["--sampler=euler", "--seeds=0-7", *options, "--steps=2", "--threads=1", f"--network={SMALL}"]
     generated(tmp_path / "alone", *run, network=None, steps=None)
-    done = torchrun(ranks, ROOT / "generate.py", *run, f"--outdir={tmp_path / 'ranks'}")
+    done = ranked(ranks, ROOT / "generate.py", *run, f"--outdir={tmp_path / 'ranks'}")
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "ranks") == files(tmp_path / "alone")
 
