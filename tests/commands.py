@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from click.testing import CliRunner
 from overridden import last_of_each
@@ -64,6 +65,22 @@ def generate(outdir: Path, *options: str, network: Path | None = SMALL, steps: i
 def generated(outdir: Path, *options: str, network: Path | None = SMALL, steps: int | None = 2) -> str:
     code, output = generate(outdir, *options, network=network, steps=steps)
     assert code == 0, output
+    return output
+
+
+def said(command: click.Command, *arguments: object, code: int = 0) -> str:
+    """All that a command prints in this process; anything but an exit with `code` is raised."""
+    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def refusal(command: click.Command, *arguments: object) -> str:
+    """The one line of a user's error."""
+    output = said(command, *arguments, code=2)
+    assert (output.startswith("Error: "), output.count("\n")) == (True, 1), output
     return output
 
 
