@@ -68,6 +68,13 @@ def generated(outdir: Path, *options: str, network: Path | None = SMALL, steps: 
     return output
 
 
+def refused(outdir: Path, *options: str, network: Path | None = SMALL, steps: int | None = 2) -> str:
+    """What `generate.py` says, in one line, where it refuses its options."""
+    code, output = generate(outdir, *options, network=network, steps=steps)
+    assert (code, output.startswith("Error: "), output.count("\n")) == (2, True, 1), output
+    return output
+
+
 def said(command: click.Command, *arguments: object, code: int = 0) -> str:
     """All that a command prints in this process; anything but an exit with `code` is raised."""
     result = CliRunner().invoke(command, [str(a) for a in arguments])
