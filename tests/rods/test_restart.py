@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact import SEEDS, Counting, isotropic, latents, mixture, second_stream
+from exact import SEEDS, Counting, conditional, isotropic, latents, mixture, second_stream
 from torch import Tensor
 
 from rods import (
@@ -110,12 +110,6 @@ def test_a_restart_is_the_base_solver_from_more_noise() -> None:
 
 
 def test_labels_follow_the_rows_that_go_back() -> None:
-    shift = torch.randn(6, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-
-    def conditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        centre = torch.einsum("bk,kchw->bchw", labels, shift)
-        return centre + mixture()(x - centre, sigma)
-
     labels, sampler = (
         torch.eye(6, dtype=torch.float64),
         Restart(threshold=median(), sigma_r=2.0, num_steps=10, detector=LID),

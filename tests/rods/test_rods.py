@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from exact import Counting, close, golden, latents, mixture
+from exact import Counting, close, conditional, golden, latents, mixture
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from rods import (
     Cas,
@@ -207,12 +206,6 @@ def test_another_detector_of_steps_decides_in_place_of_h() -> None:
 
 def test_labels_follow_the_flagged_rows() -> None:
     """Every row has a class that shifts its data; a gather that lost track would mix them up."""
-    shift = torch.randn(6, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-
-    def conditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        centre = torch.einsum("bk,kchw->bchw", labels, shift)
-        return centre + mixture()(x - centre, sigma)
-
     labels = torch.eye(6, dtype=torch.float64)
     for method in ("cas", "sas"):
         together = rods_sampler(conditional, latents(), labels, method=method, eps=EPS2, rho=0.1)  # type: ignore[arg-type]
