@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from rods import Mixture, State, Step, bind, gaussian
+from rods.schedules import iddpm_levels
 from torch_utils.rng import SeedStreams
-
-# These tensors have a few dozen elements: a second thread costs far more than it brings, above all on a busy machine.
-torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU = torch.device("cpu")
@@ -127,9 +125,49 @@ class _Tap(torch.autograd.Function):
         return grad, None
 
 
+class Stepped:
+    """A denoiser with a range and a table of noise levels, as iDDPM's: remembers what it was asked."""
+
+    sigma_min, sigma_max = 0.02, 40.0
+    u = iddpm_levels(C_1=0.001, C_2=0.008, M=1000)
+
+    def __init__(self) -> None:
+        self.asked: list[Tensor] = []
+        self.labels: list[Tensor | None] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        assert x.dtype == torch.float64
+        assert sigma.dtype == torch.float64
+        assert sigma.ndim == 0
+        self.asked.append(sigma)
+        self.labels.append(class_labels)
+        return mixture()(x, sigma).float()
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        sigma = torch.as_tensor(sigma)
+        index = (sigma.reshape(-1, 1) - self.u).abs().argmin(dim=1)
+        return self.u[index].reshape(sigma.shape).float()
+
+
+def conditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    """The mixture moved by a shift of each of six classes: a gather that lost track would mix them up."""
+    centre = torch.einsum("bk,kchw->bchw", labels, normal(6, 2, 3, 3, seed=3))
+    return centre + mixture()(x - centre, sigma)
+
+
 def broken_row(x: Tensor, sigma: Tensor) -> Tensor:
     """The mixture, but for the second row of a batch, which is not a number."""
     return mixture()(x, sigma) * torch.tensor([1, math.nan, 1, 1, 1, 1][: len(x)]).reshape(-1, 1, 1, 1)
+
+
+class Watch:
+    """Keeps the steps of a run."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def add(self, step: Step) -> None:
+        self.steps.append(step)
 
 
 def final(steps: Iterator[Step]) -> Tensor:

@@ -26,7 +26,7 @@ COMMON = [
 def main(folder: Path, worlds: list[int]) -> None:
     torch.set_num_threads(1)
     make_data(folder / "data")
-    args, log = [*COMMON, f"--data={folder / 'data'}"], folder / "log.txt"
+    args, log = [*COMMON, f"--data={folder / 'data'}", f"--val={folder / 'data'}"], folder / "log.txt"
     results = {}
     for ranks in worlds:
         job = Job([*args, f"--outdir={folder / f'ranks-{ranks}'}", "--duration=12e-6"], ranks=ranks, log=log)

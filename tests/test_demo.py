@@ -6,12 +6,9 @@ import json
 import re
 
 import PIL.Image
-import pytest
 from click.testing import CliRunner
 
 from scripts import demo
-
-pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
 def run(*args):
@@ -21,23 +18,21 @@ def run(*args):
 
 
 def test_demo_writes_a_picture_and_a_table_and_repeats_itself(tmp_path):
-    args = ("--seeds=0-3", "--steps=6", "--batch=4", "--threads=1")
-    output = run(*args, f"--outdir={tmp_path / 'a'}")
-    again = run(*args, f"--outdir={tmp_path / 'a'}")
+    args = ("--seeds=0-2", "--steps=4", "--batch=3", "--threads=1", f"--outdir={tmp_path / 'a'}")
+    output = run(*args)
+    picture = (tmp_path / "a" / "pairs.png").read_bytes()
+    again = run(*args)
     assert again == output, "what is there is not sampled again: times are those of the first run"
-    run(*args, f"--outdir={tmp_path / 'b'}")
+    assert (tmp_path / "a" / "pairs.png").read_bytes() == picture
     names = ["euler", "heun", "rods-cas", "rods-sas-all", "overshoot"]
     assert re.findall(r"^\| ([a-z-]+) +\|", output, re.MULTILINE)[:6] == ["sampler", *names]
     assert "Tone control" in output
     assert "AUROC" in output
-    with PIL.Image.open(tmp_path / "a" / "pairs.png") as picture:
-        assert picture.size[0] > 3 * 3 * 128
-        first = picture.tobytes()
-    with PIL.Image.open(tmp_path / "b" / "pairs.png") as picture:
-        assert picture.tobytes() == first
+    with PIL.Image.open(tmp_path / "a" / "pairs.png") as pairs:
+        assert pairs.size[0] > 3 * 3 * 128
     rows = json.loads((tmp_path / "a" / "demo.json").read_text())["rows"]
-    assert rows[1]["forward"] == 11, "Heun: 2N - 1"
-    assert (rows[4]["forward"], rows[4]["backward"]) == (6, 0), "overshoot costs nothing"
+    assert rows[1]["forward"] == 7, "Heun: 2N - 1"
+    assert (rows[4]["forward"], rows[4]["backward"]) == (4, 0), "overshoot costs nothing"
     assert rows[2]["recipe"]["rho"] == 4.0
 
 

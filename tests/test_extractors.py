@@ -26,7 +26,6 @@ from rods.eval.features import Extractor, pixel_extractor
 from rods.eval.inception import FILE_NAME, URL, BlockA, BlockE, Inception, resize_half_pixel, resize_tf1
 from rods.eval.weights import load_into, read_weights
 
-torch.set_num_threads(1)
 CPU = torch.device("cpu")
 IMAGES = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

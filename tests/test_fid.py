@@ -31,7 +31,6 @@ from rods.eval.reference import Reference, read_reference, write_reference
 from rods.runs.sources import image_source, paired_sources
 from training.dataset import ImageDataset
 
-torch.set_num_threads(1)
 PIXELS = ("--detector=pixels", "--threads=1")
 Run = Callable[..., str]
 

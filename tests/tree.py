@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ LIBRARY = ("dnnlib", "torch_utils", "training", "rods")
 NOT_SOURCE = ("tests", "build", "data", "training-runs")  # folders at the root without code that users run
 
 
+@functools.cache
 def source_files() -> list[Path]:
     """Every Python file of the project outside the tests, whichever folder it is in."""
     folders = [

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import small_tasks
 import torch
-from click.testing import CliRunner
-from commands import SMALL
+from commands import SMALL, said
 from overridden import last_of_each
 from small_tasks import PICTURES, POINTS
 
@@ -36,8 +35,6 @@ from rods.samplers import Corrected, RodsCas
 from rods.schedules import SigmaWindow
 from scripts import calibrate
 from training.checkpoint import load_snapshot
-
-pytestmark = pytest.mark.usefixtures("restored_threads")
 
 
 @pytest.fixture(scope="module")
@@ -128,19 +125,22 @@ def test_a_level_is_a_quantile_of_the_healthy(tmp_path):
     assert (run.scores[healthy] >= level).mean() == pytest.approx(0.25, abs=0.05)
 
 
-def calibrated(monkeypatch, *args: str, task=POINTS):
-    monkeypatch.setattr(calibrate, "TASKS", {"points": lambda: task})
-    (option,) = (p for p in calibrate.main.params if p.name == "task_name")
-    monkeypatch.setattr(option, "type", type(option.type)(["points"]))
-    return CliRunner().invoke(calibrate.main, ["--task=points", *args], catch_exceptions=False)
+@pytest.fixture
+def calibrated(offer_tasks):
+    """What scripts/calibrate.py prints."""
+
+    def call(*args: object, task=POINTS, code: int = 0) -> str:
+        offer_tasks(calibrate, {"points": task})
+        return said(calibrate.main, "--task=points", *last_of_each(args), code=code)
+
+    return call
 
 
-def test_a_calibration_goes_on_and_writes_a_preset_that_generate_reads(tmp_path, monkeypatch):
+def test_a_calibration_goes_on_and_writes_a_preset_that_generate_reads(tmp_path, calibrated):
     dest, out = tmp_path / "exact.preset.json", tmp_path / "out"
     args = ["--seeds=1000-1023", "--first=8", "--batch=8", "--threads=1", f"--out={out}", f"--dest={dest}"]
     few = "--samplers=rods-cas,overshoot,restart"
-    done = calibrated(monkeypatch, few, *args)
-    assert done.exit_code == 0, done.output
+    printed = calibrated(few, *args)
     preset = read_preset(dest)
     assert set(preset.samplers) == {"rods-cas", "overshoot", "restart", "random"}
     assert isinstance(preset.samplers["rods-cas"].window, SigmaWindow)
@@ -166,21 +166,19 @@ def test_a_calibration_goes_on_and_writes_a_preset_that_generate_reads(tmp_path,
         for name in ("labels.jsonl", "samples.jsonl"):  # as if it had been cut off there
             kept = (path / name).read_text().splitlines(keepends=True)[:8]
             (path / name).write_text("".join(kept))
-    again = calibrated(monkeypatch, few, *args)
-    assert again.output == done.output
+    assert calibrated(few, *args) == printed
     timing = {p for p in first if p.name == "timing.jsonl"}
     assert {p: p.read_bytes() for p in set(first) - timing} == {p: first[p] for p in set(first) - timing}
 
     other = tmp_path / "more.preset.json"
-    more = calibrated(monkeypatch, "--samplers=tag", *args[:-1], f"--base={dest}", f"--dest={other}")
-    assert more.exit_code == 0, more.output
+    calibrated("--samplers=tag", *args[:-1], f"--base={dest}", f"--dest={other}")
     both = read_preset(other)
     assert {**both.samplers, "tag": None} == {**preset.samplers, "tag": None}
     assert both.detect_eps == preset.detect_eps
     assert both.source.endswith(preset.source)
 
 
-def test_the_readout_of_the_base_preset_gates_restarts(tmp_path, monkeypatch):
+def test_the_readout_of_the_base_preset_gates_restarts(tmp_path, calibrated):
     snapshot = load_snapshot(SMALL)
     networks = {"small": lambda: LoadedNetwork(snapshot.net, snapshot.name, snapshot.sha256)}
     task = replace(PICTURES, networks=networks, num_steps=6, kinds=None, num_kinds=0)
@@ -194,9 +192,7 @@ def test_the_readout_of_the_base_preset_gates_restarts(tmp_path, monkeypatch):
     dest = tmp_path / "other" / "p.preset.json"
     args = ["--seeds=1000-1007", "--first=4", "--batch=4", "--threads=1", f"--out={tmp_path / 'out'}"]
     args += [f"--base={tmp_path / 'base.preset.json'}", f"--dest={dest}", "--samplers=restart"]
-    done = calibrated(monkeypatch, *args, task=task)
-    assert done.exit_code == 0, done.output
-    assert "AUROC on all of these seeds: readout" in done.output
+    assert "AUROC on all of these seeds: readout" in calibrated(*args, task=task)
     preset = read_preset(dest)
     assert preset.samplers["restart"].detector == preset.fitted["readout"] == readout
     assert preset.samplers["edm"] == Edm()
@@ -206,11 +202,10 @@ def test_the_readout_of_the_base_preset_gates_restarts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["rods-sas", "sigma-offset", "iq", "laplacian"])
-def test_every_family_finds_options(tmp_path, monkeypatch, family):
+def test_every_family_finds_options(tmp_path, calibrated, family):
     dest = tmp_path / "p.preset.json"
     args = ["--seeds=1000-1007", "--first=4", "--batch=8", "--threads=1", f"--out={tmp_path / 'out'}"]
-    done = calibrated(monkeypatch, f"--samplers={family}", *args, f"--dest={dest}")
-    assert done.exit_code == 0, done.output
+    calibrated(f"--samplers={family}", *args, f"--dest={dest}")
     assert list(read_preset(dest).samplers) == [family]
 
 
@@ -259,11 +254,8 @@ def test_restarts_go_back_further_than_their_score_looks(tmp_path):
         (["--seeds=3-1"], "--seeds"),
     ],
 )
-def test_mistakes_get_one_line(tmp_path, monkeypatch, args, what):
-    done = calibrated(
-        monkeypatch,
-        *last_of_each([f"--dest={tmp_path / 'p.preset.json'}", f"--out={tmp_path / 'out'}", *args]),
-    )
-    assert done.exit_code == 2
-    assert what in done.output
+def test_mistakes_get_one_line(tmp_path, calibrated, args, what):
+    printed = calibrated(f"--dest={tmp_path / 'p.preset.json'}", f"--out={tmp_path / 'out'}", *args, code=2)
+    assert what in printed
+    assert printed.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -16,12 +16,11 @@ from small_tasks import PICTURES, POINTS
 from dnnlib.errors import UserError
 from rods.base_samplers import Euler
 from rods.bench.compare import total_variance
-from rods.bench.labelled import FEATURES_NAME, GROUP, read_png, read_run, values_of
+from rods.bench.labelled import FEATURES_NAME, GROUP, read_run, values_of
 from rods.bench.methods import Method
 from rods.bench.run import label_run, run_methods, source_of
 from rods.eval.labels import Label
 from rods.labels.labels import LABELS_NAME, ImageLabel, read_labels, write_labels
-from rods.runs.images import to_uint8
 
 METHODS = ["euler", "lid detector=lid:sigma=.1,draws=2", "h-index rho=.02 window=0,1", "lmi", "overshoot", "restart"]
 
@@ -78,13 +77,6 @@ def test_what_a_run_of_images_says(images, tmp_path: Path) -> None:
     (bare / FEATURES_NAME).unlink()
     with pytest.raises(UserError, match=r"000000\.png is missing, and features\.jsonl does not have it"):
         _ = read_run(bare).features
-
-
-def test_images_are_those_of_the_sampler(images) -> None:
-    latents = torch.stack([torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(8)])
-    found = Euler(num_steps=6).sample(PICTURES.networks["exact"]().denoiser, latents).images.numpy()
-    for seed in range(8):
-        assert np.array_equal(read_png(images["euler"].path / f"{seed:06d}.png"), to_uint8(found)[seed])
 
 
 def test_only_some_seeds(points) -> None:

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from commands import SMALL, files
 from numpy.typing import NDArray
+from overridden import last_of_each
 from PIL import Image
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -27,7 +28,6 @@ from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from scripts import figures
 
-torch.set_num_threads(1)
 BAD, WELL, UNCERTAIN = Label.BAD, Label.WELL, Label.AMBIGUOUS
 
 
@@ -56,7 +56,7 @@ def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def call(name: str, out: Path, *options: str, code: int = 0) -> str:
     given = [f"--network={SMALL}", "--seeds=0-8", "--batch=9", "--threads=1", f"--out={out}", *options]
-    result = CliRunner().invoke(figures.main, [name, *given])
+    result = CliRunner().invoke(figures.main, [name, *last_of_each(given)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -76,7 +76,12 @@ def experiment(name: str, out: Path, **changed: Any) -> Experiment:
     return open_experiment(**{**usual, **changed})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", PLANS)
+SLOW = ("fig3", "fig4", "fig8", "fig9", "fig11", "fig13")  # like the others; they need the most images
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PLANS]
+)
 def test_every_figure_is_drawn_and_the_same_file_from_the_images_that_are_there(name: str, out: Path) -> None:
     assert "to sample" in call(name, out) or name not in ("fig3", "fig7", "fig8", "fig9", "fig13")
     with Image.open(out / f"{name}.png") as image:
@@ -192,7 +197,7 @@ def test_the_papers_network_gets_the_papers_settings(tmp_path: Path) -> None:
     e = experiment("fig4", tmp_path, network=network, seeds=None, batch=None)
     assert (e.seeds, e.batch, e.per_batch, e.num) == (tuple(range(120)), 9, True, 1080)
     assert e.study.name == "ffhq"
-    assert e.config(CAS).options["rho"] == 8
+    assert e.sampler(CAS).rho == 8
     assert e.threshold(INDEX)[0] == 0.09
     assert e.index_run == INDEX
     assert experiment("fig13", tmp_path, network=network, seeds=None, batch=None).num == 9

@@ -21,8 +21,6 @@ from rods.eval.labels import Label
 from rods.presets import PAPER_PRESETS
 from scripts import figures
 
-torch.set_num_threads(1)
-
 
 def call(*arguments: object, code: int = 0) -> Any:
     result = CliRunner().invoke(figures.main, [str(a) for a in arguments])
@@ -84,6 +82,7 @@ def test_the_papers_numbers_fit_together() -> None:
     assert all(study.preset in PAPER_PRESETS for study in paper_values.STUDIES.values())
 
 
+@pytest.mark.slow
 def test_table_1_is_what_fid_py_says(work: dict[str, Any]) -> None:
     out, ref = work["out"], work["folder"] / "real.npz"
     table = ("table1", *work["options"], f"--out={out}", f"--ref={ref}", "--detector=pixels", "--num=5")
@@ -119,6 +118,7 @@ def test_table_1_draws_real_data_of_the_networks_task(work: dict[str, Any], monk
     assert json.loads((work["out"] / "table1.json").read_text())["rows"][0]["metrics"][0]["n_ref"] == 7
 
 
+@pytest.mark.slow
 def test_table_2_by_the_tasks_labeller(work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper, "task_of", lambda name: TASK)
     table = ("table2", *work["options"], f"--out={work['out']}", "--samplers=euler,heun,rods-cas")

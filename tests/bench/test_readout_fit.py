@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from commands import LABELLED, SMALL, generate, generated, options_json, records
+from commands import LABELLED, SMALL, generate, generated, options_json, records, refusal, said
 
 from dnnlib.errors import UserError
 from rods.base_samplers import Edm, Euler
@@ -155,11 +154,8 @@ def test_a_new_readout_takes_the_settings_of_the_old_one_out(tmp_path: Path) -> 
 # -- the commands -----------------------------------------------------------------------------------------------------
 
 
-def fitted(*options: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, [*options, "--threads=1"])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
+def fitted(*options: str, code: int = 0) -> str:
+    return said(main, *options, "--threads=1", code=code)
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +181,7 @@ def test_people_teach_a_readout_and_it_restarts_and_filters(labelled: Path, tmp_
     preset = tmp_path / "small.preset.json"
     asked = (f"--network={SMALL}", f"--images={labelled / 'run'}", f"--answers={labelled / 'answers.jsonl'}",
              "--levels=.3", f"--out={tmp_path / 'kept'}", f"--dest={preset}")  # fmt: skip
-    code, output = fitted(*asked)
-    assert code == 0, output
+    output = fitted(*asked)
     assert "60 labels, 30 hallucinated" in output
     weights = tmp_path / "small.readout.safetensors"
     assert json.loads(preset.read_text())["readout"] == weights.name
@@ -199,8 +194,8 @@ def test_people_teach_a_readout_and_it_restarts_and_filters(labelled: Path, tmp_
     data["samplers"]["restart"] = {"detector": "readout", "threshold": 0.5, "sigma_r": 1.0}
     preset.write_text(json.dumps(data))
     before, bits = read_preset(preset), weights.read_bytes()
-    assert fitted(*asked)[0] == 0, "again, and what else the preset has stays"
-    assert (read_preset(preset), weights.read_bytes()) == (before, bits)
+    fitted(*asked)
+    assert (read_preset(preset), weights.read_bytes()) == (before, bits), "again, and what else the preset has stays"
 
     run = ("--sampler=restart", f"--preset={preset}", "--seeds=0-7", "--batch=4")
     generated(tmp_path / "out", *run)
@@ -216,8 +211,7 @@ def test_people_teach_a_readout_and_it_restarts_and_filters(labelled: Path, tmp_
     assert all(0 < f < 1 for f in found)
     assert {line["forward"] for line in records(tmp_path / "all")} == {6}
 
-    code, output = fitted(*asked, "--draws=3")
-    assert code == 0
+    output = fitted(*asked, "--draws=3")
     assert "left out, for they were of the readout before: the settings of restart; calibrate again" in output
     again = read_preset(preset)
     assert list(again.samplers) == ["euler"]
@@ -229,9 +223,8 @@ def test_a_labelled_run_teaches_what_its_raters_do(labelled: Path, tmp_path: Pat
     common = (f"--network={SMALL}", "--levels=.3", f"--out={tmp_path / 'kept'}")
     people = (f"--images={labelled / 'run'}", f"--answers={labelled / 'answers.jsonl'}")
     a, b, c = (tmp_path / f"{name}.preset.json" for name in "abc")
-    assert fitted(*common, *people, f"--dest={a}")[0] == 0
-    code, output = fitted(*common, f"--run={labelled / 'run'}", f"--dest={b}")
-    assert code == 0, output
+    fitted(*common, *people, f"--dest={a}")
+    output = fitted(*common, f"--run={labelled / 'run'}", f"--dest={b}")
     assert "labelled by alice: 60 labels, 30 hallucinated" in output
     assert read_preset(b).fitted == read_preset(a).fitted
 
@@ -239,19 +232,16 @@ def test_a_labelled_run_teaches_what_its_raters_do(labelled: Path, tmp_path: Pat
     shutil.copytree(labelled / "run", run)
     names = sorted(path.name for path in run.glob("0*.png"))
     write_labels(run, [ImageLabel(name, "uncertain" if i < 20 else "valid", "bob") for i, name in enumerate(names)])
-    code, output = fitted(*common, f"--run={run}", f"--dest={c}")
-    assert (code, output.count("\n")) == (2, 1)
+    output = refusal(main, *common, f"--run={run}", f"--dest={c}", "--threads=1")
     assert "has labels of 'alice', 'bob'; name one by --labels" in output
-    code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
+    output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}", code=2)
     assert "40 labels, 0 hallucinated" in output
     assert output.endswith("0 bad and 40 good images are too few to learn from; label more\n")
     write_labels(run, [ImageLabel(name, "hallucinated", "bob") for name in names[30:]])
-    code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
-    assert code == 0
+    output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
     assert "labelled by bob: 40 labels, 30 hallucinated" in output
     (run / names[25]).unlink()
-    code, output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}")
-    assert code == 2
+    output = fitted(*common, f"--run={run}", "--labels=bob", f"--dest={c}", code=2)
     assert f"{names[25]} is missing; sample the run again" in output
 
 
@@ -272,17 +262,14 @@ def test_mistakes_are_one_line(labelled: Path, tmp_path: Path) -> None:
         ((*good, f"--blocks={BLOCK},"), "--blocks: small has no module ''"),
         ((*good, "--levels=0"), "--levels=0.0: give noise levels > 0"),
     ):
-        code, output = fitted(*options, dest)
-        assert (code, output.count("\n")) == (2, 1), output
+        output = refusal(main, *options, dest, "--threads=1")
         assert says in output
-    code, output = fitted(*good, f"--dest={tmp_path / 'no' / 'p.json'}")
-    assert (code, output.count("\n")) == (2, 1)
+    output = refusal(main, *good, f"--dest={tmp_path / 'no' / 'p.json'}", "--threads=1")
     assert "there is no such folder" in output
     preset = tmp_path / "q.json"
     for text, says in (("{", f"--dest={preset} is not JSON"), (OTHERS, "is for network other, not small")):
         preset.write_text(text)
-        code, output = fitted(*good, f"--dest={preset}")
-        assert (code, output.count("\n")) == (2, 1)
+        output = refusal(main, *good, f"--dest={preset}", "--threads=1")
         assert says in output
     preset.unlink()
     assert list(tmp_path.iterdir()) == []
@@ -294,6 +281,5 @@ def test_a_run_of_another_network_is_refused(labelled: Path, tmp_path: Path) -> 
     options = json.loads((run / "options.json").read_text())
     options["identity"]["network_sha256"] = "0" * 64
     (run / "options.json").write_text(json.dumps(options))
-    code, output = fitted(f"--network={SMALL}", f"--run={run}", f"--dest={tmp_path / 'p.json'}")
-    assert (code, output.count("\n")) == (2, 1)
+    output = refusal(main, f"--network={SMALL}", f"--run={run}", f"--dest={tmp_path / 'p.json'}", "--threads=1")
     assert "was sampled by another network (checksum 000000000000" in output

@@ -6,12 +6,13 @@ import json
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 
 import PIL.Image
 import pytest
 import small_tasks
 import torch
-from click.testing import CliRunner
+from commands import said
 from small_tasks import PICTURES, POINTS
 
 from rods.bench import report
@@ -28,29 +29,19 @@ from scripts import bench
 
 LID = "lid detector=lid:sigma=.1"
 METHODS = ["euler", "heun", LID, "h-index rho=.02 window=0,1", "overshoot", "restart"]
+cli = partial(said, bench.main)
 AUDIT = (AuditLine("real data, fresh", "hallucinated", proportion_interval(0, 100), 0.005),)
 
 
-pytestmark = pytest.mark.usefixtures("restored_threads")
 needs_plots = pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is not installed (the extra plots)")
 
 
 @pytest.fixture
-def benchmark_tasks(monkeypatch):
+def benchmark_tasks(offer_tasks):
     few = [replace(task, real=lambda n, seed, real=task.real: real(200, seed)) for task in (POINTS, PICTURES)]
-    tasks = {t.name: lambda t=t: replace(t, audit=lambda: AUDIT) for t in few}
-    monkeypatch.setattr(bench, "TASKS", tasks)
-    for command in bench.main.commands.values():
-        for option in command.params:
-            if option.name == "task_name":
-                monkeypatch.setattr(option, "type", type(option.type)(list(tasks)))
-    return {name: make() for name, make in tasks.items()}
-
-
-def cli(*args: str) -> str:
-    result = CliRunner().invoke(bench.main, list(args), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
+    tasks = {t.name: replace(t, audit=lambda: AUDIT) for t in few}
+    offer_tasks(bench, tasks)
+    return tasks
 
 
 def test_the_command_reports_what_was_run_and_audited(tmp_path, benchmark_tasks):
@@ -76,8 +67,8 @@ def test_the_command_reports_what_was_run_and_audited(tmp_path, benchmark_tasks)
 def test_without_matplotlib_the_report_has_no_charts_and_says_so(tmp_path, benchmark_tasks, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     small_tasks.run(POINTS, tmp_path, ["euler", "heun", LID])
-    said = cli("report", f"--dest={tmp_path / 'report'}", "--threads=1", f"--out={tmp_path}")
-    assert said.splitlines()[1:] == [report.NO_FIGURES]
+    printed = cli("report", f"--dest={tmp_path / 'report'}", "--threads=1", f"--out={tmp_path}")
+    assert printed.splitlines()[1:] == [report.NO_FIGURES]
     text = (tmp_path / "report" / "report.md").read_text()
     assert report.NO_FIGURES in text
     assert "figures/" not in text

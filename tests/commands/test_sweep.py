@@ -19,7 +19,7 @@ from dnnlib.cli import Destination, NumberList, SeedList
 
 MODULES = ["fid", "generate", "train", *sorted(f"scripts.{p.stem}" for p in (ROOT / "scripts").glob("*.py"))]
 NUMBERS = (click.types.IntParamType, click.types.FloatParamType, NumberList, SeedList)
-FAST = {"generate", "train", "fid calc", "scripts.dataset_tool", "scripts.label serve"}  # the others: make test-slow
+FAST = {"generate", "train", "fid calc", "scripts.dataset_tool", "scripts.label serve"}  # the others: pytest -m slow
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

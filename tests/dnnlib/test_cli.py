@@ -197,12 +197,7 @@ main()
 
 @pytest.mark.parametrize(
     ("redirect", "code", "says"),
-    [
-        ("> /dev/full", 2, f"Error: {FULL}"),
-        ("2>&-", 0, ""),
-        (">&-", 0, "warned\n"),
-        (">&- 2>&- <&-", 0, ""),
-    ],
+    [("> /dev/full", 2, f"Error: {FULL}"), ("2>&-", 0, ""), (">&-", 0, "warned\n"), (">&- 2>&- <&-", 0, "")],
 )
 def test_closed_and_full_streams(redirect: str, code: int, says: str, tmp_path: Path) -> None:
     """No traceback, and no file of the command's takes the place of a closed stream."""

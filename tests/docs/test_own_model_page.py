@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from click.testing import CliRunner
-from commands import PLAIN, generated, options_json
+from commands import PLAIN, generated, options_json, said
 from pages import Page
 
 from scripts import bench, fit_gate
@@ -41,13 +40,11 @@ def test_the_four_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             output = generated(Path(), *options, network=None, steps=None)
         else:
             main = {"scripts/fit_gate": fit_gate.main, "scripts/bench": bench.main}[name]
-            result = CliRunner().invoke(main, options)
-            assert result.exit_code == 0, result.output
-            output = result.output
+            output = said(main, *options)
         if name == "scripts/fit_gate":
-            for said in ("Gate: the last", "numbers, at noise level", "real images", "sends", "off support"):
-                assert said in output
-                assert said in PAGE.text, "the page explains this line"
+            for part in ("Gate: the last", "numbers, at noise level", "real images", "sends", "off support"):
+                assert part in output
+                assert part in PAGE.text, "the page explains this line"
     assert "8 seeds" in output
     restart = json.loads(Path("my-network.preset.json").read_text())["samplers"]["restart"]
     assert options_json(Path("out/restart"))["identity"]["threshold"] == restart["threshold"], (

@@ -151,7 +151,8 @@ def test_every_command_option_takes_it(name: str, tmp_path: Path) -> None:
         ("detector", ("--sampler=restart", f"--detector={name}", "--threshold=inf", "--sigma-r=5")),
     ):
         outdir = tmp_path / option
-        generated(outdir, *used, *RUN, steps=8)
+        said = generated(outdir, *used, *RUN, steps=8)
+        assert ("Nothing restarted. Scores, at their quantiles: " in said) == (option == "detector")
         assert {file: sha for file, sha in files(outdir).items() if file.endswith(".png")} == plain
         assert options_json(outdir)["identity"][option].startswith(text)
         for line in records(outdir):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from exact import SEEDS, Counting, latents, mixture
+from exact import SEEDS, Counting, Watch, latents, mixture
 from registries import STEPS, VARIANTS, WINDOW, a_sampler, sampled
 
-from rods import Edm, Euler, Sampler, SampleRecord, Step
+from rods import Edm, Euler, Sampler, SampleRecord
 from rods.config import SAMPLERS, changed, name_of, options
 from rods.schedules import in_window
 
@@ -129,16 +129,6 @@ def test_without_a_correction_it_is_the_base_sampler_bit_for_bit(name: str) -> N
         assert torch.equal(sampled(sampler).images, plain), given
         if sampler.base_solver == "euler":
             assert not torch.equal(acting, plain), "else this says nothing"
-
-
-class Watch:
-    """Keeps the steps of a run."""
-
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
-
-    def add(self, step: Step) -> None:
-        self.steps.append(step)
 
 
 @pytest.mark.parametrize("name", EACH)

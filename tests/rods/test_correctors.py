@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact import close, dots, isotropic, latents, mixture, second_stream, state
+from exact import Stepped, close, dots, isotropic, latents, mixture, second_stream, state
 from torch import Tensor
 
 from rods import (
@@ -27,7 +27,7 @@ from rods import (
     euler_sampler,
 )
 from rods.denoiser import norms, unit
-from rods.schedules import edm_grid, iddpm_levels
+from rods.schedules import edm_grid
 from rods.trajectory import Corrector
 
 S0, T = 0.5, 2.0
@@ -86,24 +86,6 @@ def test_a_random_shift_belongs_to_its_row() -> None:
     part = again.select(index)
     torch.testing.assert_close(T * (direction(RandomShift(0.7), part) - part.d), shift[index], rtol=1e-9, atol=1e-12)
     assert dots(shift, cur.d).abs().max() < 0.9 * (norms(shift) * norms(cur.d)).min()
-
-
-class Stepped:
-    """A denoiser with a range and a table of noise levels, as iDDPM's: remembers what it was asked."""
-
-    sigma_min, sigma_max = 0.02, 40.0
-    u = iddpm_levels(C_1=0.001, C_2=0.008, M=1000)
-
-    def __init__(self) -> None:
-        self.asked: list[Tensor] = []
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        self.asked.append(sigma)
-        return mixture()(x, sigma)
-
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        index = (sigma.reshape(-1, 1) - self.u).abs().argmin(dim=1)
-        return self.u[index].reshape(sigma.shape)
 
 
 def test_sigma_offset_changes_what_the_network_is_told_in_the_window() -> None:

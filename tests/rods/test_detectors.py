@@ -8,20 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact import (
-    CPU,
-    SEEDS,
-    Axes,
-    Counting,
-    broken_row,
-    close,
-    golden,
-    isotropic,
-    latents,
-    mixture,
-    normal,
-    state,
-)
+from exact import CPU, SEEDS, Axes, Counting, broken_row, close, golden, isotropic, latents, mixture, normal, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

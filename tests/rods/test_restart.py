@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from exact import SEEDS, Counting, isotropic, latents, mixture, second_stream
+from exact import SEEDS, Counting, conditional, isotropic, latents, mixture, second_stream
 from torch import Tensor
 
 from rods import (
     Cas,
     CurvatureIndex,
-    Detector,
     Lid,
-    Mixture,
     Overshoot,
     RandomShift,
     Restart,
@@ -26,7 +24,6 @@ from rods import (
     bind,
     edm_sampler,
     euler_sampler,
-    finite_dataset,
     restart_sampler,
     trajectory,
 )
@@ -72,18 +69,6 @@ def scale(levels: list[float], s0: float = 0.5) -> float:
 # -- what goes back, and what is kept ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("detector", [LID, TVF], ids=["lid", "tvf"])
-def test_what_is_not_above_the_threshold_is_untouched(detector: Detector) -> None:
-    threshold, base = median(detector=detector), euler_sampler(mixture(), latents(), num_steps=10)
-    result = restart(threshold=threshold, detector=detector)
-    for b, (scores, kept) in enumerate(tries(result)):
-        assert (len(scores) > 1) == (scores[0] > threshold)
-        assert torch.equal(result.images[b], base[b]) == (kept == 0)
-        assert scores[kept] == min(scores)
-    assert len({len(scores) for scores, _ in tries(result)}) > 1
-    assert any(kept for _, kept in tries(result))
-
-
 @pytest.mark.parametrize("margin", [0.0, 0.2])
 def test_a_score_never_increases(margin: float) -> None:
     """The image kept is the last of a chain of which each beats the one before by the margin; rounds end in time."""
@@ -124,27 +109,7 @@ def test_a_restart_is_the_base_solver_from_more_noise() -> None:
     torch.testing.assert_close(result.images[replaced], y[replaced], rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("density", [mixture(), finite_dataset(mixture().mu)])
-@pytest.mark.parametrize("options", [{}, {"detector": TVF}, {"score_at": 0.5}], ids=["lid", "tvf", "in flight"])
-def test_results_are_independent_of_batch_composition(density: Mixture, options: dict[str, Any]) -> None:
-    given = {"rounds": 4, "threshold": median(density, **options), **options}
-    together = restart(density, **given)
-    assert len({len(scores) for scores, _ in tries(together)}) > 1
-    for order in ([5, 0, 3, 1, 4, 2], [2, 4], [1]):
-        part = restart(density, order, **given)
-        torch.testing.assert_close(part.images, together.images[order], rtol=0, atol=1e-12)
-        for (scores, kept), b in zip(tries(part), order, strict=True):
-            assert kept == tries(together)[b][1]
-            torch.testing.assert_close(scores, tries(together)[b][0], rtol=1e-9, atol=1e-15)
-
-
 def test_labels_follow_the_rows_that_go_back() -> None:
-    shift = torch.randn(6, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-
-    def conditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        centre = torch.einsum("bk,kchw->bchw", labels, shift)
-        return centre + mixture()(x - centre, sigma)
-
     labels, sampler = (
         torch.eye(6, dtype=torch.float64),
         Restart(threshold=median(), sigma_r=2.0, num_steps=10, detector=LID),

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from exact import Counting, close, golden, latents, mixture
+from exact import Counting, close, conditional, golden, latents, mixture
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from rods import (
     Cas,
@@ -19,7 +18,6 @@ from rods import (
     Gate,
     LambdaMax,
     RodsCas,
-    RodsSas,
     SigmaWindow,
     Within,
     edm_sampler,
@@ -32,10 +30,6 @@ from rods import (
 FINALS = sorted(k for k in golden("rods/mixture") if k.startswith(("cas_", "sas_", "heun_cas_")))
 EPS = float(golden("rods/mixture")["eps_gate"])
 EPS2 = float(golden("rods/mixture")["eps_gate2"])
-
-
-def same(x: Tensor, y: Tensor) -> bool:
-    return torch.equal(x, y)
 
 
 # -- reference vectors ------------------------------------------------------------------------------------------------
@@ -79,11 +73,11 @@ def test_nothing_is_corrected_at_eps_inf_or_rho_0(
     plain = {"euler": euler_sampler, "heun": edm_sampler}[solver](mixture(), latents(), num_steps=num_steps)
     options = {"method": method, "window": window, "num_steps": num_steps, "solver": solver}
     detected = rods_sampler(mixture(), latents(), eps=math.inf, rho=rho, **options)  # type: ignore[arg-type]
-    assert same(detected.images, plain)
+    assert torch.equal(detected.images, plain)
     assert all(record.flagged == () for record in detected.records)
-    assert same(rods_sampler(mixture(), latents(), eps=0, rho=0, **options).images, plain)  # type: ignore[arg-type]
+    assert torch.equal(rods_sampler(mixture(), latents(), eps=0, rho=0, **options).images, plain)  # type: ignore[arg-type]
     blind = rods_sampler(mixture(), latents(), eps=0, rho=0, detect=False, **options)  # type: ignore[arg-type]
-    assert same(blind.images, plain)
+    assert torch.equal(blind.images, plain)
 
 
 def test_a_sample_never_flagged_is_eulers_image() -> None:
@@ -92,7 +86,7 @@ def test_a_sample_never_flagged_is_eulers_image() -> None:
     quiet = [b for b, record in enumerate(result.records) if not record.flagged]
     assert 0 < len(quiet) < 6
     for b in range(6):
-        assert same(result.images[b], plain[b]) == (b in quiet)
+        assert torch.equal(result.images[b], plain[b]) == (b in quiet)
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------
@@ -110,11 +104,24 @@ def test_a_sample_never_flagged_is_eulers_image() -> None:
         ({"method": "cas", "eps": 0, "solver": "heun"}, 95, 32),
         ({"method": "cas", "eps": 0, "ascent_steps": 3, "detect": False}, 88, 48),
         ({"method": "cas", "eps": 0, "ascent_steps": 3}, 88, 48),  # H shares the first probe
+        ({"gradient": "difference", "detect": False}, 72, 0),  # 16 steps in the window: 3F
+        ({"gradient": "difference"}, 88, 0),  # 4F
+        ({"gradient": "difference", "eps": math.inf}, 88, 0),
+        ({"gradient": "difference", "method": "sas"}, 104, 0),  # the SAS point is one more
+        ({"gradient": "difference", "ascent_steps": 3, "detect": False}, 136, 0),  # 7F
+        ({"gradient": "difference", "solver": "heun"}, 127, 0),
+        ({"probe_every": 4, "detect": False}, 44, 4),  # B at steps 4, 8, 12, 16 only, and one F between
+        ({"probe_every": 4}, 44, 8),
+        ({"probe_every": 4, "ascent_steps": 2, "detect": False}, 72, 20),  # g at x + rho u in all steps
+        ({"probe_every": 4, "eps": math.inf}, 44, 8),  # none flagged: F between the probes
+        ({"probe_every": 4, "method": "sas"}, 60, 8),
+        ({"probe_every": 3, "detect": False, "gradient": "difference"}, 52, 0),  # 6 probes
+        ({"probe_every": 100, "gradient": "difference"}, 43, 0),
     ],
 )
 def test_records_tell_the_passes_that_were_made(options: dict, forward: int, backward: int) -> None:  # type: ignore[type-arg]
     count = Counting(mixture())
-    result = rods_sampler(count, latents(), rho=0.1, **options)
+    result = rods_sampler(count, latents(), **{"eps": 0, "rho": 0.1, **options})
     assert [(r.forward, r.backward) for r in result.records] == [(forward, backward)] * 6
     assert (count.forward, count.backward) == (6 * forward, 6 * backward)
 
@@ -173,7 +180,7 @@ def test_a_window_in_noise_levels_is_that_of_its_steps() -> None:
     by_sigma = rods_sampler(mixture(), latents(), eps=0, rho=0.1, window=SigmaWindow(float(t[19]) - 1e-9, 44.7))
     by_step = rods_sampler(mixture(), latents(), eps=0, rho=0.1)
     assert by_sigma.records == by_step.records
-    assert same(by_sigma.images, by_step.images)
+    assert torch.equal(by_sigma.images, by_step.images)
 
 
 def test_rods_sampler_is_within_gate_cas() -> None:
@@ -199,12 +206,6 @@ def test_another_detector_of_steps_decides_in_place_of_h() -> None:
 
 def test_labels_follow_the_flagged_rows() -> None:
     """Every row has a class that shifts its data; a gather that lost track would mix them up."""
-    shift = torch.randn(6, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-
-    def conditional(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        centre = torch.einsum("bk,kchw->bchw", labels, shift)
-        return centre + mixture()(x - centre, sigma)
-
     labels = torch.eye(6, dtype=torch.float64)
     for method in ("cas", "sas"):
         together = rods_sampler(conditional, latents(), labels, method=method, eps=EPS2, rho=0.1)  # type: ignore[arg-type]
@@ -241,15 +242,3 @@ def test_bad_arguments_are_one_line_that_names_the_argument(options: dict[str, A
     with pytest.raises(ValueError, match=f"^{option}: ") as error:
         rods_sampler(mixture(), latents(), **{"eps": 0, "rho": 1, **options})
     assert "\n" not in str(error.value)
-
-
-def test_what_a_sampler_refuses_it_refuses_when_it_is_made() -> None:
-    """Neither a network nor a run is needed."""
-    for make in (
-        lambda: RodsCas(eps=0, rho=-1),
-        lambda: RodsSas(eps=0, rho=1, window=(0.5, 0.1)),
-        lambda: RodsCas(eps=0, rho=1, detector=CurvatureIndex(1), detect=False),
-        lambda: SigmaWindow(3, 1),
-    ):
-        with pytest.raises(ValueError, match=r"^\w+: "):
-            make()

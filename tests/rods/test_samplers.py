@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact import close, final, golden, latents, mixture, recorded_noise
+from exact import Stepped, close, final, golden, latents, mixture, recorded_noise
 from torch import Tensor
 
 from rods import Ablation, bind, edm_sampler, euler_sampler, gaussian, trajectory
-from rods.schedules import VPSigma, edm_grid, iddpm_levels, schedule_of
+from rods.schedules import VPSigma, edm_grid, schedule_of
 
 
 def ablation(denoiser: Any, x: Tensor, *, randn_like: Any = None, **options: Any) -> Tensor:
@@ -119,41 +119,7 @@ def test_one_step_goes_from_sigma_max_to_the_denoised(sampler) -> None:  # type:
     torch.testing.assert_close(x, mixture()(sigma_max * latents(), sigma_max), rtol=0, atol=1e-12)
 
 
-def test_results_are_detached_float64_and_repeatable() -> None:
-    z = latents().float().requires_grad_(True)
-    for sampler in (edm_sampler, euler_sampler, ablation):
-        x = sampler(mixture(), z)
-        assert x.dtype == torch.float64
-        assert x.shape == z.shape
-        assert not x.requires_grad
-        assert torch.equal(x, sampler(mixture(), z))
-
-
 # -- the denoiser's side ----------------------------------------------------------------------------------------------
-
-
-class Stepped:
-    """A denoiser with a range and a table of noise levels, as iDDPM's: remembers what it was asked."""
-
-    sigma_min, sigma_max = 0.02, 40.0
-    u = iddpm_levels(C_1=0.001, C_2=0.008, M=1000)
-
-    def __init__(self) -> None:
-        self.asked: list[Tensor] = []
-        self.labels: list[Tensor | None] = []
-
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        assert x.dtype == torch.float64
-        assert sigma.dtype == torch.float64
-        assert sigma.ndim == 0
-        self.asked.append(sigma)
-        self.labels.append(class_labels)
-        return mixture()(x, sigma).float()
-
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        sigma = torch.as_tensor(sigma)
-        index = (sigma.reshape(-1, 1) - self.u).abs().argmin(dim=1)
-        return self.u[index].reshape(sigma.shape).float()
 
 
 @pytest.mark.parametrize("S_churn", [0, 20])
@@ -172,27 +138,6 @@ def test_labels_reach_the_denoiser() -> None:
     euler_sampler(D, latents(), labels, num_steps=3)
     assert len(D.labels) == 3
     assert all(given is not None and torch.equal(given, labels) for given in D.labels)
-
-
-def test_a_plain_function_is_a_denoiser() -> None:
-    def shrink(x: Tensor, sigma: Tensor) -> Tensor:
-        return 0.25 / (0.25 + sigma**2) * x
-
-    for sampler in (edm_sampler, euler_sampler, ablation):
-        x = sampler(shrink, latents())
-        assert close(x, sampler(gaussian(torch.zeros(2, 3, 3), 0.5), latents()), tol=1e-12)
-
-
-def test_nan_reaches_the_image() -> None:
-    def broken(x: Tensor, sigma: Tensor) -> Tensor:
-        D = mixture()(x, sigma)
-        D[2] *= math.nan if sigma < 1 else 1
-        return D
-
-    for sampler in (edm_sampler, euler_sampler, ablation):
-        x = sampler(broken, latents())
-        assert x[2].isnan().all()
-        assert x[[0, 1, 3, 4, 5]].isfinite().all()
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

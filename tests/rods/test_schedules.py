@@ -29,10 +29,7 @@ TIMES = torch.linspace(0.01, 0.99, 25, dtype=torch.float64)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    num_steps=st.integers(1, 300),
-    sigma_min=st.floats(1e-4, 0.5),
-    ratio=st.floats(1.5, 1e5),
-    time_rho=st.floats(1, 10),
+    num_steps=st.integers(1, 300), sigma_min=st.floats(1e-4, 0.5), ratio=st.floats(1.5, 1e5), time_rho=st.floats(1, 10)
 )
 def test_edm_grid_falls_from_sigma_max_to_sigma_min(
     num_steps: int, sigma_min: float, ratio: float, time_rho: float

@@ -65,8 +65,7 @@ def test_the_correction_acts_through_the_wrapper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
-    [({"prediction": "eps"}, "prediction"), ({"alphas_cumprod": ALPHAS.flip(0)}, "alphas_cumprod")],
+    ("change", "named"), [({"prediction": "eps"}, "prediction"), ({"alphas_cumprod": ALPHAS.flip(0)}, "alphas_cumprod")]
 )
 def test_what_is_no_model_is_refused(change: dict[str, object], named: str) -> None:
     options: dict[str, object] = {"model": exact_vp("epsilon")[0], "alphas_cumprod": ALPHAS, **SHAPE, **change}

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import RODS, SMALL, files, generated, torchrun
+from commands import RODS, SMALL, files, generated, ranked, torchrun
 from vectors import ROOT
 
 RUN = ["--seeds=0-6", "--batch=2", *RODS, "--steps=3", "--grid", "--threads=1", f"--network={SMALL}"]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_ranks_give_the_files_of_one_process(ranks: int, tmp_path: Path) -> None:
     generated(tmp_path / "alone", *RUN, network=None, steps=None)
-    run = torchrun(ranks, ROOT / "generate.py", *RUN, f"--outdir={tmp_path / 'ranks'}")
+    run = ranked(ranks, ROOT / "generate.py", *RUN, f"--outdir={tmp_path / 'ranks'}")
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("7 images in") == 1
     assert files(tmp_path / "ranks") == files(tmp_path / "alone")

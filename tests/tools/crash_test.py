@@ -6,23 +6,23 @@ import itertools
 import json
 import os
 import random
-import runpy
 import signal
-import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import numpy as np
 import PIL.Image
 import torch
+import torch._dynamo  # which Adam imports when it is made: 1.5 s in each forked process
+from forked_ranks import environment, free_port, run_and_exit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works from a plain checkout, installed or not
 
@@ -80,17 +80,13 @@ class Job:
     """One start of train.py as `ranks` processes, forked from this one, which never computes: a start costs little."""
 
     def __init__(self, args: Sequence[str], *, ranks: int, log: Path, death: Death | None = None) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         self.waiting: dict[int, int] = {}  # process: rank
         self.codes: dict[int, int] = {}  # rank: exit status, negative for a signal
         for rank in range(ranks):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             if not (pid := os.fork()):
-                os.environ.update({k: str(v) for k, v in environment.items()})
-                _run_and_exit(args, log, death if rank == 0 else None)
+                before = partial(prepare, log, death if rank == 0 else None)
+                run_and_exit(TRAIN, list(args), environment(rank, ranks, port), before)
             self.waiting[pid] = rank
 
     def poll(self) -> bool:
@@ -121,25 +117,13 @@ class Job:
         self.wait(PATIENCE)
 
 
-def _run_and_exit(args: Sequence[str], log: Path, death: Death | None) -> NoReturn:
-    """train.py in a forked process."""
-    status: Any = 1
-    try:
-        with open(log, "a") as f:
-            os.dup2(f.fileno(), 1)
-            os.dup2(f.fileno(), 2)
-        if death:
-            death.arm()
-        sys.argv = [str(TRAIN), *args]
-        runpy.run_path(str(TRAIN), run_name="__main__")
-    except SystemExit as e:
-        status = e.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status if isinstance(status, int) else 1)
+def prepare(log: Path, death: Death | None) -> None:
+    """What a forked process says goes to the log, and it may have a time to die."""
+    with open(log, "a") as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+    if death:
+        death.arm()
 
 
 def make_data(folder: Path) -> None:

@@ -23,7 +23,6 @@ from training.augment import (
     inverse_transform,
 )
 
-torch.set_num_threads(1)
 X_FLIP, Y_FLIP, SCALE, COS, SIN, WX, WY, DX, DY = range(NUM_LABELS)
 
 

@@ -124,10 +124,7 @@ BAD_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "not square": (lambda p: save(p, PIL.Image.new("L", (16, 12))), "is 16x12 pixels; crop all images to squares"),
     "another size": (lambda p: save(p, PIL.Image.new("L", (8, 8))), "is 8x8x1, and the first image is 16x16x1; give"),
     "another mode": (lambda p: save(p, PIL.Image.new("RGB", (16, 16))), "is 16x16x3, and the first image is 16x16x1"),
-    "alpha": (
-        lambda p: save(p, PIL.Image.new("RGBA", (16, 16))),
-        "has Pillow's mode RGBA; convert all images",
-    ),
+    "alpha": (lambda p: save(p, PIL.Image.new("RGBA", (16, 16))), "has Pillow's mode RGBA; convert all images"),
     "grey and alpha": (lambda p: save(p, PIL.Image.new("LA", (16, 16))), "has Pillow's mode LA"),
     "see-through palette": (
         lambda p: save(p, PIL.Image.fromarray(GREY).quantize(16), transparency=0),

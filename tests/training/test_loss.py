@@ -12,8 +12,6 @@ from torch_utils.persistence import WIRE_CLASSES
 from training.loss import EDMLoss, Loss, VELoss, VPLoss, build_loss, image_draws, stream_seed
 from training.networks import PRECOND_OPTIONS, EDMPrecond, Precond, VPPrecond
 
-torch.set_num_threads(1)
-
 
 class Shrink(nn.Module):
     """D(x; s) = factor(s) x."""
@@ -94,13 +92,6 @@ def test_the_range_of_noise_levels_is_the_network_s() -> None:
     assert high == pytest.approx(152.16697693, rel=1e-5)  # sigma_max of the published VP networks
     net = VPPrecond(8, 1, model_channels=8, channel_mult=[1], num_blocks=1)
     assert net.sigma_min <= low <= high <= net.sigma_max * (1 + 1e-6)
-
-
-def test_a_whole_run_of_draws_has_the_quantiles_of_its_law() -> None:
-    n, _, _ = image_draws(0, range(20_000), (1,), flip=False)
-    middle = VELoss().sigma(n).log().quantile(torch.tensor([0.25, 0.5, 0.75]))
-    expected = torch.tensor([math.log(0.02) + q * math.log(5000) for q in (0.25, 0.5, 0.75)])
-    torch.testing.assert_close(middle, expected, rtol=0, atol=4 * 0.5 / 20_000**0.5 * math.log(5000))
 
 
 # --- names and constants --------------------------------------------------------------------------------------------

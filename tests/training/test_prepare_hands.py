@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from click.testing import CliRunner
+from commands import said
 from overridden import last_of_each
 
 from dnnlib.util import alone
@@ -62,11 +62,7 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, *options: str, code: int = 0, dest: str = "out.zip") -> str:
     args = [f"--source={source}", f"--dest={source.parent / dest}", "--resolution=16", "--workers=2", *options]
-    result = CliRunner().invoke(main, last_of_each(args))
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
+    return said(main, *last_of_each(args), code=code)
 
 
 def refused(source: Path, *options: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from click.testing import CliRunner
+from commands import said
 from safetensors import safe_open
 from vectors import ROOT
 
@@ -26,11 +26,7 @@ TINY = ("--batch=4", "--cbase=4", "--cres=1", "--blocks=1", "--attn=8", "--threa
 
 
 def run(*args: object, code: int = 0) -> str:
-    result = CliRunner().invoke(command.main, [*TINY, *map(str, args)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
+    return said(command.main, *TINY, *args, code=code)
 
 
 def pictures(folder: Path, n: int = 8) -> Path:

@@ -186,16 +186,6 @@ def test_other_options_on_another_rank_are_refused(data: Path, monkeypatch: pyte
         other.share()
 
 
-def test_a_lost_rank_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(x: torch.Tensor) -> None:
-        raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lost)
-    with pytest.raises(UserError, match=r"^rank 0 stops because another rank has failed"):
-        distributed.all_sum(torch.zeros(1))
-
-
 # --- real processes ---------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +208,7 @@ def test_processes_train_the_network_of_one_and_stop_together(tmp_path: Path, wo
         net = load_denoiser(run_dir / "network-snapshot-000000.safetensors")
         outputs.append(net(x, s, torch.eye(2)))
         lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
-        losses += [[line["loss"] for line in lines]]
+        losses += [[line["loss"] for line in lines] + [lines[-1]["val_loss"]]]
         assert {line["ranks"] for line in lines} == {ranks}
     for D, its_losses in zip(outputs, losses, strict=True):
         assert (D - outputs[0]).norm() <= 1e-5 * outputs[0].norm()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from commands import torchrun
 from torch import Tensor, nn
 
 from training import validation
@@ -20,7 +18,6 @@ from training.loss import EDMLoss, VELoss
 from training.networks import EDMPrecond
 from training.validation import bin_draws, held_out_loss
 
-torch.set_num_threads(1)
 CPU = torch.device("cpu")
 SIGMA_DATA = 0.2
 
@@ -136,37 +133,6 @@ def test_ranks_share_the_work_and_the_numbers_are_those_of_one(
     assert min(int(part.ne(0).sum()) for part in parts) >= 6
     monkeypatch.setattr(validation, "_summed_over_ranks", lambda t, device: torch.stack(parts).sum(0))
     assert evaluated(network, data, **options) == alone
-
-
-@pytest.mark.slow
-def test_two_processes_agree_with_one(data: ImageDataset, tmp_path: Path) -> None:
-    script = tmp_path / "evaluate.py"
-    script.write_text(
-        "import json, sys, torch\n"
-        "from pathlib import Path\n"
-        "from torch_utils import distributed\n"
-        "from training.dataset import ImageDataset\n"
-        "from training.loss import EDMLoss\n"
-        "from training.networks import EDMPrecond\n"
-        "from training.validation import held_out_loss\n"
-        "torch.set_num_threads(1)\n"
-        "distributed.init(torch.device('cpu'))\n"
-        "torch.manual_seed(0)\n"
-        "options = {'model_channels': 8, 'channel_mult': [1], 'num_blocks': 1}\n"
-        "net = EDMPrecond(16, 1, model_type='SongUNet', **options).eval()\n"
-        "result = held_out_loss(net, EDMLoss(), ImageDataset(sys.argv[1]), device=torch.device('cpu'), batch=10)\n"
-        "Path(sys.argv[2], f'{distributed.rank()}.json').write_text(json.dumps(result))\n"
-        "distributed.close()\n"
-    )
-    results = []
-    for ranks in (1, 2):
-        out = tmp_path / str(ranks)
-        out.mkdir()
-        run = torchrun(ranks, script, str(data.path), str(out))
-        assert run.returncode == 0, run.stderr
-        results += [(out / f"{rank}.json").read_text() for rank in range(ranks)]
-    assert len(set(results)) == 1
-    assert len(results) == 3
 
 
 def test_a_network_in_training_mode_is_refused(data: ImageDataset) -> None:

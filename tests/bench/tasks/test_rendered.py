@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from dnnlib.errors import UserError
 from rods.bench.tasks.ensemble import Ensemble
-from rods.bench.tasks.image_audit import imposed_tone_line
 from rods.bench.tasks.rendered import data, labeller
 from rods.bench.tasks.rendered.labeller import FIVE, count_rendered, label_rendered
 from rods.bench.tasks.rendered.task import MAX_FALSE_FLAGS, audit, faults, planted, real_hands
@@ -25,22 +23,6 @@ def test_it_counts_the_golden_hands(golden_hands):
     assert list(faults(np.zeros((1, 1, 64, 64)))) == ["no hand"]
     assert (label_rendered(golden_hands[5]) != Label.HALLUCINATED).all()
     assert (label_rendered(np.concatenate([golden_hands[4], golden_hands[6]])) != Label.VALID).all()
-
-
-def test_noise_is_no_hand():
-    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64)).astype(np.uint8)
-    assert (count_rendered(noise) == NO_HAND).all()
-    assert (label_rendered(noise) == Label.HALLUCINATED).all()
-
-
-def test_tone_moves_no_label(all_hands):
-    x = all_hands / 127.5 - 1
-    before = label_rendered(x)
-    for change in (0.5 * x, 0.25 * x + 0.5, 0.6 * x - 0.35, ndimage.gaussian_filter(x, (0, 0.5, 0.5))):
-        after = label_rendered(change)
-        sure = (before != Label.UNCERTAIN) & (after != Label.UNCERTAIN)
-        np.testing.assert_array_equal(before[sure], after[sure])
-    assert imposed_tone_line(all_hands, label_rendered).share.k == 0
 
 
 def test_the_embedded_file_says_what_was_measured():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from dnnlib.errors import UserError
 from rods.bench.task import audit_line
@@ -13,6 +14,7 @@ from rods.bench.tasks.hands.data import draw_hands
 from rods.bench.tasks.image_audit import CHANGES, tone_lines
 from rods.bench.tasks.real_data import picked
 from rods.bench.tasks.tone_control import as_unit
+from rods.eval.correction import paired_outcomes
 from rods.eval.labels import Label, combine_readings
 from training.model_zoo import MODELS
 
@@ -64,9 +66,7 @@ def test_data_depend_on_their_seed_alone(name):
 @tasks
 def test_labels_are_independent_of_batch_composition(name):
     task = TASKS[name]()
-    real = task.real(12, 0)
-    planted = [x / 127.5 - 1 if x.dtype == np.uint8 else x for x in task.planted(3).values()]
-    x = np.concatenate([real, *(p.reshape(-1, *real.shape[1:]) for p in planted)])
+    x = some(task, 12, 3)
     order = np.random.default_rng(0).permutation(len(x))
     for read in (task.label, task.kinds, lambda y: np.array(task.faults(y), dtype=object)):
         if read is not None:
@@ -74,6 +74,39 @@ def test_labels_are_independent_of_batch_composition(name):
             np.testing.assert_array_equal(read(x[order]), whole[order])
             np.testing.assert_array_equal(read(x[7:8]), whole[7:8])
             assert len(read(x[:0])) == 0
+
+
+def some(task, n: int = N, planted: int = 8) -> np.ndarray:
+    """Real samples of a task and each of its planted errors."""
+    found = [x / 127.5 - 1 if x.dtype == np.uint8 else x for x in task.planted(planted).values()]
+    real = task.real(n, 0)
+    return np.concatenate([real, *(x.reshape(-1, *real.shape[1:]) for x in found)])
+
+
+NO_CHANGE = {  # of what an image shows
+    "half the contrast": lambda x: 0.5 * x,
+    "a grey background": lambda x: 0.25 * x + 0.5,
+    "dark": lambda x: 0.6 * x - 0.35,
+    "a slight blur": lambda x: ndimage.gaussian_filter(x, (0, 0, 0.5, 0.5)),
+    "a blur and noise": lambda x: (
+        ndimage.gaussian_filter(x, (0, 0, 0.3, 0.3)) + 0.02 * np.random.default_rng(0).standard_normal(x.shape)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", NO_CHANGE)
+@tasks
+def test_tone_blur_and_noise_turn_no_label_into_its_opposite(name, change):
+    task = TASKS[name]()
+    if not task.is_picture:
+        return
+    x = some(task)
+    before = task.label(x)
+    outcome = paired_outcomes(before, task.label(NO_CHANGE[change](x)))
+    assert outcome.repaired.k == outcome.broken.k == 0
+    tone, blur = {"hands-64r": (0.95, 0.9), "mnist": (0.99, 0.9), "shapes": (0.99, 0.99)}.get(name, (0.99, 0.97))
+    least = blur if "blur" in change else tone  # unchanged; the others are uncertain before or after
+    assert np.trace(outcome.table) >= least * outcome.n
 
 
 @tasks
