@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 
@@ -24,12 +23,12 @@ from rods.bench.tasks import TASKS
 from rods.config import to_json
 from rods.eval.correction import PairedOutcomes, paired_outcomes
 from rods.eval.labels import Label
-from rods.labels.agreement import Settled, settle, verdicts
-from rods.labels.session import NORMAL, open_session, read_answers
+from rods.labels.agreement import Settled, labels_of, settle, verdicts
+from rods.labels.session import open_session, read_answers
 from rods.presets import PAPER_PRESETS, Preset
 from rods.runs.chunk import cut_chunks
 from rods.runs.folder import OutputFolder
-from rods.runs.images import U8
+from rods.runs.images import U8, read_png
 from rods.runs.presets import find_preset
 from rods.runs.records import largest_score
 from rods.runs.run import CHANNELS, Job, run_chunks
@@ -296,19 +295,3 @@ def open_experiment(
 def task_of(network: str) -> Task | None:
     """The benchmark's task of an embedded network: its labeller, its real data. None for other networks."""
     return next((task for make in TASKS.values() if network in (task := make()).networks), None)
-
-
-def labels_of(settled: Settled, run: str) -> dict[str, Label]:
-    """People's labels of a run, by image name."""
-    return {
-        name: Label.WELL if line["answer"] == NORMAL else Label.BAD
-        for (where, name), line in settled.answers.items()
-        if where == run
-    }
-
-
-def read_png(path: Path) -> U8:
-    """[C, H, W]"""
-    with PIL.Image.open(path) as image:
-        x = np.asarray(image)
-    return x[None] if x.ndim == 2 else x.transpose(2, 0, 1)

@@ -11,7 +11,7 @@ from textwrap import fill
 import numpy as np
 
 from dnnlib.util import atomic_write
-from rods.bench.paper import CAS, EULER, INDEX, Experiment, read_png
+from rods.bench.paper import CAS, EULER, INDEX, Experiment
 from rods.bench.paper_parts import (
     COLUMNS,
     NO_LABELS,
@@ -28,12 +28,12 @@ from rods.bench.paper_parts import (
 )
 from rods.bench.paper_tables import counted, detection
 from rods.bench.plots.drawing import DPI, figure, save, sheet, show, write_lines
-from rods.bench.qualitative import as_samples
+from rods.bench.tasks.real_data import as_samples
 from rods.eval.bootstrap import bootstrap
 from rods.eval.detection import auroc, detection_curve
 from rods.eval.labels import Label
 from rods.labels.session import CATEGORIES
-from rods.runs.images import U8
+from rods.runs.images import U8, read_png
 from rods.runs.trajectories import tiles_of
 
 SIDE_BY_SIDE = (EULER, "heun", "rods-sas", CAS)
@@ -114,13 +114,15 @@ def ascent(e: Experiment) -> Drawn:
 def solvers_fail(e: Experiment) -> Drawn:
     """Figure 9: images that RODS-CAS repaired and no finer or higher-order solver did."""
     return examples(
-        e, "Repaired by RODS-CAS and by no other solver", Label.BAD, lambda others: Label.WELL not in others
+        e, "Repaired by RODS-CAS and by no other solver", Label.HALLUCINATED, lambda others: Label.VALID not in others
     )
 
 
 def solvers_break(e: Experiment) -> Drawn:
     """Figure 10: images that a finer or higher-order solver newly broke and RODS-CAS did not."""
-    return examples(e, "Broken by another solver and not by RODS-CAS", Label.WELL, lambda others: Label.BAD in others)
+    return examples(
+        e, "Broken by another solver and not by RODS-CAS", Label.VALID, lambda others: Label.HALLUCINATED in others
+    )
 
 
 def examples(e: Experiment, heading: str, before: Label, fits: Callable[[Sequence[Label | None]], bool]) -> Drawn:
@@ -135,7 +137,7 @@ def examples(e: Experiment, heading: str, before: Label, fits: Callable[[Sequenc
         return [
             i
             for i in range(e.num)
-            if labels[EULER][i] is before and labels[by][i] is Label.WELL and fits([labels[m][i] for m in others])
+            if labels[EULER][i] is before and labels[by][i] is Label.VALID and fits([labels[m][i] for m in others])
         ]
 
     own, swapped = found(CAS), found("heun")
@@ -157,8 +159,8 @@ def examples(e: Experiment, heading: str, before: Label, fits: Callable[[Sequenc
 def roc(e: Experiment) -> Drawn:
     """Figure 6: recall of hallucinated images over false alarms, at every threshold of the largest H of an image."""
     labels, H = e.labels(EULER), e.scores(e.index_run)
-    sure = np.array([label in (Label.WELL, Label.BAD) for label in labels])
-    bad, scores = np.array([label is Label.BAD for label in labels])[sure], H[sure]
+    sure = np.array([label in (Label.VALID, Label.HALLUCINATED) for label in labels])
+    bad, scores = np.array([label is Label.HALLUCINATED for label in labels])[sure], H[sure]
     fig, axes = figure(1, 1, width=5.2, height=5.0)
     ax = axes[0, 0]
     counts = {"hallucinated": int(bad.sum()), "valid": int((~bad).sum())}

@@ -16,12 +16,12 @@ from small_tasks import PICTURES, POINTS
 from dnnlib.errors import UserError
 from rods.base_samplers import Euler
 from rods.bench.compare import total_variance
-from rods.bench.labelled import FEATURES_NAME, GROUP, read_png, read_run, values_of
+from rods.bench.labelled import FEATURES_NAME, GROUP, read_run, values_of
 from rods.bench.methods import Method
 from rods.bench.run import label_run, run_methods, source_of
 from rods.eval.labels import Label
 from rods.labels.labels import LABELS_NAME, ImageLabel, read_labels, write_labels
-from rods.runs.images import to_uint8
+from rods.runs.images import read_png, to_uint8
 
 METHODS = ["euler", "lid detector=lid:sigma=.1,draws=2", "h-index rho=.02 window=0,1", "lmi", "overshoot", "restart"]
 
@@ -104,7 +104,7 @@ def test_labels_say_who_gave_them(points, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has labels of 'alice', 'program points'; name one by --labels"):
         read_run(run)
     mine = read_run(run, source="alice")
-    assert (mine.seeds.tolist(), mine.labels.tolist(), mine.modes) == ([3], [Label.AMBIGUOUS], None)
+    assert (mine.seeds.tolist(), mine.labels.tolist(), mine.modes) == ([3], [Label.UNCERTAIN], None)
     assert np.array_equal(read_run(run, source=source_of(POINTS)).labels, points["euler"].labels)
     assert label_run(POINTS, run) == 0, "what has a label keeps it"
     lines = (run / LABELS_NAME).read_text().splitlines()
@@ -154,7 +154,7 @@ def test_samples_that_are_no_numbers_are_hallucinated_and_counted(tmp_path: Path
     run = read_run(small_tasks.folder(POINTS, tmp_path, "euler"))
     broken = np.array([line["x"] is None for line in run.samples])
     assert 0 < run.not_finite == broken.sum() < 8
-    assert (run.labels[broken] == Label.BAD).all()
+    assert (run.labels[broken] == Label.HALLUCINATED).all()
     assert (run.modes[broken] == -1).all()
     text = (run.path / LABELS_NAME).read_text()
     assert all("sha256" not in json.loads(line) for line in text.splitlines())

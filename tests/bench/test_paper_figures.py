@@ -28,7 +28,7 @@ from rods.eval.labels import Label
 from scripts import figures
 
 torch.set_num_threads(1)
-BAD, WELL, UNCERTAIN = Label.BAD, Label.WELL, Label.AMBIGUOUS
+BAD, WELL, UNCERTAIN = Label.HALLUCINATED, Label.VALID, Label.UNCERTAIN
 
 
 def by_mean(x: NDArray[Any]) -> NDArray[np.int8]:

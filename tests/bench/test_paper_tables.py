@@ -51,8 +51,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def halves(x: np.ndarray) -> np.ndarray:
     """A labeller: images above the median of all are hallucinated, the first is uncertain."""
     means = x.mean(axis=(1, 2, 3))
-    labels = np.where(means > np.median(means), Label.BAD, Label.WELL).astype(np.int8)
-    labels[0] = Label.AMBIGUOUS
+    labels = np.where(means > np.median(means), Label.HALLUCINATED, Label.VALID).astype(np.int8)
+    labels[0] = Label.UNCERTAIN
     return labels
 
 
@@ -128,10 +128,10 @@ def test_table_2_by_the_tasks_labeller(work: dict[str, Any], monkeypatch: pytest
     euler, cas = labels["euler"], labels["rods-cas"]
     rows = {row["method"]: row for row in found["rows"]}
     bad = rows["euler"]["hallucinated"]
-    assert (bad["k"], bad["n"], rows["euler"]["outcomes"]) == (int((euler == Label.BAD).sum()), 6, None)
+    assert (bad["k"], bad["n"], rows["euler"]["outcomes"]) == (int((euler == Label.HALLUCINATED).sum()), 6, None)
     o = rows["rods-cas"]["outcomes"]
-    assert o["repaired"]["k"] == int(((euler == Label.BAD) & (cas == Label.WELL)).sum())
-    assert o["broken"]["n"] == int((euler == Label.WELL).sum())
+    assert o["repaired"]["k"] == int(((euler == Label.HALLUCINATED) & (cas == Label.VALID)).sum())
+    assert o["broken"]["n"] == int((euler == Label.VALID).sum())
     assert (rows["heun"]["forward"], rows["heun"]["backward"]) == (79, 0)
     assert rows["rods-cas"]["paper"]["corrected"] == 26.3
     assert all(row["seconds"] > 0 for row in found["rows"])
@@ -174,8 +174,8 @@ def test_an_unchanged_image_has_eulers_label(work: dict[str, Any], monkeypatch: 
         network=SMALL, preset=None, study="11k-hands", seeds=[0, 1], own_seeds=2, paper_batches=None, batch=None,
         per_batch=None, answers={"heun": Path()}, eps=None, out=work["out"], device=torch.device("cpu"),
     )  # fmt: skip
-    assert e.labels("euler") == [Label.BAD, Label.BAD]
-    assert e.labels("heun") == e.labels("churn") == [Label.BAD, None]
+    assert e.labels("euler") == [Label.HALLUCINATED, Label.HALLUCINATED]
+    assert e.labels("heun") == e.labels("churn") == [Label.HALLUCINATED, None]
 
 
 def test_mistakes(work: dict[str, Any], tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ DPI = 110
 GAP = 10  # pixels between the tiles of a sheet; frames are in them
 REMEDY = "pip install -e '.[plots]'"
 COLOURS: dict[Label | None, Colour] = {
-    Label.WELL: (40, 160, 80),
-    Label.BAD: (230, 60, 40),
-    Label.AMBIGUOUS: (240, 170, 30),
+    Label.VALID: (40, 160, 80),
+    Label.HALLUCINATED: (230, 60, 40),
+    Label.UNCERTAIN: (240, 170, 30),
     None: (200, 200, 200),
 }
 LEGEND = "Frames: green valid, red hallucinated, orange uncertain, grey without a label"
