@@ -43,6 +43,17 @@ FLAGGED = 0.2  # the share of the images that is flagged where no threshold was 
 
 
 @dataclass(frozen=True)
+class Usual:
+    """What is sampled where nothing else is asked for."""
+
+    study: str  # of the paper
+    network: str  # of ours
+    images: int  # of ours
+    batches: int | None = None  # of the paper; None: all of its seeds
+    trajectory: tuple[int, ...] = ()  # steps of which strips are kept
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Runs of several methods (`rods.bench.methods`, with options: `rods-cas ascent_steps=5`) on the same seeds.
 
@@ -61,8 +72,8 @@ class Experiment:
     per_batch: bool  # a seed draws a whole batch, as in the paper
     device: torch.device
     answers: Mapping[str, Path] = field(default_factory=dict)
-    given_eps: float | None = None
-    trajectory: tuple[int, ...] = ()  # steps of which strips are kept
+    eps: float | None = None  # H from which an image is flagged; None: see `threshold`
+    trajectory: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -165,8 +176,8 @@ class Experiment:
 
     def threshold(self, run: str) -> tuple[float, str]:
         """(H from which an image is flagged, where that number comes from); where from H itself, the H of that run."""
-        if self.given_eps is not None:
-            return self.given_eps, "as given"
+        if self.eps is not None:
+            return self.eps, "as given"
         calibrated = self.job(CAS).risk_threshold()
         if calibrated < inf and self.preset is not None:
             return calibrated, f"preset {self.preset.name}"
@@ -250,45 +261,29 @@ class Experiment:
 
 
 def open_experiment(
-    *,
-    network: str | Path,
-    preset: str | None,
-    study: str,
-    seeds: Sequence[int] | None,
-    own_seeds: int,
-    paper_batches: int | None,
-    batch: int | None,
-    per_batch: bool | None,
-    answers: Mapping[str, Path],
-    eps: float | None,
-    out: Path,
-    device: torch.device,
-    trajectory: tuple[int, ...] = (),
+    network: str | Path, usual: Usual, *, preset: str | None, out: Path, device: torch.device
 ) -> Experiment:
-    """The experiment on `network`, below `out`/samples; nothing is sampled yet.
+    """The usual experiment on `network`, below `out`/samples; nothing is sampled yet.
 
-    Where no `seeds` are given, a network of the paper gets the paper's, or the first `paper_batches` of them, and any
-    other the first `own_seeds`. A network of the paper draws a batch from each seed and stands beside its own values in
-    the paper, any other an image from each and stands beside those of `study`.
+    A network of the paper draws a batch from each of the paper's seeds, and stands beside its own values in the paper;
+    any other draws an image from each of a few seeds, and stands beside those of the usual study.
     Raises UserError: no such network or preset.
     """
     snapshot = load_snapshot(network, device=device)
     found = find_preset(preset, network=snapshot.name, folder=MODELS)
     is_paper = found is not None and found.name in PAPER_PRESETS
-    beside = study_of(snapshot.name) if is_paper else STUDIES[study]
+    study = study_of(snapshot.name) if is_paper else STUDIES[usual.study]
     return Experiment(
         folder=out / "samples" / snapshot.name,
         snapshot=snapshot,
         preset=found,
-        study=beside,
+        study=study,
         task=task_of(snapshot.name),
-        seeds=tuple(seeds or (beside.seeds[:paper_batches] if is_paper else range(own_seeds))),
-        batch=batch or (BATCH if is_paper else OWN_BATCH),
-        per_batch=is_paper if per_batch is None else per_batch,
+        seeds=tuple(study.seeds[: usual.batches] if is_paper else range(usual.images)),
+        batch=BATCH if is_paper else OWN_BATCH,
+        per_batch=is_paper,
         device=device,
-        answers=answers,
-        given_eps=eps,
-        trajectory=trajectory,
+        trajectory=usual.trajectory,
     )
 
 

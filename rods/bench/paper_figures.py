@@ -11,7 +11,7 @@ from textwrap import fill
 import numpy as np
 
 from dnnlib.util import atomic_write
-from rods.bench.paper import CAS, EULER, INDEX, Experiment
+from rods.bench.paper import CAS, EULER, INDEX, Experiment, Usual
 from rods.bench.paper_parts import (
     COLUMNS,
     NO_LABELS,
@@ -48,15 +48,11 @@ PAPER_ROC = (0.2, 0.8)  # FFHQ at eps .09: false alarms "below 20 %", recall "cl
 
 @dataclass(frozen=True)
 class Plan:
-    """A figure: what draws it, the runs that it needs, and its experiment where nothing else is asked for."""
+    """A figure: what draws it, the runs that it needs, and of what."""
 
     draw: Callable[[Experiment], Drawn]
     methods: tuple[str, ...]
-    study: str  # of the paper
-    network: str  # of ours
-    images: int  # of ours
-    batches: int | None = None  # of the paper; None: all of its seeds
-    trajectory: tuple[int, ...] = ()
+    usual: Usual
 
     def needs(self, e: Experiment) -> list[str]:
         """The runs; H of Euler's own run only where the corrected run does not have the detector's."""
@@ -195,11 +191,12 @@ def critical_steps(e: Experiment) -> Drawn:
     fig, axes = figure(len(batches), 3, width=12, height=2.4 * len(batches) + 0.6, widths=(1, 2, 2))
     critical: list[list[int]] = []
     for row, batch in zip(axes, batches, strict=True):
-        tiles: list[U8 | None] = [images[i] for i in batch]
-        names: list[Label | None] = [labels[i] for i in batch]
-        rows = [tiles[k : k + 3] + [None] * (3 - len(tiles[k : k + 3])) for k in range(0, len(tiles), 3)]
-        frames = [names[k : k + 3] + [None] * (3 - len(names[k : k + 3])) for k in range(0, len(names), 3)]
-        show(row[0], sheet(rows, frames, min_tile=56))
+        threes = [batch[k : k + 3] for k in range(0, len(batch), 3)]
+        tiles, frames = (
+            [[images[i] for i in three] for three in threes],
+            [[labels[i] for i in three] for three in threes],
+        )
+        show(row[0], sheet(tiles, frames, min_tile=56))
         is_critical = (H[batch] >= eps).any(axis=0)
         critical.append(steps[is_critical].tolist())
         row[1].axvspan(
@@ -232,7 +229,7 @@ def by_label(e: Experiment) -> Drawn:
     lines = [f"{e.name}, Euler, {e.num} images by label ({e.label_source() or 'no labels'})"]
     lines += [f"{fault}: {len(found[fault])}" for fault in order] or [NO_LABELS]
     images = e.images(EULER)
-    tiles = [[images[i] for i in found[f][:8]] + [None] * max(0, 8 - len(found[f])) for f in order] or [[images[0]]]
+    tiles = [[images[i] for i in found[f][:8]] for f in order] or [[images[0]]]
     pixels = sheet(tiles, min_tile=80)
     fig, axes = figure(1, 1, width=pixels.shape[1] / DPI + 2.6, height=pixels.shape[0] / DPI + 0.7)
     show(axes[0, 0], pixels, row_names=[fill(line, width=18) for line in lines[1:]])
@@ -275,17 +272,18 @@ def trajectories(e: Experiment) -> Drawn:
     return Drawn(fig, lines, {"steps": STEPS, "sigma": levels, "cas_against_euler": rounded(moved)})
 
 
+HANDS = Usual("11k-hands", "hands-32", 48)
 PLANS: dict[str, Plan] = {
-    "fig3": Plan(side_by_side, SIDE_BY_SIDE, "afhqv2", "shapes-64", 24),
-    "fig4": Plan(side_by_side, SIDE_BY_SIDE, "ffhq", "mnist-32", 32),
-    "fig5": Plan(side_by_side, SIDE_BY_SIDE, "11k-hands", "hands-32", 48),
-    "fig6": Plan(roc, (EULER, CAS, INDEX), "ffhq", "hands-32", 48),
-    "fig7": Plan(critical_steps, (EULER, CAS, INDEX, WHOLE), "11k-hands", "hands-32", 27, batches=3),
-    "fig8": Plan(ascent, (EULER, *ASCENT), "afhqv2", "hands-32", 16, batches=21),
-    "fig9": Plan(solvers_fail, SOLVERS, "11k-hands", "hands-32", 48),
-    "fig10": Plan(solvers_break, SOLVERS, "11k-hands", "hands-32", 48),
-    "fig11": Plan(by_label, (EULER,), "ffhq", "shapes-64", 24),
-    "fig12": Plan(by_label, (EULER,), "11k-hands", "hands-32", 48),
-    "fig13": Plan(trajectories, (EULER, "heun", CAS), "afhqv2", "shapes-64", 9, batches=1, trajectory=STEPS),
-    "fig14": Plan(trajectories, (EULER, "heun", CAS), "ffhq", "hands-32", 9, batches=1, trajectory=STEPS),
+    "fig3": Plan(side_by_side, SIDE_BY_SIDE, Usual("afhqv2", "shapes-64", 24)),
+    "fig4": Plan(side_by_side, SIDE_BY_SIDE, Usual("ffhq", "mnist-32", 32)),
+    "fig5": Plan(side_by_side, SIDE_BY_SIDE, HANDS),
+    "fig6": Plan(roc, (EULER, CAS, INDEX), Usual("ffhq", "hands-32", 48)),
+    "fig7": Plan(critical_steps, (EULER, CAS, INDEX, WHOLE), Usual("11k-hands", "hands-32", 27, batches=3)),
+    "fig8": Plan(ascent, (EULER, *ASCENT), Usual("afhqv2", "hands-32", 16, batches=21)),
+    "fig9": Plan(solvers_fail, SOLVERS, HANDS),
+    "fig10": Plan(solvers_break, SOLVERS, HANDS),
+    "fig11": Plan(by_label, (EULER,), Usual("ffhq", "shapes-64", 24)),
+    "fig12": Plan(by_label, (EULER,), HANDS),
+    "fig13": Plan(trajectories, (EULER, "heun", CAS), Usual("afhqv2", "shapes-64", 9, batches=1, trajectory=STEPS)),
+    "fig14": Plan(trajectories, (EULER, "heun", CAS), Usual("ffhq", "hands-32", 9, batches=1, trajectory=STEPS)),
 }

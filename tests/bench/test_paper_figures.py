@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ def labelled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(name: str, out: Path, *options: str, code: int = 0) -> str:
-    given = [f"--network={SMALL}", "--seeds=0-8", "--batch=9", "--threads=1", f"--out={out}", *options]
-    result = CliRunner().invoke(figures.main, [name, *given])
+    usual = [f"--network={SMALL}", "--seeds=0-8", "--batch=9", "--threads=1", f"--out={out}"]
+    given = [option for option in usual if not any(o.startswith(option.split("=")[0]) for o in options)]
+    result = CliRunner().invoke(figures.main, [name, *given, *options])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -69,11 +71,11 @@ def numbers(out: Path, name: str) -> dict[str, Any]:
 
 
 def experiment(name: str, out: Path, **changed: Any) -> Experiment:
-    plan = PLANS[name]
-    usual = {"network": SMALL, "preset": None, "study": plan.study, "seeds": range(9), "own_seeds": plan.images,
-             "paper_batches": plan.batches, "batch": 9, "per_batch": None, "answers": {}, "eps": None, "out": out,
-             "device": torch.device("cpu"), "trajectory": plan.trajectory}  # fmt: skip
-    return open_experiment(**{**usual, **changed})  # type: ignore[arg-type]
+    """Of nine images in one batch of the small network, unless `changed`; None: as usual."""
+    network, preset = changed.pop("network", SMALL), changed.pop("preset", None)
+    e = open_experiment(network, PLANS[name].usual, preset=preset, out=out, device=torch.device("cpu"))
+    asked = {"seeds": tuple(range(9)), "batch": 9, **changed}
+    return replace(e, **{key: value for key, value in asked.items() if value is not None})
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -192,12 +194,12 @@ def test_the_papers_network_gets_the_papers_settings(tmp_path: Path) -> None:
     e = experiment("fig4", tmp_path, network=network, seeds=None, batch=None)
     assert (e.seeds, e.batch, e.per_batch, e.num) == (tuple(range(120)), 9, True, 1080)
     assert e.study.name == "ffhq"
-    assert e.config(CAS).options["rho"] == 8
+    assert e.sampler(CAS).rho == 8
     assert e.threshold(INDEX)[0] == 0.09
     assert e.index_run == INDEX
     assert experiment("fig13", tmp_path, network=network, seeds=None, batch=None).num == 9
     own = experiment("fig4", tmp_path, seeds=None, batch=None)
-    assert (own.seeds, own.batch, own.per_batch) == (tuple(range(PLANS["fig4"].images)), 32, False)
+    assert (own.seeds, own.batch, own.per_batch) == (tuple(range(PLANS["fig4"].usual.images)), 32, False)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,9 @@ def test_an_unchanged_image_has_eulers_label(work: dict[str, Any], monkeypatch: 
     monkeypatch.setattr(paper.Experiment, "names", lambda _: ["a.png", "b.png"])
     records = lambda _, method: [{"name": "a.png", "sha256": "1"}, {"name": "b.png", "sha256": method}]  # noqa: E731
     monkeypatch.setattr(paper.Experiment, "records", records)
-    e = paper.open_experiment(
-        network=SMALL, preset=None, study="11k-hands", seeds=[0, 1], own_seeds=2, paper_batches=None, batch=None,
-        per_batch=None, answers={"heun": Path()}, eps=None, out=work["out"], device=torch.device("cpu"),
-    )  # fmt: skip
+    usual = paper.Usual("11k-hands", "small", 2)
+    e = paper.open_experiment(SMALL, usual, preset=None, out=work["out"], device=torch.device("cpu"))
+    e = replace(e, answers={"heun": Path()})
     assert e.labels("euler") == [Label.HALLUCINATED, Label.HALLUCINATED]
     assert e.labels("heun") == e.labels("churn") == [Label.HALLUCINATED, None]
 
