@@ -102,7 +102,7 @@ def run(experiment: Path | None, **opts: Any) -> None:
     """
     if (experiment is None) == (opts["task_name"] is None):
         raise UserError("give either an experiment's TOML file, or --task=NAME")
-    device = use_device(opts["device"], opts["threads"])
+    device = distributed.begin(opts["device"], opts["threads"])
     if experiment is not None:
         for option in ("network", "samplers", "seeds", "batch", "preset"):
             if opts[option]:
@@ -172,7 +172,7 @@ def print_tables(runs: Sequence[LabelledRun]) -> None:
 @threads_option
 def label(run_folder: Path, task_name: str, threads: int | None) -> None:
     """Label the images of a run by the program of a task: writes labels.jsonl into the run's folder."""
-    use_device("cpu", threads)
+    distributed.begin("cpu", threads)
     count = label_run(TASKS[task_name](), run_folder)
     click.echo(f"{count} images of {run_folder} labelled")
 
@@ -224,21 +224,12 @@ def audit(task_name: str | None, images: Path | None, out: Path) -> None:
 @out_option
 def report(task_name: str | None, dest: Path, threads: int | None, out: Path) -> None:
     """Write report.md and its figures, which need matplotlib."""
-    use_device("cpu", threads)
+    distributed.begin("cpu", threads)
     tasks = [make() for name, make in TASKS.items() if task_name in (None, name)]
     sections = read_sections({task.name: task for task in tasks}, out, MODELS)
     click.echo(write_report(report_parts(sections), dest))
     if not has_matplotlib():
         click.echo(NO_FIGURES)
-
-
-def use_device(name: str, threads: int | None) -> torch.device:
-    """The device of this rank, with its threads."""
-    device = distributed.pick_device(name)
-    torch.set_num_threads(threads or distributed.usable_cores())
-    torch.set_flush_denormal(True)
-    distributed.init(device)
-    return device
 
 
 def chosen_methods(texts: Sequence[str], task: Task, preset: Preset | None, network: LoadedNetwork) -> list[Method]:

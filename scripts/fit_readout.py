@@ -241,10 +241,7 @@ def main(**opts: Any) -> None:
     # Whatever is wrong with a preset that is there is said before the work.
     preset = read_preset(opts["dest"], option="--dest") if opts["dest"].exists() else None
     levels = chosen_levels(opts["levels"])
-    device = distributed.pick_device(opts["device"])
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
-    torch.set_flush_denormal(True)
-    distributed.init(device)
+    device = distributed.begin(opts["device"], opts["threads"])
     task, network = loaded(opts, device)
     if preset and preset.network not in (None, network.name):
         raise UserError(f"--dest={opts['dest']} is for network {preset.network}, not {network.name}; name another file")

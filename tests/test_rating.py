@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dnnlib.errors import UserError
-from rods.eval.agreement import cohen_kappa
 from rods.eval.detection import Confusion
-from rods.labels.agreement import agreements, flagged, hallucination_rate, outcomes, settle, verdicts
+from rods.labels.agreement import agreements, cohen_kappa, flagged, hallucination_rate, outcomes, settle, verdicts
 from rods.labels.server import make_app
 from rods.labels.session import Answers, ConflictError, Session, open_session, read_answers
 from scripts import label
