@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import PIL.Image
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
@@ -35,9 +34,7 @@ from rods.bench.stored import AUDIT_NAME, read_sections
 from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
-from rods.bench.tasks.examples import examples
 from rods.presets import Preset
-from rods.runs.images import save_png
 from rods.runs.presets import find_preset
 from torch_utils import distributed
 from training.model_zoo import MODELS
@@ -191,12 +188,9 @@ def compare(run_a: Path, run_b: Path, source: str | None) -> None:
 
 @main.command(cls=Command, context_settings={"show_default": True})
 @task_option(required=False)
-@click.option("--images", type=Destination(dir_okay=False), help="Also draw labelled examples: a PNG.")
 @out_option
-def audit(task_name: str | None, images: Path | None, out: Path) -> None:
+def audit(task_name: str | None, out: Path) -> None:
     """Label images whose truth is known: fresh real data, planted errors, changes of tone. Without --task, of all."""
-    if images is not None and task_name is None:
-        raise UserError(f"--images={images} shows one task; give --task")
     for name in [task_name] if task_name else list(TASKS):
         task = TASKS[name]()
         lines = task.audit()
@@ -207,9 +201,6 @@ def audit(task_name: str | None, images: Path | None, out: Path) -> None:
         (out / name).mkdir(parents=True, exist_ok=True)
         with atomic_write(out / name / AUDIT_NAME) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
-        if images is not None:
-            images.parent.mkdir(parents=True, exist_ok=True)
-            save_png(examples(task).quantize(64, dither=PIL.Image.Dither.NONE), images)
 
 
 @main.command(cls=Command, context_settings={"show_default": True})
