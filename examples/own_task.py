@@ -80,7 +80,7 @@ def task() -> Task:
         num_steps=8,
         faults=lambda images: ["" if code == 1 else "another number of bars" for code in label(images)],
         planted=planted,
-        drawn=DrawnData(draw, {"two bars": draw_two}, num=1_000, resolutions=(SIZE, SIZE)),
+        drawn=DrawnData(draw, num=1_000, resolutions=(SIZE, SIZE)),
     )
 
 

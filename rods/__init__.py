@@ -1,7 +1,5 @@
 """Robust Optimization-inspired Diffusion Sampler: samplers, detectors and correctors on any denoiser D(x; sigma)."""
 
-from typing import Any
-
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.combinators import Chain, Every, Gate, Within
 from rods.correctors import Cas, Iq, Laplacian, Overshoot, RandomShift, Sas, SigmaOffset, Tag
@@ -69,10 +67,3 @@ __all__ = [
     "rods_sampler",
     "trajectory",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Names of version 0.1, with a warning."""
-    from rods._deprecated import lookup
-
-    return lookup(name)

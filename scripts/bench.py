@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import PIL.Image
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
@@ -35,7 +34,6 @@ from rods.bench.stored import AUDIT_NAME, read_sections
 from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
-from rods.bench.tasks.examples import examples
 from rods.bench.unlabelled import changes, image_shape, pairs_sheet, read_real
 from rods.labels.labels import LABELS_NAME
 from rods.presets import Preset
@@ -104,7 +102,7 @@ def run(experiment: Path | None, **opts: Any) -> None:
     """
     if (experiment is None) == (opts["task_name"] is None):
         raise UserError("give either an experiment's TOML file, or --task=NAME")
-    device = use_device(opts["device"], opts["threads"])
+    device = distributed.begin(opts["device"], opts["threads"])
     if experiment is not None:
         for option in ("network", "samplers", "seeds", "batch", "preset"):
             if opts[option]:
@@ -174,7 +172,7 @@ def print_tables(runs: Sequence[LabelledRun]) -> None:
 @threads_option
 def label(run_folder: Path, task_name: str, threads: int | None) -> None:
     """Label the images of a run by the program of a task: writes labels.jsonl into the run's folder."""
-    use_device("cpu", threads)
+    distributed.begin("cpu", threads)
     count = label_run(TASKS[task_name](), run_folder)
     click.echo(f"{count} images of {run_folder} labelled")
 
@@ -212,12 +210,9 @@ def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pair
 
 @main.command(cls=Command, context_settings={"show_default": True})
 @task_option(required=False)
-@click.option("--images", type=Destination(dir_okay=False), help="Also draw labelled examples: a PNG.")
 @out_option
-def audit(task_name: str | None, images: Path | None, out: Path) -> None:
+def audit(task_name: str | None, out: Path) -> None:
     """Label images whose truth is known: fresh real data, planted errors, changes of tone. Without --task, of all."""
-    if images is not None and task_name is None:
-        raise UserError(f"--images={images} shows one task; give --task")
     for name in [task_name] if task_name else list(TASKS):
         task = TASKS[name]()
         lines = task.audit()
@@ -228,9 +223,6 @@ def audit(task_name: str | None, images: Path | None, out: Path) -> None:
         (out / name).mkdir(parents=True, exist_ok=True)
         with atomic_write(out / name / AUDIT_NAME) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n")
-        if images is not None:
-            images.parent.mkdir(parents=True, exist_ok=True)
-            save_png(examples(task).quantize(64, dither=PIL.Image.Dither.NONE), images)
 
 
 @main.command(cls=Command, context_settings={"show_default": True})
@@ -245,21 +237,12 @@ def audit(task_name: str | None, images: Path | None, out: Path) -> None:
 @out_option
 def report(task_name: str | None, dest: Path, threads: int | None, out: Path) -> None:
     """Write report.md and its figures, which need matplotlib."""
-    use_device("cpu", threads)
+    distributed.begin("cpu", threads)
     tasks = [make() for name, make in TASKS.items() if task_name in (None, name)]
     sections = read_sections({task.name: task for task in tasks}, out, MODELS)
     click.echo(write_report(report_parts(sections), dest))
     if not has_matplotlib():
         click.echo(NO_FIGURES)
-
-
-def use_device(name: str, threads: int | None) -> torch.device:
-    """The device of this rank, with its threads."""
-    device = distributed.pick_device(name)
-    torch.set_num_threads(threads or distributed.usable_cores())
-    torch.set_flush_denormal(True)
-    distributed.init(device)
-    return device
 
 
 def chosen_methods(texts: Sequence[str], task: Task, preset: Preset | None, network: LoadedNetwork) -> list[Method]:

@@ -131,10 +131,7 @@ def main(**opts: Any) -> None:
             raise UserError(f"--samplers: {family!r} cannot be calibrated; use {', '.join(FAMILIES)}")
     check_folder_of(opts["dest"], option="--dest")
     base = None if opts["base"] is None else read_preset(opts["base"], option="--base")
-    device = distributed.pick_device(opts["device"])
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
-    torch.set_flush_denormal(True)
-    distributed.init(device)
+    device = distributed.begin(opts["device"], opts["threads"])
     task = TASKS[opts["task_name"]]()
     network = load_network(task, opts["network"])
     seeds, batch = opts["seeds"] or list(task.calibration_seeds), opts["batch"] or task.batch

@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from dnnlib.util import file_sha256
-from training.checkpoint import STORED_DTYPES, load_snapshot, save_snapshot
+from training.checkpoint import DTYPES, load_snapshot, save_snapshot
 
 
 @click.command(cls=Command)
 @click.option("--source", required=True, help="EDM pickle or snapshot: a path or an https address.")
 @click.option("--dest", required=True, type=Destination(), help="The .safetensors file to write.")
 @click.option("--sha256", help="The checksum that the source must have.")
-@click.option("--dtype", type=click.Choice(list(STORED_DTYPES)), default="float32", show_default=True, help="Storage.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Storage.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def main(source: str, dest: Path, sha256: str | None, dtype: str, force: bool) -> None:
     """Convert an EDM network pickle to safetensors. Nothing that the pickle carries is run."""

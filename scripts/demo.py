@@ -40,8 +40,8 @@ from training.model_zoo import MODELS
 
 SHOWN = 24  # pairs in the image
 KINDS = ("NEWLY BROKEN", "repaired", "still hallucinated", "uncertain", "still valid")  # in the order of the image
-NAMES = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}
-NAMES |= {(Label.BAD, Label.BAD): "still hallucinated", (Label.WELL, Label.WELL): "still valid"}
+NAMES = {(Label.HALLUCINATED, Label.VALID): "repaired", (Label.VALID, Label.HALLUCINATED): "NEWLY BROKEN"}
+NAMES |= {(Label.HALLUCINATED, Label.HALLUCINATED): "still hallucinated", (Label.VALID, Label.VALID): "still valid"}
 
 
 def demo_preset(network: str) -> Preset:
@@ -136,7 +136,7 @@ def main(**opts: Any) -> None:
         outcome_table(rows).markdown(),
         "",
         f"{best.name} against Euler: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}.",
-        *([detection_line(scores, base.labels == Label.BAD)] if scores is not None else []),
+        *([detection_line(scores, base.labels == Label.HALLUCINATED)] if scores is not None else []),
         tone_line(best.name, control(task, *images)),
     ]
     click.echo("\n" + "\n".join(lines))

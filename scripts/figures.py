@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from dnnlib.cli import Command, Destination, Group, SeedList, with_options
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.paper import CAS, EULER, INDEX, Experiment, open_experiment
+from rods.bench.paper import CAS, EULER, INDEX, Experiment, Usual, open_experiment
 from rods.bench.paper_figures import PLANS, draw
 from rods.bench.paper_tables import PaperTable, batch_seconds, correction_table, quality_table, reference_for
 from rods.bench.paper_values import STUDIES
@@ -30,7 +31,7 @@ from training.model_zoo import MODELS
 
 EXACT: dict[str, Callable[[Path], Path]] = {"fig2": theory.fig2, "theorems": theory.theorems}
 TABLE_1, TABLE_2 = (EULER, "heun", CAS), (EULER, "heun", "euler-200", CAS)
-TABLE_IMAGES = 128  # of networks that are not the paper's
+TABLES = Usual("11k-hands", "hands-32", 128)
 
 out_option = click.option(
     "--out",
@@ -82,34 +83,19 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def opened(
-    opts: dict[str, Any],
-    methods: Sequence[str],
-    *,
-    study: str,
-    network: str,
-    images: int,
-    batches: int | None = None,
-    trajectory: tuple[int, ...] = (),
-) -> Experiment:
-    """The experiment of the common options; what they leave open is `study`, `network` and so many images."""
+def opened(opts: dict[str, Any], methods: Sequence[str], usual: Usual) -> Experiment:
+    """The usual experiment, with what the common options ask for."""
     torch.set_num_threads(opts["threads"] or distributed.usable_cores())
     torch.set_flush_denormal(True)
-    return open_experiment(
-        network=opts["network"] or MODELS / f"{network}.safetensors",
-        preset=opts["preset"],
-        study=study,
-        seeds=opts["seeds"],
-        own_seeds=images,
-        paper_batches=batches,
-        batch=opts["batch"],
-        per_batch=opts["per_batch"],
-        answers=parse_answers(opts["answers"], methods),
-        eps=opts["eps"],
-        out=opts["out"],
+    asked = {name: opts[name] for name in ("batch", "per_batch", "eps") if opts[name] is not None}
+    if opts["seeds"]:
+        asked["seeds"] = tuple(opts["seeds"])
+    answers = parse_answers(opts["answers"], methods)
+    e = open_experiment(
+        opts["network"] or MODELS / f"{usual.network}.safetensors", usual, preset=opts["preset"], out=opts["out"],
         device=distributed.pick_device(opts["device"]),
-        trajectory=trajectory,
-    )
+    )  # fmt: skip
+    return replace(e, answers=answers, **asked)
 
 
 def parse_answers(given: Sequence[str], methods: Sequence[str]) -> dict[str, Path]:
@@ -130,8 +116,7 @@ def drawn(name: str, opts: dict[str, Any]) -> None:
     """Samples what is missing, draws, and prints what the figure says."""
     require_matplotlib()
     plan = PLANS[name]
-    e = opened(opts, plan.methods, study=plan.study, network=plan.network, images=plan.images, batches=plan.batches,
-               trajectory=plan.trajectory)  # fmt: skip
+    e = opened(opts, plan.methods, plan.usual)
     methods = list(dict.fromkeys([*plan.needs(e), *e.answers]))
     e.check(methods)
     e.sample(methods, say=lambda line: say(f"{name}: {line}"))
@@ -144,9 +129,8 @@ def drawn(name: str, opts: dict[str, Any]) -> None:
 def figure_command(name: str) -> click.Command:
     """The command of a figure of samples."""
     plan = PLANS[name]
-    defaults = (
-        f"The paper's is of {STUDIES[plan.study].title}. Without --network: {plan.network}, {plan.images} images."
-    )
+    title, usual = STUDIES[plan.usual.study].title, plan.usual
+    defaults = f"The paper's is of {title}. Without --network: {usual.network}, {usual.images} images."
 
     def command(**opts: Any) -> None:
         drawn(name, opts)
@@ -200,7 +184,7 @@ def table_experiment(opts: dict[str, Any]) -> tuple[Experiment, list[str]]:
     methods = opts["samplers"].split(",")
     if EULER not in methods:
         raise UserError(f"--samplers={opts['samplers']}: {EULER} is missing; all others are compared with it")
-    e = opened(opts, methods, study="11k-hands", network="hands-32", images=TABLE_IMAGES)
+    e = opened(opts, methods, TABLES)
     e.check(methods)
     return e, methods
 

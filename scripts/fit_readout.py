@@ -28,7 +28,7 @@ from dnnlib.cli import Command, Destination, NumberList, SeedList, check_folder_
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
-from rods.bench.labelled import LabelledRun, is_finite, read_png, read_run
+from rods.bench.labelled import LabelledRun, is_finite, read_run
 from rods.bench.methods import BASELINE, Method
 from rods.bench.readout_fit import (
     Judged,
@@ -44,10 +44,11 @@ from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
 from rods.gate import Readout, fingerprint
-from rods.labels.agreement import settle
+from rods.labels.agreement import labels_of, settle
 from rods.labels.labels import read_labels
-from rods.labels.session import NORMAL, read_answers
+from rods.labels.session import read_answers
 from rods.presets import Preset
+from rods.runs.images import read_png
 from rods.runs.presets import beside_preset, read_preset, write_preset
 from rods.types import Denoiser
 from torch_utils import distributed
@@ -79,7 +80,7 @@ def of_run(run: LabelledRun, network: LoadedNetwork, source: str, *, option: str
     if sha256 and sha256 != network.sha256:
         raise UserError(f"{option} was sampled by another network (checksum {sha256[:12]}, not "
                         f"{network.sha256[:12]}); give that one by --network")  # fmt: skip
-    index = [i for i, line in enumerate(run.samples) if is_finite(line) and run.labels[i] != Label.AMBIGUOUS]
+    index = [i for i, line in enumerate(run.samples) if is_finite(line) and run.labels[i] != Label.UNCERTAIN]
     images = []
     for i in index:
         if (image := run.image(i)) is None:
@@ -88,7 +89,7 @@ def of_run(run: LabelledRun, network: LoadedNetwork, source: str, *, option: str
         images.append(image)
     if not images:
         raise UserError(f"{option}: no image is labelled valid or hallucinated; label more")
-    return LabelledImages(np.stack(images), run.labels[index] == Label.BAD, source)
+    return LabelledImages(np.stack(images), run.labels[index] == Label.HALLUCINATED, source)
 
 
 def of_task(
@@ -104,8 +105,8 @@ def of_task(
 
 def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledImages:
     """The images of run A that people have rated by scripts/label.py; all answers but "normal" are hallucinated."""
-    settled = settle(read_answers(answers), "image").answers
-    names = sorted(name for run, name in settled if run == "A")
+    labels = labels_of(settle(read_answers(answers), "image"), "A")
+    names = sorted(labels)
     if not names:
         raise UserError(f"--answers={answers} has no settled answer to an image of the run --images; label some first")
     d, images = network.denoiser, []
@@ -118,7 +119,7 @@ def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledIm
             raise UserError(f"--images={folder}: {name} is not a readable image; copy it again") from None
         if images[-1].shape != (d.img_channels, d.img_resolution, d.img_resolution):
             raise UserError(f"--images={folder}: {name} has another size than {network.name} draws; use its own")
-    bad = np.array([settled["A", name]["answer"] != NORMAL for name in names])
+    bad = np.array([labels[name] is Label.HALLUCINATED for name in names])
     return LabelledImages(
         np.stack(images), bad, f"{len(names)} images of {folder}, labelled by people ({answers.name})"
     )
@@ -240,10 +241,7 @@ def main(**opts: Any) -> None:
     # Whatever is wrong with a preset that is there is said before the work.
     preset = read_preset(opts["dest"], option="--dest") if opts["dest"].exists() else None
     levels = chosen_levels(opts["levels"])
-    device = distributed.pick_device(opts["device"])
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
-    torch.set_flush_denormal(True)
-    distributed.init(device)
+    device = distributed.begin(opts["device"], opts["threads"])
     task, network = loaded(opts, device)
     if preset and preset.network not in (None, network.name):
         raise UserError(f"--dest={opts['dest']} is for network {preset.network}, not {network.name}; name another file")

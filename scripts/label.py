@@ -17,7 +17,7 @@ from dnnlib.cli import Command, Destination, Group
 from dnnlib.errors import UserError
 from dnnlib.util import alone
 from rods.eval.correction import Proportion, proportion_interval
-from rods.labels.agreement import agreements, confusion, hallucination_rate, outcomes, settle, verdicts
+from rods.labels.agreement import agreements, flagged, hallucination_rate, outcomes, settle, verdicts
 from rods.labels.server import serve as serve_session
 from rods.labels.session import CATEGORIES, Answers, open_session, read_answers
 from rods.runs.records import largest_score
@@ -97,10 +97,10 @@ def report(answers: Path, samples: Path | None, run: str, eps: float | None) -> 
         said = ", ".join(f"{k} {v}" for k, v in counts.items())
         click.echo(f"\nPairs: run B against run A: {said}; {pairs.disputed} disputed; sign test p = {p:.3g}")
     if samples is not None and eps is not None:
-        counts = confusion(labels, _max_scores(samples), run=run, eps=eps)
-        tpr = proportion_interval(counts["tp"], counts["tp"] + counts["fn"])
-        fpr = proportion_interval(counts["fp"], counts["fp"] + counts["tn"])
-        click.echo(f"\nDetector, largest H >= {eps:g}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+        found = flagged(labels, _max_scores(samples), run=run, eps=eps)
+        tpr = proportion_interval(found.tp, found.tp + found.fn)
+        fpr = proportion_interval(found.fp, found.fp + found.tn)
+        click.echo(f"\nDetector, largest H >= {eps:g}: tp {found.tp}, fp {found.fp}, fn {found.fn}, tn {found.tn}")
         click.echo(f"  found of the hallucinated: {_rate(tpr)}\n  false alarms: {_rate(fpr)}")
 
 

@@ -24,10 +24,7 @@ DRAWN = {name: task for name, make in TASKS.items() if (task := make()).drawn}
 @click.option("--num", type=click.IntRange(1, 10_000_000), help="Images.  [default: those of the embedded network]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Image i depends on (seed, i).")
 @click.option("--resolution", type=click.IntRange(min=1), help="Pixels across.  [default: the task's]")
-@click.option("--planted", metavar="KIND", help="Draw this planted error instead of real images.")
-def main(
-    task_name: str, dest: Path | None, num: int | None, seed: int, resolution: int | None, planted: str | None
-) -> None:
+def main(task_name: str, dest: Path | None, num: int | None, seed: int, resolution: int | None) -> None:
     """Draw the data of a task into a zip or folder that train.py reads. It appears when it is complete."""
     task = DRAWN[task_name]
     data = task.drawn
@@ -36,17 +33,15 @@ def main(
     if resolution is not None and not least <= resolution <= most:
         allowed = f"{least}" if least == most else f"{least} to {most}"
         raise UserError(f"--resolution={resolution}: {task_name} is drawn at {allowed} pixels")
-    if planted is not None and planted not in data.planted:
-        raise UserError(f"--planted={planted}: {task_name} has {', '.join(map(repr, data.planted))}")
-    draw, num = data.draw if planted is None else data.planted[planted], num or data.num
+    num = num or data.num
     dest = dest or Path("data") / f"{next(iter(task.networks))}.zip"
     with write_dataset(dest) as writer, tqdm(total=num, unit="img", desc=dest.name, disable=None) as bar:
         for start in range(0, num, CHUNK):
             indices = range(start, min(start + CHUNK, num))
-            for image in draw(indices, seed, resolution or least):
+            for image in data.draw(indices, seed, resolution or least):
                 writer.add(PIL.Image.fromarray(image))
             bar.update(len(indices))
-    click.echo(f"{dest}: {writer.summary()}; " + (f"{planted}, " if planted else "") + f"seed {seed}")
+    click.echo(f"{dest}: {writer.summary()}; seed {seed}")
 
 
 if __name__ == "__main__":

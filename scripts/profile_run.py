@@ -25,7 +25,7 @@ from rods.base_samplers import Sampler
 from rods.config import build
 from torch_utils import distributed
 from torch_utils.machine import facts, keep_freed_memory
-from training.checkpoint import STORED_DTYPES, load_snapshot
+from training.checkpoint import DTYPES, load_snapshot
 from training.execution import ExecutionConfig, apply_execution, checkpoint_blocks
 from training.model_zoo import MODELS
 from training.networks import VEPrecond
@@ -49,7 +49,7 @@ TOP = 12  # operations listed
 @click.option("--batch", type=click.IntRange(min=1), default=8, help="Images at once.")
 @click.option("--steps", type=click.IntRange(1, 100_000), default=20, help="Sampling steps of the runs.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to run.")
-@click.option("--dtype", type=click.Choice(list(STORED_DTYPES)), default="float32", help="Inside the network.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Inside the network.")
 @click.option("--channels-last", is_flag=True, help="Memory layout of the network's tensors.")
 @click.option("--checkpoint-blocks", "checkpointed", is_flag=True, help="Backward passes compute blocks again.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads; by default all cores.")

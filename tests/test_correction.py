@@ -43,7 +43,7 @@ def test_mcnemar_is_the_exact_sign_test():
 
 
 def test_outcomes_count_each_pair_once():
-    A, W, B = Label.AMBIGUOUS, Label.WELL, Label.BAD
+    A, W, B = Label.UNCERTAIN, Label.VALID, Label.HALLUCINATED
     pairs = (
         [(B, W)] * 5 + [(B, B)] * 3 + [(B, A)] * 2 + [(W, W)] * 20 + [(W, B)] + [(W, A)] * 4 + [(A, W)] * 6 + [(A, A)]
     )
@@ -53,8 +53,8 @@ def test_outcomes_count_each_pair_once():
     assert got.n == 42
     assert (got.repaired.k, got.repaired.n) == (5, 10)
     assert (got.broken.k, got.broken.n) == (1, 25)
-    assert (got.bad_before.k, got.bad_after.k) == (10, 4)
-    assert (got.ambiguous_before.k, got.ambiguous_after.k) == (7, 7)
+    assert (got.hallucinated_before.k, got.hallucinated_after.k) == (10, 4)
+    assert (got.uncertain_before.k, got.uncertain_after.k) == (7, 7)
     assert got.mcnemar_p == pytest.approx(2 * 7 / 2**6)
     assert got.broken == proportion_interval(1, 25)
 
@@ -63,7 +63,7 @@ def test_readings_combine_to_labels():
     well = np.array([[1, 1, 1], [0, 0, 0], [1, 0, 1]], dtype=bool)
     labels = combine_readings(well)
     assert labels.dtype == np.int8
-    assert labels.tolist() == [Label.WELL, Label.BAD, Label.AMBIGUOUS]
+    assert labels.tolist() == [Label.VALID, Label.HALLUCINATED, Label.UNCERTAIN]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_retention_by_hand():
 
 def test_confusion_counts_the_threshold_itself_as_at_risk():
     found = confusion(SCORES, POSITIVE, 0.8)
-    assert (found.risk_bad, found.risk_good, found.safe_bad, found.safe_good) == (2, 1, 1, 1)
+    assert (found.tp, found.fp, found.fn, found.tn) == (2, 1, 1, 1)
 
 
 @pytest.mark.parametrize("scores", [np.array([np.nan, 1.0]), np.array([1.0])])

@@ -13,7 +13,6 @@ LONG_FILES: dict[str, str] = {}  # name: why it is better in one piece
 CATCH_ALL_PARAMETERS = {
     "dnnlib/cli.py": "extra",  # it overrides click.Command.main and hands click its own arguments
     "training/networks/precond.py": "model_kwargs",  # a network file's arguments; training/schema.py checks them
-    "rods/_deprecated.py": "options",  # old samplers', handed on whole to `build`, which checks them
 }
 LEFT_FOR_LATER = re.compile(r"\b(T[O]DO|F[I]XME|X[X]X|H[A]CK)\b")  # in brackets so as not to find itself
 

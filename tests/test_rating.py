@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dnnlib.errors import UserError
-from rods.eval.agreement import cohen_kappa
-from rods.labels.agreement import agreements, confusion, hallucination_rate, outcomes, settle, verdicts
+from rods.eval.detection import Confusion
+from rods.labels.agreement import agreements, cohen_kappa, flagged, hallucination_rate, outcomes, settle, verdicts
 from rods.labels.server import make_app
 from rods.labels.session import Answers, ConflictError, Session, open_session, read_answers
 from scripts import label
@@ -244,9 +244,9 @@ def test_rates_outcomes_verdicts_and_confusion(store: Answers, session: Session)
     paired = outcomes(settled)
     assert (paired.repaired.k, paired.repaired.n, paired.broken.k, paired.broken.n) == (1, 2, 1, 2)
     H = {f"000000/{i:06d}.png": float(i) for i in range(4)}
-    assert confusion(settled, H, run="A", eps=2.0) == {"tp": 1, "fp": 1, "fn": 1, "tn": 1}
+    assert flagged(settled, H, run="A", eps=2.0) == Confusion(tp=1, fp=1, fn=1, tn=1)
     with pytest.raises(ValueError, match="no H"):
-        confusion(settled, {}, run="A", eps=2.0)
+        flagged(settled, {}, run="A", eps=2.0)
     for n, item in enumerate(session.of_mode("pair")):  # B is always better, whichever side it is on
         said = "left better" if item.runs[0] == "B" else "right better"
         store.record("alice", answer(item.key, said, ident=f"000000{n:02x}"))

@@ -51,6 +51,18 @@ def init(device: torch.device) -> None:
         dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=PATIENCE)
 
 
+def begin(device: str, threads: int | None) -> torch.device:
+    """How a command that samples begins: its device and threads (None: all cores), the group of its ranks.
+
+    Denormals are flushed, for they slow a CPU down. UserError as `pick_device` and `init`.
+    """
+    where = pick_device(device)
+    torch.set_num_threads(threads or usable_cores())
+    torch.set_flush_denormal(True)
+    init(where)
+    return where
+
+
 def _store() -> Any:
     """Where ranks find each other's addresses, one for each restart of an elastic run.
 

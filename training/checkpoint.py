@@ -26,7 +26,7 @@ from training.header import Header, checked_labels, format_header, parse_header,
 from training.networks import PRECONDS, Precond, iDDPMPrecond
 from training.schema import check_init_kwargs
 
-STORED_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of files, and inside a network, by their options' names
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -107,15 +107,15 @@ def save_snapshot(
     Raises:
         UserError: arguments that do not describe the network, or a value that JSON does not have.
     """
-    if dtype not in STORED_DTYPES:
-        raise UserError(f"dtype={dtype!r} cannot be stored; use one of {', '.join(STORED_DTYPES)}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} cannot be stored; use one of {', '.join(DTYPES)}")
     kwargs = check_init_kwargs(type(net).__name__, init_kwargs)
     labels = checked_labels(list(label_names), kwargs)
     header = Header(type(net).__name__, kwargs, labels, kimg, dataset, tool_version(), extra=dict(extra or {}))
     text = format_header(header)
     parameters = {name for name, _ in net.named_parameters()}
     tensors = {
-        name: t.detach().to("cpu", STORED_DTYPES[dtype] if name in parameters else torch.float32).contiguous()
+        name: t.detach().to("cpu", DTYPES[dtype] if name in parameters else torch.float32).contiguous()
         for name, t in net.state_dict().items()
     }
     _build(header, tensors)  # refuses arguments that are not those of this network

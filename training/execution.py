@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import STORED_DTYPES
+from training.checkpoint import DTYPES
 from training.networks import Precond
 
 
@@ -91,7 +91,7 @@ def apply_execution(net: nn.Module, config: ExecutionConfig) -> Iterator[None]:
     set_layout(net, channels_last=config.channels_last)
     torch.set_num_threads(config.threads)
     try:
-        with torch.autocast(device, STORED_DTYPES[config.dtype], enabled=config.dtype != "float32"):
+        with torch.autocast(device, DTYPES[config.dtype], enabled=config.dtype != "float32"):
             yield
     finally:
         torch.set_num_threads(threads)

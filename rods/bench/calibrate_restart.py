@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from rods.base_samplers import Sampler
 from rods.bench.calibrate import Calibrated, Search, corrected, rounded
-from rods.bench.compare import common
+from rods.bench.compare import judged_scores
 from rods.bench.labelled import LabelledRun
 from rods.bench.methods import HIGH
 from rods.config import changed, to_text
 from rods.correctors import Iq
 from rods.detectors import Detector, Lid, Tvf
 from rods.eval.detection import auroc
-from rods.eval.labels import Label
 from rods.restart import Restart
 
 F64 = NDArray[np.float64]
@@ -97,7 +96,7 @@ def restart(search: Search) -> Calibrated:
     finished = [gate for gate in gates if gate.score_at == 0]
     base, *runs = search.run(finished, search.seeds)
     ranked = ", ".join(
-        f"{to_text(g.detector)} {auroc_of(base, run):.3f}" for g, run in zip(finished, runs, strict=True)
+        f"{to_text(g.detector)} {auroc(*judged_scores(base, run)):.3f}" for g, run in zip(finished, runs, strict=True)
     )
     return Calibrated(chosen.method.sampler, f"{chosen.remark()}; AUROC on all of these seeds: {ranked}")
 
@@ -105,7 +104,7 @@ def restart(search: Search) -> Calibrated:
 def best_score(search: Search, detectors: Sequence[Detector], seeds: Sequence[int]) -> Detector:
     """The detector with the highest AUROC; one without an AUROC is last."""
     base, *runs = search.run([recording(search, detector) for detector in detectors], seeds)
-    found = [float(np.nan_to_num(auroc_of(base, run), nan=-1)) for run in runs]
+    found = [float(np.nan_to_num(auroc(*judged_scores(base, run)), nan=-1)) for run in runs]
     return detectors[int(np.argmax(found))]
 
 
@@ -114,14 +113,6 @@ def known(run: LabelledRun) -> F64:
     if run.scores is None:
         raise ValueError(f"{run.path}: no scores")
     return run.scores
-
-
-def auroc_of(base: LabelledRun, run: LabelledRun) -> float:
-    """AUROC of a run's score against the baseline's labels, uncertain ones left out."""
-    mine, theirs = common(base, run)
-    labels = base.labels[mine]
-    sure = labels != Label.AMBIGUOUS
-    return auroc(known(run)[theirs][sure], labels[sure] == Label.BAD)
 
 
 def iq(search: Search) -> Calibrated:

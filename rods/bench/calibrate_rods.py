@@ -48,7 +48,7 @@ def level_of(base: LabelledRun, run: LabelledRun, false_alarms: float) -> float:
     """The score that this share of the baseline's samples that are not hallucinated reach in `run`."""
     mine, theirs = common(base, run)
     assert run.scores is not None
-    return float(np.quantile(run.scores[theirs][base.labels[mine] != Label.BAD], 1 - false_alarms))
+    return float(np.quantile(run.scores[theirs][base.labels[mine] != Label.HALLUCINATED], 1 - false_alarms))
 
 
 # -- where H is large -------------------------------------------------------------------------------------------------

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import adaptive_avg_pool2d
 
-from rods.bench.labelled import POOLED, LabelledRun
+from rods.bench.labelled import POOLED, LabelledRun, pooled_levels
 from rods.bench.task import Task
 from rods.eval.bootstrap import Estimate, bootstrap
 from rods.eval.correction import PairedOutcomes, paired_outcomes
@@ -103,14 +101,9 @@ def features_name(task: Task) -> str:
 
 def features_of(task: Task) -> Callable[[F64], F64]:
     """What turns samples [N, C, H, W] into the features of result files [N, d]."""
-    return pooled_pixels if task.is_picture else lambda x: x.reshape(len(x), -1)
-
-
-def pooled_pixels(x: F64) -> F64:
-    """Means of POOLED x POOLED fields of images [N, C, H, W] in [-1, 1], in 255 levels of 0..1 [N, d]."""
-    unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
-    means: F64 = adaptive_avg_pool2d(unit, POOLED).flatten(1).numpy()
-    return np.rint(255 * means) / 255
+    if task.is_picture:
+        return lambda x: pooled_levels(x).reshape(len(x), -1) / 255
+    return lambda x: x.reshape(len(x), -1)
 
 
 def reference(task: Task, n: int) -> Reference:
@@ -158,7 +151,7 @@ def compare(base: LabelledRun, run: LabelledRun, *, real: Reference | None = Non
         is_score=run.is_score,
         outcomes=paired_outcomes(before, after),
         relative_reduction=bootstrap(
-            lambda i: relative_reduction(before[i] == Label.BAD, after[i] == Label.BAD), len(mine)
+            lambda i: relative_reduction(before[i] == Label.HALLUCINATED, after[i] == Label.HALLUCINATED), len(mine)
         ),
         variance_kept=variance_kept(base, run),
         changed=sum(samples_before[i] != samples_after[j] for i, j in zip(mine, theirs, strict=True)) / len(mine),
@@ -167,7 +160,7 @@ def compare(base: LabelledRun, run: LabelledRun, *, real: Reference | None = Non
         time_ratio=statistics.median(ratios) if ratios else float("nan"),
         not_finite=run.not_finite,
         distances=None if real is None else distances(run.features, run.modes, real),
-        detection=detection(run.scores[theirs], before) if run.scores is not None and run.is_score else None,
+        detection=detection(base, run) if run.scores is not None and run.is_score else None,
         filtered=filtered_rate(run),
     )
 
@@ -179,7 +172,7 @@ def filtered_rate(run: LabelledRun) -> float:
     """
     if run.own_scores is None or not (run.is_score or run.has_restarts):
         return float("nan")
-    bad = run.labels == Label.BAD
+    bad = run.labels == Label.HALLUCINATED
     if not bad.any():
         return 0.0
     return float(bad.mean()) * (1 - recall_at_retention(run.own_scores, bad, RETAINED)) / RETAINED
@@ -224,10 +217,18 @@ def variance_kept(base: LabelledRun, run: LabelledRun) -> Estimate:
     return bootstrap(ratio, len(mine[0]))
 
 
-def detection(scores: F64, labels: NDArray[np.int8]) -> Detection:
-    """Scores [N] of the baseline's images against their labels [N]."""
-    sure = labels != Label.AMBIGUOUS
-    s, bad = scores[sure], labels[sure] == Label.BAD
+def judged_scores(base: LabelledRun, run: LabelledRun) -> tuple[F64, NDArray[np.bool_]]:
+    """A run's scores [M] and whether the baseline's images are hallucinated [M], without the uncertain ones."""
+    assert run.scores is not None, f"{run.path}: no scores"
+    mine, theirs = common(base, run)
+    labels = base.labels[mine]
+    sure = labels != Label.UNCERTAIN
+    return run.scores[theirs][sure], labels[sure] == Label.HALLUCINATED
+
+
+def detection(base: LabelledRun, run: LabelledRun) -> Detection:
+    """How well a run's scores tell the baseline's hallucinated images from its valid ones."""
+    s, bad = judged_scores(base, run)
     return Detection(
         auroc=bootstrap(lambda i: auroc(s[i], bad[i]), len(s)),
         average_precision=bootstrap(lambda i: average_precision(s[i], bad[i]), len(s)),
@@ -246,7 +247,7 @@ def step_aurocs(run: LabelledRun, base: LabelledRun) -> list[tuple[float, float]
     place = base.position()
     rows = [(i, place[int(seed)]) for i, seed in enumerate(run.seeds[: len(scores)]) if int(seed) in place]
     labels = base.labels[[j for _, j in rows]]
-    sure, bad = labels != Label.AMBIGUOUS, labels == Label.BAD
+    sure, bad = labels != Label.UNCERTAIN, labels == Label.HALLUCINATED
     own = scores[[i for i, _ in rows]]
     return [(float(t), auroc(own[sure, k], bad[sure])) for k, t in enumerate(levels)]
 
@@ -256,12 +257,10 @@ def score_curve(base: LabelledRun, run: LabelledRun) -> Curve | None:
 
     None where the baseline has no hallucinated or no valid image, or the run no score.
     """
-    mine, theirs = common(base, run)
-    labels = base.labels[mine]
-    sure, bad = labels != Label.AMBIGUOUS, labels == Label.BAD
-    if run.scores is None or not bad.any() or bad[sure].all():
+    if run.scores is None:
         return None
-    return detection_curve(run.scores[theirs][sure], bad[sure])
+    scores, bad = judged_scores(base, run)
+    return detection_curve(scores, bad) if bad.any() and not bad.all() else None
 
 
 def confusion_at_threshold(base: LabelledRun, run: LabelledRun) -> tuple[float, Confusion] | None:
@@ -270,4 +269,4 @@ def confusion_at_threshold(base: LabelledRun, run: LabelledRun) -> tuple[float, 
     if run.scores is None or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
         return None
     mine, theirs = common(base, run)
-    return float(threshold), confusion(run.scores[theirs], base.labels[mine] == Label.BAD, float(threshold))
+    return float(threshold), confusion(run.scores[theirs], base.labels[mine] == Label.HALLUCINATED, float(threshold))

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
@@ -28,7 +27,7 @@ from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
 from dnnlib.util import atomic_write
 from rods.labels.labels import VERDICTS, ImageLabel, read_labels
 from rods.runs.folder import read_lines
-from rods.runs.images import U8
+from rods.runs.images import U8, read_png
 
 F64 = NDArray[np.float64]
 FEATURES_NAME, TIMING_NAME = "features.jsonl", "timing.jsonl"
@@ -173,13 +172,6 @@ def numbers(values: Sequence[float | None]) -> F64:
     return np.array([np.inf if v is None else v for v in values], dtype=np.float64)
 
 
-def read_png(path: Path) -> U8:
-    """[C, H, W], C = 1 or 3."""
-    with PIL.Image.open(path) as image:
-        array = np.asarray(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
 def values_of(pixels: U8) -> F64:
     """Pixels as a sampler's values in [-1, 1]: the inverse of `images.to_uint8`, to its rounding."""
     return np.asarray((pixels.astype(np.float64) - 128) / 127.5)
@@ -252,18 +244,13 @@ def group_line(names: Sequence[str], images: U8) -> dict[str, Any]:
     x = values_of(images).clip(-1, 1)
     return {
         "names": list(names),
-        "x": pooled(x),
+        "x": [base64.b64encode(levels.tobytes()).decode() for levels in pooled_levels(x)],
         "sq": [round(float(s), 3) for s in (x**2).sum(axis=(1, 2, 3))],
         "mean": base64.b64encode(x.mean(axis=0).astype("<f2").tobytes()).decode(),
     }
 
 
-def pooled(x: F64) -> list[str]:
-    """8x8 means of the levels of images [B, C, H, W] as bytes in base64."""
-    return [base64.b64encode(m.tobytes()).decode() for m in pooled_levels(x)]
-
-
 def pooled_levels(x: F64) -> U8:
-    """8x8 means of the levels of images [B, C, H, W] in [-1, 1]: uint8 [B, C, 8, 8]."""
+    """8x8 means of the levels of images [N, C, H, W] in [-1, 1], as bytes [N, C, 8, 8]."""
     unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
     return np.asarray(np.rint(255 * adaptive_avg_pool2d(unit, POOLED).numpy()).astype(np.uint8))

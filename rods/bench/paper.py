@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 
@@ -24,12 +23,12 @@ from rods.bench.tasks import TASKS
 from rods.config import to_json
 from rods.eval.correction import PairedOutcomes, paired_outcomes
 from rods.eval.labels import Label
-from rods.labels.agreement import Settled, settle, verdicts
-from rods.labels.session import NORMAL, open_session, read_answers
+from rods.labels.agreement import Settled, labels_of, settle, verdicts
+from rods.labels.session import open_session, read_answers
 from rods.presets import PAPER_PRESETS, Preset
 from rods.runs.chunk import cut_chunks
 from rods.runs.folder import OutputFolder
-from rods.runs.images import U8
+from rods.runs.images import U8, read_png
 from rods.runs.presets import find_preset
 from rods.runs.records import largest_score
 from rods.runs.run import CHANNELS, Job, run_chunks
@@ -41,6 +40,17 @@ from training.model_zoo import MODELS
 EULER, CAS, INDEX = "euler", "rods-cas", "h-index"
 OWN_BATCH = 32  # of networks that are not the paper's
 FLAGGED = 0.2  # the share of the images that is flagged where no threshold was calibrated
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What is sampled where nothing else is asked for."""
+
+    study: str  # of the paper
+    network: str  # of ours
+    images: int  # of ours
+    batches: int | None = None  # of the paper; None: all of its seeds
+    trajectory: tuple[int, ...] = ()  # steps of which strips are kept
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,8 @@ class Experiment:
     per_batch: bool  # a seed draws a whole batch, as in the paper
     device: torch.device
     answers: Mapping[str, Path] = field(default_factory=dict)
-    given_eps: float | None = None
-    trajectory: tuple[int, ...] = ()  # steps of which strips are kept
+    eps: float | None = None  # H from which an image is flagged; None: see `threshold`
+    trajectory: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -166,8 +176,8 @@ class Experiment:
 
     def threshold(self, run: str) -> tuple[float, str]:
         """(H from which an image is flagged, where that number comes from); where from H itself, the H of that run."""
-        if self.given_eps is not None:
-            return self.given_eps, "as given"
+        if self.eps is not None:
+            return self.eps, "as given"
         calibrated = self.job(CAS).risk_threshold()
         if calibrated < inf and self.preset is not None:
             return calibrated, f"preset {self.preset.name}"
@@ -251,64 +261,32 @@ class Experiment:
 
 
 def open_experiment(
-    *,
-    network: str | Path,
-    preset: str | None,
-    study: str,
-    seeds: Sequence[int] | None,
-    own_seeds: int,
-    paper_batches: int | None,
-    batch: int | None,
-    per_batch: bool | None,
-    answers: Mapping[str, Path],
-    eps: float | None,
-    out: Path,
-    device: torch.device,
-    trajectory: tuple[int, ...] = (),
+    network: str | Path, usual: Usual, *, preset: str | None, out: Path, device: torch.device
 ) -> Experiment:
-    """The experiment on `network`, below `out`/samples; nothing is sampled yet.
+    """The usual experiment on `network`, below `out`/samples; nothing is sampled yet.
 
-    Where no `seeds` are given, a network of the paper gets the paper's, or the first `paper_batches` of them, and any
-    other the first `own_seeds`. A network of the paper draws a batch from each seed and stands beside its own values in
-    the paper, any other an image from each and stands beside those of `study`.
+    A network of the paper draws a batch from each of the paper's seeds, and stands beside its own values in the paper;
+    any other draws an image from each of a few seeds, and stands beside those of the usual study.
     Raises UserError: no such network or preset.
     """
     snapshot = load_snapshot(network, device=device)
     found = find_preset(preset, network=snapshot.name, folder=MODELS)
     is_paper = found is not None and found.name in PAPER_PRESETS
-    beside = study_of(snapshot.name) if is_paper else STUDIES[study]
+    study = study_of(snapshot.name) if is_paper else STUDIES[usual.study]
     return Experiment(
         folder=out / "samples" / snapshot.name,
         snapshot=snapshot,
         preset=found,
-        study=beside,
+        study=study,
         task=task_of(snapshot.name),
-        seeds=tuple(seeds or (beside.seeds[:paper_batches] if is_paper else range(own_seeds))),
-        batch=batch or (BATCH if is_paper else OWN_BATCH),
-        per_batch=is_paper if per_batch is None else per_batch,
+        seeds=tuple(study.seeds[: usual.batches] if is_paper else range(usual.images)),
+        batch=BATCH if is_paper else OWN_BATCH,
+        per_batch=is_paper,
         device=device,
-        answers=answers,
-        given_eps=eps,
-        trajectory=trajectory,
+        trajectory=usual.trajectory,
     )
 
 
 def task_of(network: str) -> Task | None:
     """The benchmark's task of an embedded network: its labeller, its real data. None for other networks."""
     return next((task for make in TASKS.values() if network in (task := make()).networks), None)
-
-
-def labels_of(settled: Settled, run: str) -> dict[str, Label]:
-    """People's labels of a run, by image name."""
-    return {
-        name: Label.WELL if line["answer"] == NORMAL else Label.BAD
-        for (where, name), line in settled.answers.items()
-        if where == run
-    }
-
-
-def read_png(path: Path) -> U8:
-    """[C, H, W]"""
-    with PIL.Image.open(path) as image:
-        x = np.asarray(image)
-    return x[None] if x.ndim == 2 else x.transpose(2, 0, 1)

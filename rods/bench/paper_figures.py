@@ -11,7 +11,7 @@ from textwrap import fill
 import numpy as np
 
 from dnnlib.util import atomic_write
-from rods.bench.paper import CAS, EULER, INDEX, Experiment, read_png
+from rods.bench.paper import CAS, EULER, INDEX, Experiment, Usual
 from rods.bench.paper_parts import (
     COLUMNS,
     NO_LABELS,
@@ -28,12 +28,12 @@ from rods.bench.paper_parts import (
 )
 from rods.bench.paper_tables import counted, detection
 from rods.bench.plots.drawing import DPI, figure, save, sheet, show, write_lines
-from rods.bench.qualitative import as_samples
+from rods.bench.tasks.real_data import as_samples
 from rods.eval.bootstrap import bootstrap
 from rods.eval.detection import auroc, detection_curve
 from rods.eval.labels import Label
 from rods.labels.session import CATEGORIES
-from rods.runs.images import U8
+from rods.runs.images import U8, read_png
 from rods.runs.trajectories import tiles_of
 
 SIDE_BY_SIDE = (EULER, "heun", "rods-sas", CAS)
@@ -48,15 +48,11 @@ PAPER_ROC = (0.2, 0.8)  # FFHQ at eps .09: false alarms "below 20 %", recall "cl
 
 @dataclass(frozen=True)
 class Plan:
-    """A figure: what draws it, the runs that it needs, and its experiment where nothing else is asked for."""
+    """A figure: what draws it, the runs that it needs, and of what."""
 
     draw: Callable[[Experiment], Drawn]
     methods: tuple[str, ...]
-    study: str  # of the paper
-    network: str  # of ours
-    images: int  # of ours
-    batches: int | None = None  # of the paper; None: all of its seeds
-    trajectory: tuple[int, ...] = ()
+    usual: Usual
 
     def needs(self, e: Experiment) -> list[str]:
         """The runs; H of Euler's own run only where the corrected run does not have the detector's."""
@@ -114,13 +110,15 @@ def ascent(e: Experiment) -> Drawn:
 def solvers_fail(e: Experiment) -> Drawn:
     """Figure 9: images that RODS-CAS repaired and no finer or higher-order solver did."""
     return examples(
-        e, "Repaired by RODS-CAS and by no other solver", Label.BAD, lambda others: Label.WELL not in others
+        e, "Repaired by RODS-CAS and by no other solver", Label.HALLUCINATED, lambda others: Label.VALID not in others
     )
 
 
 def solvers_break(e: Experiment) -> Drawn:
     """Figure 10: images that a finer or higher-order solver newly broke and RODS-CAS did not."""
-    return examples(e, "Broken by another solver and not by RODS-CAS", Label.WELL, lambda others: Label.BAD in others)
+    return examples(
+        e, "Broken by another solver and not by RODS-CAS", Label.VALID, lambda others: Label.HALLUCINATED in others
+    )
 
 
 def examples(e: Experiment, heading: str, before: Label, fits: Callable[[Sequence[Label | None]], bool]) -> Drawn:
@@ -135,7 +133,7 @@ def examples(e: Experiment, heading: str, before: Label, fits: Callable[[Sequenc
         return [
             i
             for i in range(e.num)
-            if labels[EULER][i] is before and labels[by][i] is Label.WELL and fits([labels[m][i] for m in others])
+            if labels[EULER][i] is before and labels[by][i] is Label.VALID and fits([labels[m][i] for m in others])
         ]
 
     own, swapped = found(CAS), found("heun")
@@ -157,8 +155,8 @@ def examples(e: Experiment, heading: str, before: Label, fits: Callable[[Sequenc
 def roc(e: Experiment) -> Drawn:
     """Figure 6: recall of hallucinated images over false alarms, at every threshold of the largest H of an image."""
     labels, H = e.labels(EULER), e.scores(e.index_run)
-    sure = np.array([label in (Label.WELL, Label.BAD) for label in labels])
-    bad, scores = np.array([label is Label.BAD for label in labels])[sure], H[sure]
+    sure = np.array([label in (Label.VALID, Label.HALLUCINATED) for label in labels])
+    bad, scores = np.array([label is Label.HALLUCINATED for label in labels])[sure], H[sure]
     fig, axes = figure(1, 1, width=5.2, height=5.0)
     ax = axes[0, 0]
     counts = {"hallucinated": int(bad.sum()), "valid": int((~bad).sum())}
@@ -193,11 +191,12 @@ def critical_steps(e: Experiment) -> Drawn:
     fig, axes = figure(len(batches), 3, width=12, height=2.4 * len(batches) + 0.6, widths=(1, 2, 2))
     critical: list[list[int]] = []
     for row, batch in zip(axes, batches, strict=True):
-        tiles: list[U8 | None] = [images[i] for i in batch]
-        names: list[Label | None] = [labels[i] for i in batch]
-        rows = [tiles[k : k + 3] + [None] * (3 - len(tiles[k : k + 3])) for k in range(0, len(tiles), 3)]
-        frames = [names[k : k + 3] + [None] * (3 - len(names[k : k + 3])) for k in range(0, len(names), 3)]
-        show(row[0], sheet(rows, frames, min_tile=56))
+        threes = [batch[k : k + 3] for k in range(0, len(batch), 3)]
+        tiles, frames = (
+            [[images[i] for i in three] for three in threes],
+            [[labels[i] for i in three] for three in threes],
+        )
+        show(row[0], sheet(tiles, frames, min_tile=56))
         is_critical = (H[batch] >= eps).any(axis=0)
         critical.append(steps[is_critical].tolist())
         row[1].axvspan(
@@ -230,7 +229,7 @@ def by_label(e: Experiment) -> Drawn:
     lines = [f"{e.name}, Euler, {e.num} images by label ({e.label_source() or 'no labels'})"]
     lines += [f"{fault}: {len(found[fault])}" for fault in order] or [NO_LABELS]
     images = e.images(EULER)
-    tiles = [[images[i] for i in found[f][:8]] + [None] * max(0, 8 - len(found[f])) for f in order] or [[images[0]]]
+    tiles = [[images[i] for i in found[f][:8]] for f in order] or [[images[0]]]
     pixels = sheet(tiles, min_tile=80)
     fig, axes = figure(1, 1, width=pixels.shape[1] / DPI + 2.6, height=pixels.shape[0] / DPI + 0.7)
     show(axes[0, 0], pixels, row_names=[fill(line, width=18) for line in lines[1:]])
@@ -273,17 +272,18 @@ def trajectories(e: Experiment) -> Drawn:
     return Drawn(fig, lines, {"steps": STEPS, "sigma": levels, "cas_against_euler": rounded(moved)})
 
 
+HANDS = Usual("11k-hands", "hands-32", 48)
 PLANS: dict[str, Plan] = {
-    "fig3": Plan(side_by_side, SIDE_BY_SIDE, "afhqv2", "shapes-64", 24),
-    "fig4": Plan(side_by_side, SIDE_BY_SIDE, "ffhq", "mnist-32", 32),
-    "fig5": Plan(side_by_side, SIDE_BY_SIDE, "11k-hands", "hands-32", 48),
-    "fig6": Plan(roc, (EULER, CAS, INDEX), "ffhq", "hands-32", 48),
-    "fig7": Plan(critical_steps, (EULER, CAS, INDEX, WHOLE), "11k-hands", "hands-32", 27, batches=3),
-    "fig8": Plan(ascent, (EULER, *ASCENT), "afhqv2", "hands-32", 16, batches=21),
-    "fig9": Plan(solvers_fail, SOLVERS, "11k-hands", "hands-32", 48),
-    "fig10": Plan(solvers_break, SOLVERS, "11k-hands", "hands-32", 48),
-    "fig11": Plan(by_label, (EULER,), "ffhq", "shapes-64", 24),
-    "fig12": Plan(by_label, (EULER,), "11k-hands", "hands-32", 48),
-    "fig13": Plan(trajectories, (EULER, "heun", CAS), "afhqv2", "shapes-64", 9, batches=1, trajectory=STEPS),
-    "fig14": Plan(trajectories, (EULER, "heun", CAS), "ffhq", "hands-32", 9, batches=1, trajectory=STEPS),
+    "fig3": Plan(side_by_side, SIDE_BY_SIDE, Usual("afhqv2", "shapes-64", 24)),
+    "fig4": Plan(side_by_side, SIDE_BY_SIDE, Usual("ffhq", "mnist-32", 32)),
+    "fig5": Plan(side_by_side, SIDE_BY_SIDE, HANDS),
+    "fig6": Plan(roc, (EULER, CAS, INDEX), Usual("ffhq", "hands-32", 48)),
+    "fig7": Plan(critical_steps, (EULER, CAS, INDEX, WHOLE), Usual("11k-hands", "hands-32", 27, batches=3)),
+    "fig8": Plan(ascent, (EULER, *ASCENT), Usual("afhqv2", "hands-32", 16, batches=21)),
+    "fig9": Plan(solvers_fail, SOLVERS, HANDS),
+    "fig10": Plan(solvers_break, SOLVERS, HANDS),
+    "fig11": Plan(by_label, (EULER,), Usual("ffhq", "shapes-64", 24)),
+    "fig12": Plan(by_label, (EULER,), HANDS),
+    "fig13": Plan(trajectories, (EULER, "heun", CAS), Usual("afhqv2", "shapes-64", 9, batches=1, trajectory=STEPS)),
+    "fig14": Plan(trajectories, (EULER, "heun", CAS), Usual("ffhq", "hands-32", 9, batches=1, trajectory=STEPS)),
 }

@@ -57,20 +57,21 @@ def sheet_and_text(
 
 def telling(before: Labels, after: Labels, H: NDArray[np.float64]) -> list[int]:
     """Which images to show: repaired, newly broken, still hallucinated, others, by the largest H within each."""
-    groups: list[list[int]] = [[], [], [], []]
-    kinds = {(Label.BAD, Label.WELL): 0, (Label.WELL, Label.BAD): 1, (Label.BAD, Label.BAD): 2}
+    by_change: dict[str, list[int]] = {"repaired": [], "newly broken": [], "hallucinated": [], "other": []}
     for i in np.argsort(-H, kind="stable").tolist():
-        groups[kinds.get((before[i], after[i]), 3)].append(i)  # type: ignore[arg-type]
-    shown = groups[0][:3] + groups[1][:2] + groups[2][:3]
-    return [*shown, *groups[3][: COLUMNS - len(shown)]]
+        what = change(before[i], after[i])
+        by_change[what if what in by_change else "other"].append(i)
+    repaired, broken, still, others = by_change.values()
+    shown = repaired[:3] + broken[:2] + still[:3]
+    return [*shown, *others[: COLUMNS - len(shown)]]
 
 
 def change(before: Label | None, after: Label | None) -> str:
     """What a correction did to an image."""
     if before is None or after is None:
         return ""
-    names = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "newly broken",
-             (Label.BAD, Label.BAD): "hallucinated", (Label.WELL, Label.WELL): "valid"}  # fmt: skip
+    names = {(Label.HALLUCINATED, Label.VALID): "repaired", (Label.VALID, Label.HALLUCINATED): "newly broken",
+             (Label.HALLUCINATED, Label.HALLUCINATED): "hallucinated", (Label.VALID, Label.VALID): "valid"}  # fmt: skip
     return names.get((before, after), "uncertain")
 
 

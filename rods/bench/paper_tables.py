@@ -192,8 +192,8 @@ def correction_row(e: Experiment, method: str, labels: Sequence[Label | None], s
     known, records = [label for label in labels if label is not None], e.records(method)
     return CorrectionRow(
         method,
-        proportion_interval(known.count(Label.BAD), len(known)),
-        proportion_interval(known.count(Label.AMBIGUOUS), len(known)),
+        proportion_interval(known.count(Label.HALLUCINATED), len(known)),
+        proportion_interval(known.count(Label.UNCERTAIN), len(known)),
         None if method == EULER else e.outcomes(method),
         e.judged(method),
         float(np.mean([record["forward"] for record in records])),
@@ -217,7 +217,7 @@ def detection(e: Experiment, labels: Sequence[Label | None]) -> DetectionRow:
     """What the curvature index of the CAS run flags of Euler's images."""
     eps, source = e.threshold(CAS)
     flagged = e.scores(CAS) >= eps
-    bad, valid = (flagged[[label is wanted for label in labels]] for wanted in (Label.BAD, Label.WELL))
+    bad, valid = (flagged[[label is wanted for label in labels]] for wanted in (Label.HALLUCINATED, Label.VALID))
     return DetectionRow(eps, source, *(proportion_interval(int(x.sum()), len(x)) for x in (bad, valid)))
 
 

@@ -12,7 +12,6 @@ from rods.presets import PAPER_PRESETS
 
 BATCH = 9  # images that one seed draws
 STEPS = 40
-NUM_TABLE_1 = 1000  # images behind each number of Table 1
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.Image
-from numpy.typing import NDArray
 
 from rods.bench.compare import common
 from rods.bench.labelled import LabelledRun
 from rods.bench.task import Task
+from rods.bench.tasks.real_data import as_samples
 from rods.bench.tasks.tone_control import tone_control
 from rods.eval.correction import PairedOutcomes
 from rods.eval.labels import Label
@@ -78,7 +77,7 @@ def stacked(images: Mapping[int, U8], seeds: Sequence[int]) -> U8:
 def changed_seeds(base: LabelledRun, run: LabelledRun) -> list[tuple[int, str]]:
     """The seeds whose images were repaired or newly broken, in the order of the baseline."""
     mine, theirs = common(base, run)
-    names = {(Label.BAD, Label.WELL): "repaired", (Label.WELL, Label.BAD): "NEWLY BROKEN"}
+    names = {(Label.HALLUCINATED, Label.VALID): "repaired", (Label.VALID, Label.HALLUCINATED): "NEWLY BROKEN"}
     pairs = zip(base.seeds[mine].tolist(), base.labels[mine].tolist(), run.labels[theirs].tolist(), strict=True)
     return [(seed, names[was, is_now]) for seed, was, is_now in pairs if (was, is_now) in names]
 
@@ -97,12 +96,6 @@ def control(task: Task, before: U8, after: U8) -> PairedOutcomes | None:
     if before.shape[1] != 1:
         return None
     return tone_control(before, like=after, label=lambda x: task.label(as_samples(x)))
-
-
-def as_samples(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Images as a sampler returns them [N, 1, H, W], from uint8 or from floats [N, H, W]."""
-    unit = x / 127.5 - 1 if x.dtype == np.uint8 else x
-    return np.asarray(unit if unit.ndim == 4 else unit[:, None], dtype=np.float64)
 
 
 def tone_line(method: str, outcomes: PairedOutcomes | None) -> str:

@@ -122,7 +122,8 @@ def seeds_line(run: LabelledRun) -> str:
 def base_counts(base: Comparison) -> str:
     """How many images of the baseline have which label."""
     o = base.outcomes
-    return f"{o.bad_before.k} hallucinated, {o.broken.n} valid, {base.n - o.bad_before.k - o.broken.n} uncertain"
+    bad, valid = o.hallucinated_before.k, o.broken.n
+    return f"{bad} hallucinated, {valid} valid, {base.n - bad - valid} uncertain"
 
 
 def audit_parts(section: Section) -> list[Part]:
@@ -225,7 +226,7 @@ def confusion_parts(base: LabelledRun, runs: Mapping[str, LabelledRun]) -> list[
     for name, run in runs.items():
         if (found := confusion_at_threshold(base, run)) is not None:
             threshold, c = found
-            lines.append((name, f"{threshold:g}", *map(str, (c.risk_bad, c.risk_good, c.safe_bad, c.safe_good))))
+            lines.append((name, f"{threshold:g}", *map(str, (c.tp, c.fp, c.fn, c.tn))))
     headings = (
         "method",
         "threshold",

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.run_folder import SAMPLES_NAME
-from rods.bench.labelled import TIMING_NAME, is_finite, read_png, values_of
+from rods.bench.labelled import TIMING_NAME, is_finite, values_of
 from rods.bench.methods import BASELINE, Method
 from rods.bench.task import LoadedNetwork, Task
 from rods.detectors import curvature_index
@@ -28,6 +28,7 @@ from rods.labels.labels import LABELS_NAME, VERDICTS, ImageLabel, read_labels, w
 from rods.micro_batches import MicroBatches
 from rods.runs.chunk import Chunk, cut_chunks
 from rods.runs.folder import OutputFolder, read_lines
+from rods.runs.images import read_png
 from rods.runs.run import Job, sample_for_folder
 from rods.types import AnyDenoiser
 from torch_utils import distributed
@@ -232,7 +233,7 @@ def _labels(task: Task, run: Path, lines: Sequence[Mapping[str, Any]]) -> list[I
     if finite:
         x = samples_of(run, finite)
         codes, modes = task.label(x), None if task.kinds is None else task.kinds(x)
-        bad_ones = np.flatnonzero(codes == Label.BAD)
+        bad_ones = np.flatnonzero(codes == Label.HALLUCINATED)
         told = task.faults(x[bad_ones]) if task.faults is not None and len(bad_ones) else ()
         faults = dict(zip(bad_ones.tolist(), told, strict=False))
         for i, line in enumerate(finite):
@@ -245,7 +246,7 @@ def _labels(task: Task, run: Path, lines: Sequence[Mapping[str, Any]]) -> list[I
                 line["sha256"],
             ))  # fmt: skip
     mode = None if task.kinds is None else -1
-    bad = VERDICTS[Label.BAD]
+    bad = VERDICTS[Label.HALLUCINATED]
     return found + [ImageLabel(line["name"], bad, source_of(task), mode) for line in lines if not is_finite(line)]
 
 

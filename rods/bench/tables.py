@@ -44,8 +44,8 @@ def outcome_table(rows: Sequence[Comparison]) -> Table:
         lines.append(
             (
                 row.name,
-                share(o.bad_after),
-                f"{100 * o.ambiguous_after.rate:.1f} %",
+                share(o.hallucinated_after),
+                f"{100 * o.uncertain_after.rate:.1f} %",
                 *changes,
                 estimate(row.variance_kept),
                 nfe(row),

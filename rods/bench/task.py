@@ -74,7 +74,6 @@ class DrawnData:
     """Data that a program draws. Image i depends on (seed, i), the resolution and the kind alone."""
 
     draw: Callable[[Sequence[int], int, int], U8]  # (indices, seed, resolution) -> real images [n, H, H]
-    planted: Mapping[str, Callable[[Sequence[int], int, int], U8]]  # the same with an error, by the error's name
     num: int  # of the set that the embedded networks were trained on
     resolutions: tuple[int, int]  # the least, which the task's networks have, and the largest
 

@@ -34,10 +34,10 @@ class PairedOutcomes:
     """Labels of n pairs before and after a correction."""
 
     table: tuple[tuple[int, int, int], ...]  # table[before][after], both in the codes of Label
-    bad_before: Proportion  # hallucinated, of all images
-    bad_after: Proportion
-    ambiguous_before: Proportion  # uncertain, of all images
-    ambiguous_after: Proportion
+    hallucinated_before: Proportion  # hallucinated, of all images
+    hallucinated_after: Proportion
+    uncertain_before: Proportion  # uncertain, of all images
+    uncertain_after: Proportion
     repaired: Proportion  # hallucinated -> valid, of the hallucinated before
     broken: Proportion  # valid -> hallucinated, of the valid before
     mcnemar_p: float  # exact and two-sided, of repaired against broken
@@ -45,7 +45,7 @@ class PairedOutcomes:
     @property
     def n(self) -> int:
         """The number of pairs."""
-        return self.bad_before.n
+        return self.hallucinated_before.n
 
 
 def proportion_interval(k: int, n: int, level: float = 0.95) -> Proportion:
@@ -89,14 +89,14 @@ def paired_outcomes(
     counts = np.bincount(before.astype(np.int64) * 3 + after, minlength=9).reshape(3, 3)
     was, became = counts.sum(axis=1), counts.sum(axis=0)
     n = len(before)
-    repaired, broken = int(counts[Label.BAD, Label.WELL]), int(counts[Label.WELL, Label.BAD])
+    repaired, broken = int(counts[Label.HALLUCINATED, Label.VALID]), int(counts[Label.VALID, Label.HALLUCINATED])
     return PairedOutcomes(
         table=tuple((int(row[0]), int(row[1]), int(row[2])) for row in counts),
-        bad_before=proportion_interval(int(was[Label.BAD]), n, level),
-        bad_after=proportion_interval(int(became[Label.BAD]), n, level),
-        ambiguous_before=proportion_interval(int(was[Label.AMBIGUOUS]), n, level),
-        ambiguous_after=proportion_interval(int(became[Label.AMBIGUOUS]), n, level),
-        repaired=proportion_interval(repaired, int(was[Label.BAD]), level),
-        broken=proportion_interval(broken, int(was[Label.WELL]), level),
+        hallucinated_before=proportion_interval(int(was[Label.HALLUCINATED]), n, level),
+        hallucinated_after=proportion_interval(int(became[Label.HALLUCINATED]), n, level),
+        uncertain_before=proportion_interval(int(was[Label.UNCERTAIN]), n, level),
+        uncertain_after=proportion_interval(int(became[Label.UNCERTAIN]), n, level),
+        repaired=proportion_interval(repaired, int(was[Label.HALLUCINATED]), level),
+        broken=proportion_interval(broken, int(was[Label.VALID]), level),
         mcnemar_p=mcnemar_p(repaired, broken),
     )

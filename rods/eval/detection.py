@@ -26,12 +26,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of images: flagged (score >= threshold: risk) or not (safe), hallucinated (bad) or valid (good)."""
+    """Counts of images: positive is hallucinated, and flagged where the score is >= the threshold."""
 
-    risk_bad: int
-    risk_good: int
-    safe_bad: int
-    safe_good: int
+    tp: int
+    fp: int
+    fn: int
+    tn: int
 
 
 def auroc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:

@@ -11,14 +11,11 @@ from numpy.typing import NDArray
 
 
 class Label(IntEnum):
-    """Codes of a label array (int8). The last three names are aliases of the first three."""
+    """Codes of a label array (int8)."""
 
     UNCERTAIN = 0
     VALID = 1
     HALLUCINATED = 2
-    AMBIGUOUS = 0
-    WELL = 1
-    BAD = 2
 
     @property
     def verdict(self) -> str:

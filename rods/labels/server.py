@@ -6,6 +6,7 @@ import hmac
 import json
 import mimetypes
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("page.html")
 MAX_BODY = 16_384
 HOSTS = ("127.0.0.1", "localhost")
+Html = tuple[str, dict[str, str]]  # text and headers
 
 
 def make_app(answers: Answers, *, token: str) -> Flask:
@@ -33,30 +35,16 @@ def make_app(answers: Answers, *, token: str) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     modes = [mode for mode in ("image", "pair") if session.of_mode(mode)]
 
-    @app.before_request
-    def guard() -> None:
-        given = request.path.split("/")[1]
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            abort(404)
-        if (request.host or "").split(":")[0] not in HOSTS:  # another name for this machine: DNS rebinding
-            abort(403)
-
-    @app.after_request
-    def harden(response: Response) -> Response:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["X-Frame-Options"] = "DENY"
-        response.headers["Cache-Control"] = "private" if (response.mimetype or "").startswith("image/") else "no-store"
-        return response
+    _protect(app, token)
 
     @app.get(f"/{token}/")
-    def start() -> Response:
-        return page({"page": "start", "modes": modes, "progress": progress()})
+    def start() -> Html:
+        return _page({"page": "start", "modes": modes, "progress": _progress(answers, modes)}, token)
 
     @app.get(f"/{token}/rate/<rater>/<mode>")
-    def rate(rater: str, mode: str) -> Response:
+    def rate(rater: str, mode: str) -> Html:
         known(rater, mode)
-        return page({"page": "rate", "rater": rater, "mode": mode, "answers": session.answers_to(mode)})
+        return _page({"page": "rate", "rater": rater, "mode": mode, "answers": session.answers_to(mode)}, token)
 
     @app.get(f"/{token}/items/<rater>/<mode>")
     def items(rater: str, mode: str) -> Response:
@@ -88,24 +76,48 @@ def make_app(answers: Answers, *, token: str) -> Flask:
         if not RATER.fullmatch(rater) or mode not in modes:
             abort(404)
 
-    def progress() -> list[dict[str, Any]]:
-        rows = []
-        for rater in [*raters(answers.lines), CONSENSUS]:
-            for mode in modes:
-                view = answers.view(rater, mode)
-                rows.append({"rater": rater, "mode": mode, "total": len(view)})
-                rows[-1]["done"] = sum(row["answer"] is not None for row in view)
-        return rows
-
-    def page(data: dict[str, Any]) -> Response:
-        nonce = secrets.token_urlsafe(16)
-        text = json.dumps({**data, "root": f"/{token}/", "consensus": CONSENSUS}).replace("<", "\\u003c")
-        html = PAGE.read_text().replace("{{nonce}}", nonce).replace("{{data}}", text)
-        policy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        policy += f"style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
-        return Response(html, headers={"Content-Security-Policy": policy}, mimetype="text/html")
-
     return app
+
+
+def _protect(app: Flask, token: str) -> None:
+    """Requests without the token, or under another name of this machine, get nothing; browsers keep nothing."""
+    from flask import Response, abort, request
+
+    @app.before_request
+    def guard() -> None:
+        given = request.path.split("/")[1]
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            abort(404)
+        if (request.host or "").split(":")[0] not in HOSTS:  # another name for this machine: DNS rebinding
+            abort(403)
+
+    @app.after_request
+    def harden(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["X-Frame-Options"] = "DENY"
+        response.headers["Cache-Control"] = "private" if (response.mimetype or "").startswith("image/") else "no-store"
+        return response
+
+
+def _progress(answers: Answers, modes: Sequence[str]) -> list[dict[str, Any]]:
+    """How much each rater has answered."""
+    rows = []
+    for rater in [*raters(answers.lines), CONSENSUS]:
+        for mode in modes:
+            answered = [row["answer"] is not None for row in answers.view(rater, mode)]
+            rows.append({"rater": rater, "mode": mode, "total": len(answered), "done": sum(answered)})
+    return rows
+
+
+def _page(data: Mapping[str, Any], token: str) -> Html:
+    """The page with its data; nothing that it shows can load or run anything else."""
+    nonce = secrets.token_urlsafe(16)
+    text = json.dumps({**data, "root": f"/{token}/", "consensus": CONSENSUS}).replace("<", "\\u003c")
+    html = PAGE.read_text().replace("{{nonce}}", nonce).replace("{{data}}", text)
+    policy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    policy += f"style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+    return html, {"Content-Security-Policy": policy}
 
 
 def serve(answers: Answers, *, port: int, token: str, say: Any = print) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from dnnlib.cli import with_options
-from rods.runs.run import DTYPES
+from training.checkpoint import DTYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -32,6 +33,13 @@ def to_uint8(images: NDArray[np.floating]) -> U8:
 def to_pil(image: U8) -> PIL.Image.Image:
     """[C, H, W] with C = 1 or 3 -> a PIL image."""
     return PIL.Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+
+
+def read_png(path: Path) -> U8:
+    """[C, H, W], C = 1 or 3."""
+    with PIL.Image.open(path) as image:
+        array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
 def save_png(image: PIL.Image.Image, path: str | os.PathLike[str]) -> None:

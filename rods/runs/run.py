@@ -29,8 +29,8 @@ from rods.runs.select import Selection, sample_accepted
 from rods.runs.trajectories import Strips
 from rods.types import AnyDenoiser
 from torch_utils import distributed
+from training.checkpoint import DTYPES
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 CHANNELS = (1, 3)  # what a PNG of ours can hold
 MAX_GRID = 256
 

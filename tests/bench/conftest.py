@@ -43,7 +43,7 @@ def write_answers() -> Callable[..., None]:
         for number, item in enumerate(session.of_mode("image")):
             label = labels["AB".index(item.runs[0])][item.name]
             for k, rater in enumerate(raters):
-                is_bad = label is Label.BAD or (label is Label.AMBIGUOUS and k == 0)
+                is_bad = label is Label.HALLUCINATED or (label is Label.UNCERTAIN and k == 0)
                 answer = {"item": item.key, "answer": bad if is_bad else NORMAL, "note": "", "seen": 0}
                 store.record(rater, {**answer, "id": f"{number:08x}-{k:08x}"})
 

@@ -25,9 +25,9 @@ def nearest(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def label_points(x: np.ndarray) -> np.ndarray:
     _, away = nearest(x)
-    return np.where(away > 3 * SPREAD, Label.BAD, np.where(away > 2.5 * SPREAD, Label.AMBIGUOUS, Label.WELL)).astype(
-        np.int8
-    )
+    return np.where(
+        away > 3 * SPREAD, Label.HALLUCINATED, np.where(away > 2.5 * SPREAD, Label.UNCERTAIN, Label.VALID)
+    ).astype(np.int8)
 
 
 def mode_of(x: np.ndarray) -> np.ndarray:
@@ -77,7 +77,9 @@ def label_bars(x: np.ndarray) -> np.ndarray:
     rows = x.mean(axis=(1, 3))
     rows = (rows - rows.min(axis=1, keepdims=True)) / np.maximum(np.ptp(rows, axis=1), 1e-6)[:, None]
     bright = (rows > 0.5).sum(axis=1)
-    return np.where(bright == 4, Label.WELL, np.where(bright == 5, Label.AMBIGUOUS, Label.BAD)).astype(np.int8)
+    return np.where(bright == 4, Label.VALID, np.where(bright == 5, Label.UNCERTAIN, Label.HALLUCINATED)).astype(
+        np.int8
+    )
 
 
 PICTURES = Task(

@@ -28,7 +28,7 @@ from rods.bench.tables import detection_table, outcome_table, quality_table, sha
 from rods.eval.correction import proportion_interval
 from rods.eval.labels import Label
 
-CODES = {"w": Label.WELL, "b": Label.BAD, "?": Label.AMBIGUOUS}
+CODES = {"w": Label.VALID, "b": Label.HALLUCINATED, "?": Label.UNCERTAIN}
 
 
 def made(
@@ -60,7 +60,11 @@ OTHER = made("other", "wbbww", [9, 0, 0, 9, 9], F=56, seconds=(3.0, 30.0, 2.0))
 
 def test_rows_count_what_changed_and_what_it_cost():
     base, other = compare(BASE, BASE), compare(BASE, OTHER)
-    assert (base.outcomes.bad_after.k, base.outcomes.ambiguous_after.k, base.variance_kept.value) == (2, 1, 1.0)
+    assert (base.outcomes.hallucinated_after.k, base.outcomes.uncertain_after.k, base.variance_kept.value) == (
+        2,
+        1,
+        1.0,
+    )
     assert (other.outcomes.repaired.k, other.outcomes.repaired.n) == (1, 2)
     assert (other.outcomes.broken.k, other.outcomes.broken.n) == (1, 2)
     assert (other.forward, other.backward, other.time_ratio) == (56, 0, 1.5)
@@ -76,7 +80,7 @@ def test_rows_count_what_changed_and_what_it_cost():
 
 def test_rows_are_of_the_seeds_that_both_have():
     row = compare(BASE, made("late", "wbbww", [9, 0, 0, 9, 9], first=3))
-    assert (row.n, row.outcomes.table[Label.WELL]) == (2, (0, 1, 0))
+    assert (row.n, row.outcomes.table[Label.VALID]) == (2, (0, 1, 0))
     with pytest.raises(ValueError, match="no seed in common"):
         compare(BASE, made("late", "wbbww", [9, 0, 0, 9, 9], first=6))
 
@@ -132,7 +136,7 @@ def test_a_threshold_flags_and_a_curve_leaves_uncertain_images_out():
     run = made("lid", "bbww?", [0.0] * 5, largest=[3.0, 1.0, 2.0, 0.5, 9.0], is_score=True)
     assert confusion_at_threshold(BASE, run) is None
     threshold, found = confusion_at_threshold(BASE, replace(run, options={"threshold": 1.5}))
-    assert (threshold, found.risk_bad, found.risk_good, found.safe_bad, found.safe_good) == (1.5, 1, 2, 1, 1)
+    assert (threshold, found.tp, found.fp, found.fn, found.tn) == (1.5, 1, 2, 1, 1)
     curve = score_curve(BASE, run)
     assert list(zip(curve.false_alarms, curve.recall, strict=True))[1:] == [(0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)]
     assert score_curve(made("euler", "ww?", [0.0] * 3), run) is None

@@ -96,7 +96,7 @@ def test_labels_say_who_gave_them(points, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has labels of 'alice', 'program points'; name one by --labels"):
         read_run(run)
     mine = read_run(run, source="alice")
-    assert (mine.seeds.tolist(), mine.labels.tolist(), mine.modes) == ([3], [Label.AMBIGUOUS], None)
+    assert (mine.seeds.tolist(), mine.labels.tolist(), mine.modes) == ([3], [Label.UNCERTAIN], None)
     assert np.array_equal(read_run(run, source=source_of(POINTS)).labels, points["euler"].labels)
     assert label_run(POINTS, run) == 0, "what has a label keeps it"
     lines = (run / LABELS_NAME).read_text().splitlines()
@@ -146,7 +146,7 @@ def test_samples_that_are_no_numbers_are_hallucinated_and_counted(tmp_path: Path
     run = read_run(small_tasks.folder(POINTS, tmp_path, "euler"))
     broken = np.array([line["x"] is None for line in run.samples])
     assert 0 < run.not_finite == broken.sum() < 8
-    assert (run.labels[broken] == Label.BAD).all()
+    assert (run.labels[broken] == Label.HALLUCINATED).all()
     assert (run.modes[broken] == -1).all()
     text = (run.path / LABELS_NAME).read_text()
     assert all("sha256" not in json.loads(line) for line in text.splitlines())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from scripts import figures
 
-BAD, WELL, UNCERTAIN = Label.BAD, Label.WELL, Label.AMBIGUOUS
+BAD, WELL, UNCERTAIN = Label.HALLUCINATED, Label.VALID, Label.UNCERTAIN
 
 
 def by_mean(x: NDArray[Any]) -> NDArray[np.int8]:
@@ -69,11 +70,11 @@ def numbers(out: Path, name: str) -> dict[str, Any]:
 
 
 def experiment(name: str, out: Path, **changed: Any) -> Experiment:
-    plan = PLANS[name]
-    usual = {"network": SMALL, "preset": None, "study": plan.study, "seeds": range(9), "own_seeds": plan.images,
-             "paper_batches": plan.batches, "batch": 9, "per_batch": None, "answers": {}, "eps": None, "out": out,
-             "device": torch.device("cpu"), "trajectory": plan.trajectory}  # fmt: skip
-    return open_experiment(**{**usual, **changed})  # type: ignore[arg-type]
+    """Of nine images in one batch of the small network, unless `changed`; None: as usual."""
+    network, preset = changed.pop("network", SMALL), changed.pop("preset", None)
+    e = open_experiment(network, PLANS[name].usual, preset=preset, out=out, device=torch.device("cpu"))
+    asked = {"seeds": tuple(range(9)), "batch": 9, **changed}
+    return replace(e, **{key: value for key, value in asked.items() if value is not None})
 
 
 SLOW = ("fig3", "fig4", "fig8", "fig9", "fig11", "fig13")  # like the others; they need the most images
@@ -202,7 +203,7 @@ def test_the_papers_network_gets_the_papers_settings(tmp_path: Path) -> None:
     assert e.index_run == INDEX
     assert experiment("fig13", tmp_path, network=network, seeds=None, batch=None).num == 9
     own = experiment("fig4", tmp_path, seeds=None, batch=None)
-    assert (own.seeds, own.batch, own.per_batch) == (tuple(range(PLANS["fig4"].images)), 32, False)
+    assert (own.seeds, own.batch, own.per_batch) == (tuple(range(PLANS["fig4"].usual.images)), 32, False)
 
 
 @pytest.mark.parametrize(

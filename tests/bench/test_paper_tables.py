@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def halves(x: np.ndarray) -> np.ndarray:
     """A labeller: images above the median of all are hallucinated, the first is uncertain."""
     means = x.mean(axis=(1, 2, 3))
-    labels = np.where(means > np.median(means), Label.BAD, Label.WELL).astype(np.int8)
-    labels[0] = Label.AMBIGUOUS
+    labels = np.where(means > np.median(means), Label.HALLUCINATED, Label.VALID).astype(np.int8)
+    labels[0] = Label.UNCERTAIN
     return labels
 
 
@@ -128,10 +129,10 @@ def test_table_2_by_the_tasks_labeller(work: dict[str, Any], monkeypatch: pytest
     euler, cas = labels["euler"], labels["rods-cas"]
     rows = {row["method"]: row for row in found["rows"]}
     bad = rows["euler"]["hallucinated"]
-    assert (bad["k"], bad["n"], rows["euler"]["outcomes"]) == (int((euler == Label.BAD).sum()), 6, None)
+    assert (bad["k"], bad["n"], rows["euler"]["outcomes"]) == (int((euler == Label.HALLUCINATED).sum()), 6, None)
     o = rows["rods-cas"]["outcomes"]
-    assert o["repaired"]["k"] == int(((euler == Label.BAD) & (cas == Label.WELL)).sum())
-    assert o["broken"]["n"] == int((euler == Label.WELL).sum())
+    assert o["repaired"]["k"] == int(((euler == Label.HALLUCINATED) & (cas == Label.VALID)).sum())
+    assert o["broken"]["n"] == int((euler == Label.VALID).sum())
     assert (rows["heun"]["forward"], rows["heun"]["backward"]) == (79, 0)
     assert rows["rods-cas"]["paper"]["corrected"] == 26.3
     assert all(row["seconds"] > 0 for row in found["rows"])
@@ -170,12 +171,11 @@ def test_an_unchanged_image_has_eulers_label(work: dict[str, Any], monkeypatch: 
     monkeypatch.setattr(paper.Experiment, "names", lambda _: ["a.png", "b.png"])
     records = lambda _, method: [{"name": "a.png", "sha256": "1"}, {"name": "b.png", "sha256": method}]  # noqa: E731
     monkeypatch.setattr(paper.Experiment, "records", records)
-    e = paper.open_experiment(
-        network=SMALL, preset=None, study="11k-hands", seeds=[0, 1], own_seeds=2, paper_batches=None, batch=None,
-        per_batch=None, answers={"heun": Path()}, eps=None, out=work["out"], device=torch.device("cpu"),
-    )  # fmt: skip
-    assert e.labels("euler") == [Label.BAD, Label.BAD]
-    assert e.labels("heun") == e.labels("churn") == [Label.BAD, None]
+    usual = paper.Usual("11k-hands", "small", 2)
+    e = paper.open_experiment(SMALL, usual, preset=None, out=work["out"], device=torch.device("cpu"))
+    e = replace(e, answers={"heun": Path()})
+    assert e.labels("euler") == [Label.HALLUCINATED, Label.HALLUCINATED]
+    assert e.labels("heun") == e.labels("churn") == [Label.HALLUCINATED, None]
 
 
 def test_mistakes(work: dict[str, Any], tmp_path: Path) -> None:

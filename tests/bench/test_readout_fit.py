@@ -14,7 +14,6 @@ from commands import LABELLED, SMALL, generate, generated, options_json, records
 
 from dnnlib.errors import UserError
 from rods.base_samplers import Edm, Euler
-from rods.bench.labelled import read_png
 from rods.bench.readout_fit import (
     Judged,
     Kind,
@@ -33,6 +32,7 @@ from rods.labels.session import Answers, open_session
 from rods.presets import Preset
 from rods.restart import Restart
 from rods.runs.gates import read_gate, write_gate
+from rods.runs.images import read_png
 from rods.runs.presets import read_preset, write_preset
 from scripts.fit_readout import main, with_readout
 from training.checkpoint import load_denoiser

@@ -123,7 +123,7 @@ def frontier_chart(rows: Sequence[Comparison]) -> bytes:
     In the mean a filter costs what drawing again until an image is accepted costs.
     """
     own = [row for row in rows if not row.is_score]
-    bad = [row.outcomes.bad_after for row in own]
+    bad = [row.outcomes.hallucinated_after for row in own]
     fig, ax = chart("Quality against cost", "NFE per image, F + B", "hallucination rate", percent="y", log="x")
     scatter(ax, own, [r.nfe for r in own], [p.rate for p in bad], [(p.low, p.high) for p in bad])
     kept = [row for row in rows if not np.isnan(row.filtered)]
@@ -164,7 +164,7 @@ def points_chart(title: str, x: F64, labels: NDArray[np.int8]) -> bytes:
     """The first points of the plane [N, 2] in the colours of their labels [N]."""
     fig, ax = chart(title, "", "")
     x, labels = x[:MAX_DOTS], labels[:MAX_DOTS]
-    for label, name in ((Label.WELL, "valid"), (Label.BAD, "hallucinated"), (Label.AMBIGUOUS, "uncertain")):
+    for label, name in ((Label.VALID, "valid"), (Label.HALLUCINATED, "hallucinated"), (Label.UNCERTAIN, "uncertain")):
         colour = [c / 255 for c in COLOURS[label]]
         ax.plot(*x[labels == label].T, ".", color=colour, markersize=2, label=name)
     ax.set_aspect("equal")

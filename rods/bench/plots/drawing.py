@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,13 +18,15 @@ from rods.runs.images import U8, Colour, contact_sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
+
 DPI = 110
 GAP = 10  # pixels between the tiles of a sheet; frames are in them
 REMEDY = "pip install -e '.[plots]'"
 COLOURS: dict[Label | None, Colour] = {
-    Label.WELL: (40, 160, 80),
-    Label.BAD: (230, 60, 40),
-    Label.AMBIGUOUS: (240, 170, 30),
+    Label.VALID: (40, 160, 80),
+    Label.HALLUCINATED: (230, 60, 40),
+    Label.UNCERTAIN: (240, 170, 30),
     None: (200, 200, 200),
 }
 LEGEND = "Frames: green valid, red hallucinated, orange uncertain, grey without a label"
@@ -80,11 +82,16 @@ def save(fig: Figure, path: Path) -> Path:
 def sheet(
     rows: Sequence[Sequence[U8 | None]], labels: Sequence[Sequence[Label | None]] | None = None, *, min_tile: int = 96
 ) -> U8:
-    """Tiles [C, H, W] in rows of one length, framed in the colours of their labels, as pixels [H', W', 3]."""
-    frames = [] if labels is None else [COLOURS[label] for row in labels for label in row]
-    tiles = [tile for row in rows for tile in row]
-    made = contact_sheet(tiles, frames=frames, columns=len(rows[0]), min_tile=min_tile, gap=GAP, margin=GAP // 2)
+    """Tiles [C, H, W] in rows, framed in the colours of their labels, as pixels [H', W', 3]. Short rows end blank."""
+    columns = max(map(len, rows))
+    frames = [] if labels is None else [COLOURS[label] for row in _padded(labels, columns) for label in row]
+    tiles = [tile for row in _padded(rows, columns) for tile in row]
+    made = contact_sheet(tiles, frames=frames, columns=columns, min_tile=min_tile, gap=GAP, margin=GAP // 2)
     return np.asarray(made)
+
+
+def _padded(rows: Sequence[Sequence[T | None]], columns: int) -> list[list[T | None]]:
+    return [[*row, *[None] * (columns - len(row))] for row in rows]
 
 
 def show(ax: Any, pixels: U8, *, row_names: Sequence[str] = (), column_names: Sequence[str] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,10 @@ def real_seed(n: int, seed: int) -> int:
     return REAL_SEED + seed
 
 
-def as_samples(images: U8) -> F64:
-    """Images [N, H, H] as a sampler would return them, [N, 1, H, H] in -1..1."""
-    return images[:, None] / 127.5 - 1
+def as_samples(x: NDArray[Any]) -> F64:
+    """Images as a sampler returns them, [N, C, H, W] in -1..1: from bytes or from floats, [N, C, H, W] or [N, H, W]."""
+    unit = x / 127.5 - 1 if x.dtype == np.uint8 else x
+    return np.asarray(unit if unit.ndim == 4 else unit[:, None], dtype=np.float64)
 
 
 def picked(images: U8, n: int, seed: int) -> F64:

@@ -155,7 +155,7 @@ def test_imposing_a_sets_own_tone_changes_nothing(real):
 def test_counterfactual_control_shows_no_repairs_and_no_breaks(mixed):
     like = ndimage.gaussian_filter(0.8 * mixed - 0.1, (0, 0.45, 0.45))
     outcome = tone_control(mixed, like=like, label=label_hands)
-    assert outcome.bad_before.k > 150
+    assert outcome.hallucinated_before.k > 150
     assert outcome.repaired.k == outcome.broken.k == 0
 
 

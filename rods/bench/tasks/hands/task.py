@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -49,8 +49,8 @@ def audit(*, num: int = 10_000, num_planted: int = 2_000) -> list[AuditLine]:
     return image_audit(real, planted(num_planted), label_hands, most=MAX_FALSE_FLAGS, least=MIN_FOUND)
 
 
-def _draw(fingers: int) -> Callable[[Sequence[int], int, int], U8]:
-    return lambda indices, seed, resolution: draw_hands(indices, seed=seed, resolution=resolution, num_fingers=fingers)
+def _draw(indices: Sequence[int], seed: int, resolution: int) -> U8:
+    return draw_hands(indices, seed=seed, resolution=resolution)
 
 
 def hands_32() -> Task:
@@ -66,10 +66,5 @@ def hands_32() -> Task:
         audit=audit,
         faults=faults,
         planted=planted,
-        drawn=DrawnData(
-            draw=_draw(FINGERS),
-            planted={f"{f} fingers": _draw(f) for f in PLANTED},
-            num=50_000,
-            resolutions=(MIN_RESOLUTION, MAX_RESOLUTION),
-        ),
+        drawn=DrawnData(_draw, num=50_000, resolutions=(MIN_RESOLUTION, MAX_RESOLUTION)),
     )

@@ -46,10 +46,6 @@ def _draw(indices: Sequence[int], seed: int, resolution: int) -> U8:
     return draw_shapes(indices, seed=seed)
 
 
-def _plant(indices: Sequence[int], seed: int, resolution: int, *, kind: str) -> U8:
-    return plant_errors(kind, indices, seed=seed)
-
-
 def shapes() -> Task:
     """The task on the network shapes-64."""
     return Task(
@@ -63,10 +59,5 @@ def shapes() -> Task:
         audit=audit,
         faults=faults,
         planted=planted,
-        drawn=DrawnData(
-            draw=_draw,
-            planted={kind: partial(_plant, kind=kind) for kind in PLANTED},
-            num=5_000,
-            resolutions=(RESOLUTION, RESOLUTION),
-        ),
+        drawn=DrawnData(_draw, num=5_000, resolutions=(RESOLUTION, RESOLUTION)),
     )
