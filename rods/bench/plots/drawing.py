@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, install
 from dnnlib.util import atomic_write
 from rods.eval.labels import Label
 from rods.runs.images import U8, Colour, contact_sheet
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DPI = 110
 GAP = 10  # pixels between the tiles of a sheet; frames are in them
-REMEDY = "pip install -e '.[plots]'"
+REMEDY = install("plots")
 COLOURS: dict[Label | None, Colour] = {
     Label.WELL: (40, 160, 80),
     Label.BAD: (230, 60, 40),
