@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dnnlib.cli import Command, Destination, Group, SeedList, with_options
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, counted
 from rods.config import SAMPLERS
 from rods.eval.dreamsim import dreamsim_extractor
 from rods.eval.extraction import extract
@@ -172,7 +172,7 @@ def compare(a: str, b: str, **opts: Any) -> None:
         warnings = _remarks(names, opts, reference, extractors[0])
         sources = paired_sources(a, b, batch=opts["batch"])
         if unpaired := sources[0].left_out + sources[1].left_out:
-            warnings.append(f"{unpaired} images have no partner of equal name and are left out")
+            warnings.append(f"{counted(unpaired, 'image')} left out, without a partner of equal name")
         warnings += [line for source in sources for line in _passed_over(source)]
     sets = [extract(s.num_blocks, s.load, extractors, num_images=s.num) for s in sources]
     if sets[0] is not None and sets[1] is not None:

@@ -15,7 +15,7 @@ import click
 import torch
 
 from dnnlib.cli import Command, Destination, SeedList
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, counted, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
 from rods.runs.chunk import check_class, cut_chunks
@@ -243,7 +243,7 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
         write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())
     nfe = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
-        f"{len(mine) - len(broken) - dropped} images in {folder.outdir}, "
+        f"{counted(len(mine) - len(broken) - dropped, 'image')} in {folder.outdir}, "
         f"{nfe[0]:.1f} F + {nfe[1]:.1f} B network evaluations an image"
     )
     if any(line["H"] for line in mine):

@@ -12,7 +12,7 @@ import torch
 from click.core import ParameterSource
 
 from dnnlib.cli import Command
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, counted, user_errors
 from torch_utils import distributed
 from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
@@ -197,7 +197,7 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
     size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
     classes = f", labels of {dataset.label_dim} numbers" if dataset.label_dim else ""
     over = f"; passed over: {dataset.left_out}" if dataset.left_out else ""
-    click.echo(f"Data: {len(dataset):,} images, {size}{classes}{over}")
+    click.echo(f"Data: {counted(len(dataset), 'image')}, {size}{classes}{over}")
     attention = ", ".join(map(str, trainer.net.model.attention_resolutions()))
     millions = sum(p.numel() for p in trainer.net.parameters()) / 1e6
     ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""

@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, Destination, Group, SeedList
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.bench.compare import compare as compare_runs
 from rods.bench.labelled import LabelledRun, read_run
@@ -174,7 +174,7 @@ def label(run_folder: Path, task_name: str, threads: int | None) -> None:
     """Label the images of a run by the program of a task: writes labels.jsonl into the run's folder."""
     use_device("cpu", threads)
     count = label_run(TASKS[task_name](), run_folder)
-    click.echo(f"{count} images of {run_folder} labelled")
+    click.echo(f"{counted(count, 'image')} of {run_folder} labelled")
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

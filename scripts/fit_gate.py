@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, Destination, check_folder_of
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, counted, user_errors
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import (
@@ -84,7 +84,7 @@ def real_images(path: str, net: Denoiser) -> U8:
     shape = (net.img_channels, net.img_resolution, net.img_resolution)
     index = list(range(len(dataset)))
     if len(index) < LEAST_REAL:
-        raise UserError(f"--real={path} has {len(index)} images; a gate needs {LEAST_REAL} or more")
+        raise UserError(f"--real={path} has {counted(len(index), 'image')}; a gate needs {LEAST_REAL} or more")
     if len(index) > MOST_REAL:
         index = sorted(np.random.default_rng(0).choice(len(index), MOST_REAL, replace=False).tolist())
     images = dataset.batch(index)[0].numpy()

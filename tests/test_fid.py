@@ -319,7 +319,7 @@ def test_mistakes(data: dict[str, Path], tmp_path: Path) -> None:
         (("calc", a, ref, "--class=1"), "--class is for --from-network; leave it out with --images"),
         (("calc", a, ref, "--steps=9"), "--steps is for --from-network; leave it out with --images"),
         (("ref", f"--data={data['a']}", "--dest=stats.txt"), "--dest=stats.txt must be a file that ends in .npz"),
-        (("compare", data["a"], one), "have 1 images of equal names"),
+        (("compare", data["a"], one), "have 1 image of equal names"),
     ):
         extra = (ref,) if arguments[0] == "compare" else ()
         assert says in error(*arguments, *extra, *PIXELS)
@@ -467,7 +467,7 @@ def test_compare_pairs_by_name(data: dict[str, Path], tmp_path: Path) -> None:
     compare = ("compare", data["a"], other, f"--ref={data['ref']}", *PIXELS, "--bootstrap=20")
     found = as_json(*compare)
     assert [row["n"] for row in found["metrics"]] == [20, 20, 20]
-    assert "6 images have no partner of equal name and are left out" in found["warnings"]
+    assert "6 images left out, without a partner of equal name" in found["warnings"]
     assert as_json(*compare) == found
     for row in found["metrics"]:
         assert row["low"] <= row["difference"] <= row["high"]

@@ -12,7 +12,9 @@ def test_extras_are_installed_in_one_way() -> None:
     assert install("eval") == "pip install -e '.[eval]' in the checkout"
     texts = {path: path.read_text() for path in [*source_files(), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]}
     assert [path for path, text in texts.items() if re.search(r"pip install\W+rods-toolkit", text)] == []
-    named = {name for text in texts.values() for name in re.findall(r"\binstall\(['\"](\w+)['\"]\)|'\.\[(\w+)\]'", text)}
+    named = {
+        name for text in texts.values() for name in re.findall(r"\binstall\(['\"](\w+)['\"]\)|'\.\[(\w+)\]'", text)
+    }
     assert {a or b for a, b in named} <= set(extras())
     assert ("eval", "") in named
 
