@@ -27,7 +27,7 @@ from rods.eval.metrics import METRICS, NEED_FEATURES, NEED_REFERENCE, measure, p
 from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, reference_of, write_reference
 from rods.runs.options import add_sampler_options, flag, given_options, sampler_choice, sampler_from_options
-from rods.runs.presets import find_preset
+from rods.runs.presets import find_preset, preset_notes
 from rods.runs.sources import Source, image_source, network_source, paired_sources
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
@@ -280,6 +280,8 @@ def _network(opts: dict[str, Any], device: torch.device) -> Source:
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
     snapshot = load_snapshot(opts["from_network"], device=device)
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
+    for note in preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name):
+        click.echo(note, err=True)
     chosen = sampler_from_options(sampler, given, preset, snapshot.name)
     seeds = opts["seeds"] or list(range(opts["num"] or NUM))
     return network_source(snapshot, chosen, seeds, batch=opts["batch"], device=device, class_index=opts["class_index"])

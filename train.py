@@ -16,12 +16,13 @@ from dnnlib.errors import UserError, counted, user_errors
 from torch_utils import distributed
 from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
+from training.estimate import estimate
 from training.feed import standard_deviation
 from training.folder import find_run_dir, nearly_equal
 from training.loop import Draw, start, train
 from training.networks import PRECOND_OPTIONS
 from training.options import add_training_options
-from training.recipes import NETWORK_OPTIONS, network_kwargs
+from training.recipes import NETWORK_OPTIONS, PIXELS, network_kwargs
 from training.schema import check_init_kwargs
 from training.state import saved_states
 from training.trainer import AUTOCAST, Trainer
@@ -60,6 +61,9 @@ def main(ctx: click.Context, **opts: Any) -> None:
         settings = run_settings(opts, config, dataset)
     if distributed.rank() == 0:
         describe(trainer, dataset)
+        if (recipe := opts["preset"]) and PIXELS[recipe] != dataset.resolution:
+            pixels = f"{PIXELS[recipe]} pixels across, and those of --data are {dataset.resolution}"
+            click.echo(f"Note: recipe {recipe} is for images {pixels}; its network may not suit them")
         if note := nearly_equal(opts["outdir"], config.options(), settings.run_dir):
             click.echo(note)
     if not opts["dry_run"]:
@@ -68,6 +72,8 @@ def main(ctx: click.Context, **opts: Any) -> None:
     elif distributed.rank() == 0:
         if not saved_states(settings.run_dir):
             start(trainer, dataset)
+        for line in estimate(trainer, settings, dataset, ranks=distributed.world_size()).describe():
+            click.echo(line)
         click.echo(f"Would train in {settings.run_dir}")
     distributed.close()
 

@@ -60,23 +60,29 @@ class SeedList(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class NumberList(click.ParamType):  # type: ignore[type-arg]
-    """Numbers with commas between, `1,2,2` -> (1, 2, 2) or `.1,.5` -> (0.1, 0.5); `length` fixes how many."""
+    """Numbers with commas between, `1,2,2` -> (1, 2, 2) or `.1,.5` -> (0.1, 0.5).
 
-    def __init__(self, kind: type[int] | type[float], *, length: int | None = None) -> None:
-        self.kind, self.length = kind, length
+    `length` fixes how many; with `or_none`, `none` -> ().
+    """
+
+    def __init__(self, kind: type[int] | type[float], *, length: int | None = None, or_none: bool = False) -> None:
+        self.kind, self.length, self.or_none = kind, length, or_none
         self.name = ",".join([kind.__name__] * (length or 1)) + ("" if length else ",...")
         self.example = ",".join(["1" if kind is int else "0.5"] * (length or 2))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | float, ...]:
         if not isinstance(value, str):
             return tuple(value)
+        if self.or_none and value == "none":
+            return ()
         try:
             numbers = tuple(self.kind(part) for part in value.split(","))
         except ValueError:
             numbers = ()
         if not numbers or any(n != n for n in numbers) or (self.length or len(numbers)) != len(numbers):
             wanted = f"{self.length} numbers" if self.length else "numbers"
-            self.fail(f"{value!r} is not {wanted} with commas between, such as {self.example}", param, ctx)
+            none = ", nor none" if self.or_none else ""
+            self.fail(f"{value!r} is not {wanted} with commas between, such as {self.example}{none}", param, ctx)
         return numbers
 
 

@@ -38,7 +38,7 @@ from rods.bench.tasks import TASKS
 from rods.bench.tasks.examples import examples
 from rods.presets import Preset
 from rods.runs.images import save_png
-from rods.runs.presets import find_preset
+from rods.runs.presets import find_preset, other_network
 from torch_utils import distributed
 from training.model_zoo import MODELS
 
@@ -112,7 +112,7 @@ def run(experiment: Path | None, **opts: Any) -> None:
     else:
         task = TASKS[opts["task_name"]]()
         network = load_network(task, opts["network"])
-        preset = find_preset(opts["preset"], network=network.name, folder=MODELS)
+        preset = preset_of(opts["preset"], network)
         methods = chosen_methods(opts["samplers"] or (ALL,), task, preset, network)
         seeds = opts["seeds"] or list(task.report_seeds)
         run_and_print(task, network, methods, seeds, opts["out"], opts["batch"] or task.batch, device)
@@ -125,7 +125,7 @@ def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
         raise UserError(f"task {table.task!r} is unknown; use {', '.join(TASKS)}")
     task = TASKS[table.task]()
     network = load_network(task, table.network)
-    preset = find_preset(table.preset, network=network.name, folder=MODELS)
+    preset = preset_of(table.preset, network)
     by_seeds: dict[str | None, list[Method]] = {}
     for name, method, given, seeds in table.methods:
         found = resolve(method, task, preset, network.denoiser, given=given, name=name)
@@ -135,6 +135,14 @@ def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
         if methods[0].name != BASELINE:
             methods.insert(0, resolve(BASELINE, task, preset))
         run_and_print(task, network, methods, seeds, out, table.batch or task.batch, device)
+
+
+def preset_of(name: str | None, network: LoadedNetwork) -> Preset | None:
+    """The preset of this name, or the network's own; one of another network is said."""
+    preset = find_preset(name, network=network.name, folder=MODELS)
+    for note in other_network(preset, network.name) if distributed.rank() == 0 else ():
+        click.echo(note)
+    return preset
 
 
 def run_and_print(

@@ -139,7 +139,7 @@ class Trainer:
         self.gradients.zero()
         loss = torch.zeros([], device=self.device)
         for batch in rounds:
-            loss += self._accumulate(batch)
+            loss += self.accumulate(batch, self.forward)
         total, stop = self.gradients.reduce(loss, stop=stop)
         good, norm = self._update()
         self.images_seen += self.config.batch
@@ -149,8 +149,8 @@ class Trainer:
         self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
         return StepResult(total / self.values_per_image(), norm, good, stop)
 
-    def _accumulate(self, batch: Batch) -> Tensor:
-        """Adds the gradients of one round; its part of the step's mean loss per image []."""
+    def accumulate(self, batch: Batch, net: nn.Module) -> Tensor:
+        """Adds the gradients of one round, by `net` compiled or not; its part of the step's mean loss per image []."""
         y = as_signed(batch.images, self.device)  # [B, C, H, W]
         y = torch.where(batch.flipped.to(self.device)[:, None, None, None], y.flip(3), y)
         if batch.augment_labels is not None:
@@ -161,7 +161,7 @@ class Trainer:
         torch.manual_seed(stream_seed(self.config.seed, batch.counters.start, use=1))  # dropout masks
         dtype = AUTOCAST[self.config.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            loss = self.loss(self.forward, y, labels, n=n, noise=noise, augment_labels=changes)
+            loss = self.loss(net, y, labels, n=n, noise=noise, augment_labels=changes)
         # The squared norm of eq. 8, not a mean over pixels, so that Adam's eps stays negligible.
         objective = loss.sum(dtype=torch.float32) / self.config.batch
         self.scaler.scale(objective * self.config.loss_scale).backward()  # type: ignore[no-untyped-call]

@@ -169,19 +169,28 @@ def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
     return torch.from_numpy(to_uint8(done.images.cpu().numpy()))
 
 
-def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> None:
-    """A contact sheet of the run's first images: seed, largest H, and a red frame where it reaches `threshold`.
+def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> str | None:
+    """A contact sheet of the run's first images: seed, class, largest H, and a red frame where it reaches `threshold`.
 
-    After restarts: the score, and a red frame around what was restarted.
+    After restarts: the score, and a red frame around what was restarted. Returns what to say where images are left out.
     """
-    shown = [line for line in lines if line["sha256"] and not line.get("dropped")][:MAX_GRID]
+    written = [line for line in lines if line["sha256"] and not line.get("dropped")]
+    shown = written[:MAX_GRID]
     images, captions = [], []
     for line in shown:
         with PIL.Image.open(folder.outdir / line["name"]) as image:
             array = np.asarray(image)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        captions.append(f"{line['seed']}{_score_of(line)}")
+        captions.append(_caption(line))
     save_png(contact_sheet(images, captions, marked=[is_at_risk(line, threshold) for line in shown]), path)
+    return f"{path.name} shows the first {len(shown)} of {len(written):,} images" if shown != written else None
+
+
+def _caption(line: dict[str, Any]) -> str:
+    """The seed and the score; of a conditional network, the class between them."""
+    if line.get("class") is None:
+        return f"{line['seed']}{_score_of(line)}"
+    return f"{line['seed']}  class {line['class']}\n{_score_of(line).strip()}"
 
 
 def _score_of(line: dict[str, Any]) -> str:
