@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class OtherRankError(UserError):
+    """This process stops because another one of the same run has failed, whose message says why."""
+
+
 @contextmanager
 def user_errors(where: str = "", *, spelled: Callable[[str], str] = str) -> Iterator[None]:
     """Within the block, a ValueError is the user's: it becomes `UserError("where: text")`.
