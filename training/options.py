@@ -87,7 +87,9 @@ _WHAT = (
         callback=_apply_recipe,
         help="Training recipe: a named configuration to start from; it prints what it sets.",
     ),
-    click.option("--outdir", metavar="DIR", type=Destination(), required=True, help="Where to put the run folder."),
+    click.option(
+        "--outdir", metavar="DIR", type=Destination(file_okay=False), required=True, help="Where to put the run folder."
+    ),
     click.option("--data", metavar="ZIP|DIR", required=True, help="Training images, a zip or a folder."),
     click.option("--cond", type=bool, default=False, help="Train class-conditionally on dataset.json's labels."),
     click.option("--arch", type=click.Choice(sorted(ARCH_OPTIONS)), default="ddpmpp", help="Network architecture."),
