@@ -244,11 +244,8 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     dropped = sum(line.get("dropped", False) for line in mine)
     broken = [str(line["seed"]) for line in mine
               if line["sha256"] is None and line.get("x") is None and not line.get("dropped")]  # fmt: skip
-    cut = None
-    if grid and any(line["sha256"] for line in mine):
-        cut = write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())
-    if cut is not None:
-        click.echo(cut)
+    if grid and (said := write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())):
+        click.echo(said)
     nfe = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
         f"{counted(len(mine) - len(broken) - dropped, 'image')} in {folder.outdir}, "

@@ -140,6 +140,8 @@ def _check_places(opts: dict[str, Any]) -> None:
     for option, path in (("--dest", opts["dest"]), ("--held-out", opts["held_out"])):
         if path is not None and path.resolve() == opts["source"].resolve():
             raise click.UsageError(f"{option}={path} is the source; name another place")
+        if path is not None and path.suffix == "" and path.resolve().is_relative_to(opts["source"].resolve()):
+            raise click.UsageError(f"{option}={path} is inside of --source, which would hold its images; name another")
     check_dests(opts["dest"], opts["held_out"], force=opts["force"])
 
 

@@ -172,9 +172,11 @@ def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
 def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> str | None:
     """A contact sheet of the run's first images: seed, class, largest H, and a red frame where it reaches `threshold`.
 
-    After restarts: the score, and a red frame around what was restarted. Returns what to say where images are left out.
+    After restarts: the score, and a red frame around what was restarted. Returns what to say of images left out.
     """
     written = [line for line in lines if line["sha256"] and not line.get("dropped")]
+    if not written:
+        return f"No {path.name}: no image was kept"
     shown = written[:MAX_GRID]
     images, captions = [], []
     for line in shown:

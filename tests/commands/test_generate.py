@@ -389,6 +389,14 @@ def test_bad_input_is_one_line_that_names_the_option_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_grid_of_nothing_is_said(tmp_path: Path) -> None:
+    dropped = ("--filter=lid", "--filter-threshold=-1e9", "--rejected", "--grid", "--seeds=0-1", "--sampler=euler")
+    output = generated(tmp_path / "out", *dropped)
+    assert "No grid.png: no image was kept\n" in output
+    assert "2 of 2 dropped" in output
+    assert not (tmp_path / "out" / "grid.png").exists()
+
+
 def test_a_dry_run_checks_and_estimates_and_writes_nothing(tmp_path: Path) -> None:
     output = generated(tmp_path / "out", "--seeds=0-99", "--batch=8", "--sampler=euler", "-n")
     time, memory = output.splitlines()[-2:]

@@ -561,6 +561,23 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     assert "Note: passed over: 2 .heic, 1 .txt, 1 hidden" in run(f"--source={path}", f"--dest={tmp_path / 'a.zip'}")
 
 
+def test_links_to_nothing_are_counted(tmp_path: Path) -> None:
+    """A data set of links whose target has gone is smaller than it looks."""
+    path = good(tmp_path / "set")
+    (path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (path / "gone").symlink_to(tmp_path / "no-folder")
+    assert "(1 hidden, 2 link to nothing)" in run(f"--source={path}", "--check")
+    assert "Note: passed over: 1 hidden, 2 link to nothing" in run(f"--source={path}", f"--dest={tmp_path / 'a.zip'}")
+
+
+def test_a_folder_inside_of_the_source_is_no_destination(tmp_path: Path) -> None:
+    """The next reading of the source would find every image twice."""
+    path = good(tmp_path / "set")
+    message = run(f"--source={path}", f"--dest={path / 'small'}", code=2)
+    assert "is inside of --source" in message
+    assert not (path / "small").exists()
+
+
 def test_folders_as_classes(tmp_path: Path) -> None:
     for i in range(6):
         save(tmp_path / "in" / ("cat", "dog")[i // 3] / f"{i}.png", PIL.Image.fromarray(DIGITS[i]))
