@@ -23,7 +23,7 @@ from rods.eval.dreamsim import dreamsim_extractor
 from rods.eval.extraction import extract
 from rods.eval.extractors import NAMES, default_extractor, extractor_of_reference, open_extractor
 from rods.eval.features import Extractor
-from rods.eval.metrics import METRICS, NEED_FEATURES, NEED_REFERENCE, measure, parse_metrics, size_warnings
+from rods.eval.metrics import METRICS, NEED_REFERENCE, measure, parse_metrics, reference_warnings, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, reference_of, write_reference
 from rods.runs.options import add_sampler_options, flag, given_options, sampler_choice, sampler_from_options
@@ -107,7 +107,9 @@ def calc(**opts: Any) -> None:
     with distributed.rank0_first():
         reference = _reference(names, opts)
         extractors = _extractors(names, opts, device, reference)
-        warnings = _remarks(names, opts, reference, extractors[0])
+        warnings = reference_warnings(
+            names, reference, extractors[0], where=f"--ref={opts['ref']}", force=opts["force"]
+        )
         source = _network(opts, device) if opts["images"] is None else image_source(
             opts["images"], option="--images", batch=opts["batch"], num=opts["num"], most=NUM, seed=opts["seed"] or 0
         )  # fmt: skip
@@ -169,7 +171,9 @@ def compare(a: str, b: str, **opts: Any) -> None:
     with distributed.rank0_first():
         reference = _reference(names, opts)
         extractors = _extractors(names, opts, device, reference)
-        warnings = _remarks(names, opts, reference, extractors[0])
+        warnings = reference_warnings(
+            names, reference, extractors[0], where=f"--ref={opts['ref']}", force=opts["force"]
+        )
         sources = paired_sources(a, b, batch=opts["batch"])
         if unpaired := sources[0].left_out + sources[1].left_out:
             warnings.append(f"{counted(unpaired, 'image')} left out, without a partner of equal name")
@@ -235,25 +239,6 @@ def _reference(names: list[str], opts: dict[str, Any]) -> Reference | None:
     if needing and opts["ref"] is None:
         raise UserError(f"--ref is needed for {needing[0]}: give statistics made with fid.py ref")
     return read_reference(opts["ref"]) if needing else None
-
-
-def _remarks(names: list[str], opts: dict[str, Any], reference: Reference | None, extractor: Extractor) -> list[str]:
-    """Warnings about the reference; UserError where it cannot be compared with this extractor's features."""
-    if reference is None:
-        return []
-    where, warnings = f"--ref={opts['ref']}", []
-    if mismatch := reference.mismatch(extractor):
-        if not opts["force"] or len(reference.mu) != extractor.dim:
-            remedy = "" if len(reference.mu) != extractor.dim else ", or compare all the same with --force"
-            raise UserError(f"{where} {mismatch}; use the same --detector and --resize for both{remedy}")
-        warnings.append(f"{where} {mismatch}: the distance mixes two ways of making features")
-    if reference.detector is None:
-        warnings.append(f"{where} does not say what made it; EDM's references are of the Inception, --resize=tf1")
-    if reference.features is None and (lacking := [name for name in names if name in NEED_FEATURES]):
-        if lacking != ["kid"] or "fid" not in names:
-            raise UserError(f"{where} keeps no features, which {lacking[-1]} needs; make it with fid.py ref")
-        warnings.append(f"{where} keeps no features, so there is no kernel distance; fid.py ref keeps some")
-    return warnings
 
 
 def _sampler_options(opts: dict[str, Any]) -> dict[str, Any]:

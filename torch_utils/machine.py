@@ -17,6 +17,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from dnnlib.errors import UserError
+from torch_utils.memory import is_out_of_memory
+
 if sys.platform != "win32":
     import resource
 
@@ -55,6 +58,17 @@ def _cpuinfo(key: str) -> Any:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return (line.split(":", 1)[1].strip() for line in lines if line.startswith(key))
+
+
+@contextmanager
+def must_fit(remedy: str) -> Iterator[None]:
+    """Within the block, memory that runs out is the user's to mend: UserError(remedy)."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e):
+            raise
+        raise UserError(remedy) from None
 
 
 @contextmanager

@@ -48,7 +48,8 @@ def estimate(trainer: Trainer, settings: RunSettings, dataset: ImageDataset, *, 
 
     def passes(rows: int) -> None:
         indices = [i % len(dataset) for i in range(rows)]
-        trainer.accumulate(draw_batch(dataset, trainer.config, range(rows), indices), trainer.net)
+        with trainer.must_fit(rows):
+            trainer.accumulate(draw_batch(dataset, trainer.config, range(rows), indices), trainer.net)
 
     measured, seconds = largest_measured(passes, at_once, trainer.device)
     with kept_for_backward(trainer.net.parameters()) as kept:

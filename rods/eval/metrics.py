@@ -130,6 +130,30 @@ def _if_defined(
         return Result(name, label, None, n, n_ref, k=k, undefined=str(e).split(": ", 1)[-1])
 
 
+def reference_warnings(
+    names: Sequence[str], reference: Reference | None, extractor: Extractor, *, where: str, force: bool
+) -> list[str]:
+    """Warnings about a reference that stands beside this extractor's features; `where` is what names it.
+
+    Raises UserError where the two cannot be compared, or not without `force`.
+    """
+    if reference is None:
+        return []
+    warnings = []
+    if mismatch := reference.mismatch(extractor):
+        if not force or len(reference.mu) != extractor.dim:
+            remedy = "" if len(reference.mu) != extractor.dim else ", or compare all the same with --force"
+            raise UserError(f"{where} {mismatch}; use the same --detector and --resize for both{remedy}")
+        warnings.append(f"{where} {mismatch}: the distance mixes two ways of making features")
+    if reference.detector is None:
+        warnings.append(f"{where} does not say what made it; EDM's references are of the Inception, --resize=tf1")
+    if reference.features is None and (lacking := [name for name in names if name in NEED_FEATURES]):
+        if lacking != ["kid"] or "fid" not in names:
+            raise UserError(f"{where} keeps no features, which {lacking[-1]} needs; make it with fid.py ref")
+        warnings.append(f"{where} keeps no features, so there is no kernel distance; fid.py ref keeps some")
+    return warnings
+
+
 def size_warnings(names: Sequence[str], n: int | None, n_ref: int | None) -> list[str]:
     """What to say about small samples: they move the Fréchet distance and the neighbours, and no other metric's mean.
 

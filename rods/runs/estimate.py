@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rods.runs.chunk import Chunk, ChunkResult
 from rods.runs.run import DTYPES, Job, sample_job
-from torch_utils.machine import kept_for_backward, largest_measured, peak_memory, size_text, timed
+from torch_utils.machine import kept_for_backward, largest_measured, must_fit, peak_memory, size_text, timed
 from training.logging import duration
 
 PATIENCE = 20.0
@@ -19,7 +19,7 @@ def estimate(job: Job, *, ranks: int = 1) -> list[str]:
 
     Evaluations of 1, 2, 4, ... images are timed until one takes a second; the first image is sampled if that is cheap.
     """
-    with torch.no_grad():
+    with torch.no_grad(), must_fit(f"--batch={job.batch} does not fit in the memory of {job.device}; use less"):
         at_once, seconds = largest_measured(lambda rows: evaluate(job, blank(job, rows)), job.batch, job.device)
         alone = timed(lambda: evaluate(job, blank(job, 1)), job.device)
     rate = seconds / at_once  # of an image among many, which is faster than one alone

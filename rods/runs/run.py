@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from rods.base_samplers import Sampler
 from rods.config import to_json
-from rods.micro_batches import MicroBatches, is_out_of_memory
+from rods.micro_batches import MicroBatches
 from rods.runs.chunk import Chunk, ChunkResult, sample_chunk
 from rods.runs.folder import TRAJECTORIES, OutputFolder
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
@@ -29,6 +29,7 @@ from rods.runs.select import Selection, sample_accepted
 from rods.runs.trajectories import Strips
 from rods.types import AnyDenoiser
 from torch_utils import distributed
+from torch_utils.machine import must_fit
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 CHANNELS = (1, 3)  # what a PNG of ours can hold
@@ -215,12 +216,8 @@ def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
     with progress, ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for chunk in mine:
-            try:
+            with must_fit(f"--batch={job.batch} does not fit in the memory of {job.device}; use less"):
                 write = sample_for_folder(job, chunk, folder, micro_batches)
-            except (RuntimeError, MemoryError) as e:
-                if not is_out_of_memory(e):
-                    raise
-                raise UserError(f"--batch={job.batch} does not fit in the memory of {job.device}; use less") from None
             if micro_batches.describe() != said:
                 said = micro_batches.describe()
                 tqdm.write(f"Rank {distributed.rank()}: {said}", file=sys.stderr)

@@ -192,6 +192,19 @@ def test_an_estimate_is_of_a_rank_and_of_what_is_kept(data: Path) -> None:
     assert four.activations == 2 * found.activations
 
 
+def test_memory_that_runs_out_names_the_option(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("training.loss.Loss.__call__", loss)
+    for dry in ((), ("-n",)):
+        code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, *dry)
+        assert code == 2
+        assert re.search(
+            r"\nError: \d images? at once do not fit in the memory of cpu; give a smaller --batch-gpu\n$", output
+        )
+
+
 def test_a_recipe_for_other_pixels_is_said(data: Path, tmp_path: Path) -> None:
     dry = (f"--data={data}", f"--outdir={tmp_path}", "-n")
     _, output = run(*dry, "--preset=hands-32")
