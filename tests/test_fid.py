@@ -337,6 +337,15 @@ def test_from_network_is_generate_and_calc(data: dict[str, Path], tmp_path: Path
     assert as_json("calc", f"--from-network={SMALL}", "--sampler=euler", "--steps=2", "--num=7", *options) == stream
 
 
+def test_a_preset_of_another_network_or_sampler_is_said(data: dict[str, Path], tmp_path: Path) -> None:
+    preset = {"name": "p", "network": "big", "source": "a test", "samplers": {"euler": {"num_steps": 2}}}
+    (tmp_path / "p.json").write_text(json.dumps(preset))
+    calc = ("calc", f"--from-network={SMALL}", f"--preset={tmp_path / 'p.json'}", "--num=4", "--steps=2", *PIXELS)
+    calc = (*calc, f"--ref={data['ref']}")
+    assert f"Note: preset p is for network big; {SMALL.stem} may need another\n" in run(*calc, "--sampler=euler")
+    assert "p.json has no settings for --sampler=edm; it has some for: euler" in error(*calc, "--sampler=edm")
+
+
 # -- ranks ------------------------------------------------------------------------------------------------------------
 
 
