@@ -17,17 +17,17 @@ import numpy as np
 import torch
 
 from dnnlib.cli import Command, Destination, Group, SeedList, with_options
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, counted
 from rods.config import SAMPLERS
 from rods.eval.dreamsim import dreamsim_extractor
 from rods.eval.extraction import extract
-from rods.eval.extractors import NAMES, default_extractor, open_extractor
+from rods.eval.extractors import NAMES, default_extractor, extractor_of_reference, open_extractor
 from rods.eval.features import Extractor
-from rods.eval.metrics import METRICS, NEED_FEATURES, NEED_REFERENCE, measure, parse_metrics, size_warnings
+from rods.eval.metrics import METRICS, NEED_REFERENCE, measure, parse_metrics, reference_warnings, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, reference_of, write_reference
 from rods.runs.options import add_sampler_options, flag, given_options, sampler_choice, sampler_from_options
-from rods.runs.presets import find_preset
+from rods.runs.presets import find_preset, preset_notes
 from rods.runs.sources import Source, image_source, network_source, paired_sources
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
@@ -42,9 +42,9 @@ def _extractor_options(command: F) -> F:
     options = (
         click.option("--detector", metavar="NAME|FILE|URL",
                      help=f"What makes the features: {', '.join(NAMES)}, or a file of the Inception [default: "
-                          "inception; efficientnet-lite0 where its file is not to be had]."),
-        click.option("--resize", help="How images reach the detector [default: tf1, as EDM's references; bicubic-224]; "
-                                      "also half-pixel (pytorch-fid's), bicubic-128."),
+                          "that of --ref; else inception, or efficientnet-lite0 where its file is not to be had]."),
+        click.option("--resize", help="How images reach the detector [default: as those of --ref; else tf1, as EDM's "
+                                      "references, or bicubic-224]; also half-pixel (pytorch-fid's), bicubic-128."),
         click.option("--trust-detector", metavar="SHA256", help="You vouch for the detector's file with this checksum: "
                                                                 "its numbers are called FID, and TorchScript may run."),
         click.option("--batch", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Images at once."),
@@ -105,8 +105,11 @@ def calc(**opts: Any) -> None:
     _refuse_idle_options(opts)
     names, device = parse_metrics(opts["metrics"]), _start(opts)
     with distributed.rank0_first():
-        extractors = _extractors(names, opts, device)
-        reference, warnings = _reference(names, opts, extractors[0])
+        reference = _reference(names, opts)
+        extractors = _extractors(names, opts, device, reference)
+        warnings = reference_warnings(
+            names, reference, extractors[0], where=f"--ref={opts['ref']}", force=opts["force"]
+        )
         source = _network(opts, device) if opts["images"] is None else image_source(
             opts["images"], option="--images", batch=opts["batch"], num=opts["num"], most=NUM, seed=opts["seed"] or 0
         )  # fmt: skip
@@ -128,15 +131,18 @@ def calc(**opts: Any) -> None:
 @click.option("--features", type=click.IntRange(0), default=10_000, show_default=True,
               help="How many features to keep for the kernel distance, drawn at random.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which features are kept.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @_extractor_options
 def ref(**opts: Any) -> None:
     """Reference statistics of a data set: mu and sigma, and what they were made of."""
     dest = opts["dest"]
     if dest.suffix != ".npz" or dest.is_dir():
         raise UserError(f"--dest={dest} must be a file that ends in .npz")
+    if dest.exists() and not opts["force"]:
+        raise UserError(f"--dest={dest} exists; choose another name or add --force")
     device = _start(opts)
     with distributed.rank0_first():
-        extractor = _extractors([], opts, device)[0]
+        extractor = _extractors([], opts, device, None)[0]
         source = image_source(opts["data"], option="--data", batch=opts["batch"])
         dest.parent.mkdir(parents=True, exist_ok=True)
     found = extract(source.num_blocks, source.load, [extractor], num_images=source.num)
@@ -163,11 +169,14 @@ def compare(a: str, b: str, **opts: Any) -> None:
         raise UserError(f"--metrics={opts['metrics']}: {refused[0]} has no interval by resampling; use fid.py calc")
     device = _start(opts)
     with distributed.rank0_first():
-        extractors = _extractors(names, opts, device)
-        reference, warnings = _reference(names, opts, extractors[0])
+        reference = _reference(names, opts)
+        extractors = _extractors(names, opts, device, reference)
+        warnings = reference_warnings(
+            names, reference, extractors[0], where=f"--ref={opts['ref']}", force=opts["force"]
+        )
         sources = paired_sources(a, b, batch=opts["batch"])
         if unpaired := sources[0].left_out + sources[1].left_out:
-            warnings.append(f"{unpaired} images have no partner of equal name and are left out")
+            warnings.append(f"{counted(unpaired, 'image')} left out, without a partner of equal name")
         warnings += [line for source in sources for line in _passed_over(source)]
     sets = [extract(s.num_blocks, s.load, extractors, num_images=s.num) for s in sources]
     if sets[0] is not None and sets[1] is not None:
@@ -210,9 +219,13 @@ def _start(opts: dict[str, Any]) -> torch.device:
     return device
 
 
-def _extractors(names: list[str], opts: dict[str, Any], device: torch.device) -> list[Extractor]:
+def _extractors(
+    names: list[str], opts: dict[str, Any], device: torch.device, reference: Reference | None
+) -> list[Extractor]:
     name, resize, trust = opts["detector"], opts["resize"], opts["trust_detector"]
-    if name is resize is trust is None:
+    if name is None and reference is not None:
+        main_one = extractor_of_reference(reference, device=device, resize=resize, trust=trust)
+    elif name is resize is trust is None:
         lead = distributed.rank() == 0
         main_one = default_extractor(device=device, say=lambda line: click.echo(line, err=True) if lead else None)
     else:
@@ -220,27 +233,12 @@ def _extractors(names: list[str], opts: dict[str, Any], device: torch.device) ->
     return [main_one, *([dreamsim_extractor(device=device)] if "dreamsim" in names else [])]
 
 
-def _reference(names: list[str], opts: dict[str, Any], extractor: Extractor) -> tuple[Reference | None, list[str]]:
-    """(the reference, warnings about it); None where no metric needs one."""
+def _reference(names: list[str], opts: dict[str, Any]) -> Reference | None:
+    """The reference; None where no metric needs one."""
     needing = [name for name in names if name in NEED_REFERENCE]
-    if not needing:
-        return None, []
-    where = f"--ref={opts['ref']}"
-    if opts["ref"] is None:
+    if needing and opts["ref"] is None:
         raise UserError(f"--ref is needed for {needing[0]}: give statistics made with fid.py ref")
-    reference, warnings = read_reference(opts["ref"]), []
-    if mismatch := reference.mismatch(extractor):
-        if not opts["force"] or len(reference.mu) != extractor.dim:
-            remedy = "" if len(reference.mu) != extractor.dim else ", or compare all the same with --force"
-            raise UserError(f"{where} {mismatch}; use the same --detector and --resize for both{remedy}")
-        warnings.append(f"{where} {mismatch}: the distance mixes two ways of making features")
-    if reference.detector is None:
-        warnings.append(f"{where} does not say what made it; EDM's references are of the Inception, --resize=tf1")
-    if reference.features is None and (lacking := [name for name in names if name in NEED_FEATURES]):
-        if lacking != ["kid"] or "fid" not in names:
-            raise UserError(f"{where} keeps no features, which {lacking[-1]} needs; make it with fid.py ref")
-        warnings.append(f"{where} keeps no features, so there is no kernel distance; fid.py ref keeps some")
-    return reference, warnings
+    return read_reference(opts["ref"]) if needing else None
 
 
 def _sampler_options(opts: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +265,8 @@ def _network(opts: dict[str, Any], device: torch.device) -> Source:
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
     snapshot = load_snapshot(opts["from_network"], device=device)
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS)
+    for note in preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name):
+        click.echo(note, err=True)
     chosen = sampler_from_options(sampler, given, preset, snapshot.name)
     seeds = opts["seeds"] or list(range(opts["num"] or NUM))
     return network_source(snapshot, chosen, seeds, batch=opts["batch"], device=device, class_index=opts["class_index"])

@@ -15,10 +15,11 @@ import click
 import torch
 
 from dnnlib.cli import Command, Destination, SeedList
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, counted, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
 from rods.runs.chunk import check_class, cut_chunks
+from rods.runs.estimate import estimate
 from rods.runs.execution_options import add_execution_options
 from rods.runs.folder import CONTACT_SHEET, OutputFolder
 from rods.runs.options import (
@@ -30,7 +31,7 @@ from rods.runs.options import (
     sampler_from_options,
     with_restart_share,
 )
-from rods.runs.presets import find_preset
+from rods.runs.presets import find_preset, preset_notes
 from rods.runs.records import restart_summary, risk_summary, selection_summary
 from rods.runs.run import CHANNELS, MAX_GRID, Job, run_chunks, write_grid
 from rods.runs.select import add_selection_options, selection
@@ -114,6 +115,7 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     show_default=True,
     help="Where to run (mps was never tried).",
 )
+@click.option("-n", "--dry-run", is_flag=True, help="Check all inputs, print what applies, time and memory, and stop.")
 def main(**opts: Any) -> int:
     """Sample images, score how likely each is hallucinated, and repair while sampling.
 
@@ -136,6 +138,11 @@ def main(**opts: Any) -> int:
     with distributed.rank0_first():
         job, about, notes = prepare(opts, device)
         folder = OutputFolder(opts["outdir"], identity=job.identity())
+    if opts["dry_run"]:
+        for line in [*notes, *estimate(job, ranks=distributed.world_size())] if lead else ():
+            click.echo(line)
+        distributed.close()
+        return 0
     with folder.open(about) if lead else nullcontext():
         for note in notes if lead else ():
             click.echo(note)
@@ -159,13 +166,10 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))
     applies = preset is not None and (sampler in preset.samplers or by_score)
-    if preset and opts["preset"] and not applies:
-        has = ", ".join(preset.samplers) or "none"
-        raise UserError(f"--preset={opts['preset']} has no settings for --sampler={sampler}; it has some for: {has}")
+    said = preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name, by_score=by_score)
     given = with_restart_share(given, opts["restart_share"], sampler, preset)
     chosen_sampler = sampler_from_options(sampler, given, preset, snapshot.name)
-    if preset and applies and preset.network not in (None, snapshot.name):
-        notes.append(f"Note: preset {preset.name} is for network {preset.network}; {snapshot.name} may need another")
+    notes += said
     check_network(snapshot.net, chosen_sampler, opts["class_index"])
     chosen = selection(opts, preset)
     execution = ExecutionConfig(torch.get_num_threads(), opts["channels_last"], opts["dtype"])
@@ -206,7 +210,8 @@ def executed(opts: dict[str, Any], net: Any, execution: ExecutionConfig) -> Any:
     set_layout(net, channels_last=execution.channels_last)
     if opts["checkpoint_blocks"]:
         checkpoint_blocks(net)
-    return compiled(net, batch=opts["batch"]) if opts["compile_network"] else net
+    wanted = opts["compile_network"] and not opts["dry_run"]  # which measures, and compiling takes minutes
+    return compiled(net, batch=opts["batch"]) if wanted else net
 
 
 def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
@@ -254,11 +259,11 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
     dropped = sum(line.get("dropped", False) for line in mine)
     broken = [str(line["seed"]) for line in mine
               if line["sha256"] is None and line.get("x") is None and not line.get("dropped")]  # fmt: skip
-    if grid and any(line["sha256"] for line in mine):
-        write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())
+    if grid and (said := write_grid(folder, mine, folder.outdir / CONTACT_SHEET, threshold=job.risk_threshold())):
+        click.echo(said)
     nfe = sum(line["forward"] for line in mine) / len(mine), sum(line["backward"] for line in mine) / len(mine)
     click.echo(
-        f"{len(mine) - len(broken) - dropped} images in {folder.outdir}, "
+        f"{counted(len(mine) - len(broken) - dropped, 'image')} in {folder.outdir}, "
         f"{nfe[0]:.1f} F + {nfe[1]:.1f} B network evaluations an image"
     )
     if any(line["H"] for line in mine):

@@ -12,16 +12,17 @@ import torch
 from click.core import ParameterSource
 
 from dnnlib.cli import Command
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, counted, user_errors
 from torch_utils import distributed
 from training.config import Execution, RunSettings, TrainConfig
 from training.dataset import ImageDataset
+from training.estimate import estimate
 from training.feed import standard_deviation
 from training.folder import find_run_dir, nearly_equal
 from training.loop import Draw, start, train
 from training.networks import PRECOND_OPTIONS
 from training.options import add_training_options
-from training.recipes import NETWORK_OPTIONS, network_kwargs
+from training.recipes import NETWORK_OPTIONS, PIXELS, network_kwargs
 from training.schema import check_init_kwargs
 from training.state import saved_states
 from training.trainer import AUTOCAST, Trainer
@@ -60,6 +61,9 @@ def main(ctx: click.Context, **opts: Any) -> None:
         settings = run_settings(opts, config, dataset)
     if distributed.rank() == 0:
         describe(trainer, dataset)
+        if (recipe := opts["preset"]) and PIXELS[recipe] != dataset.resolution:
+            pixels = f"{PIXELS[recipe]} pixels across, and those of --data are {dataset.resolution}"
+            click.echo(f"Note: recipe {recipe} is for images {pixels}; its network may not suit them")
         if note := nearly_equal(opts["outdir"], config.options(), settings.run_dir):
             click.echo(note)
     if not opts["dry_run"]:
@@ -68,6 +72,8 @@ def main(ctx: click.Context, **opts: Any) -> None:
     elif distributed.rank() == 0:
         if not saved_states(settings.run_dir):
             start(trainer, dataset)
+        for line in estimate(trainer, settings, dataset, ranks=distributed.world_size()).describe():
+            click.echo(line)
         click.echo(f"Would train in {settings.run_dir}")
     distributed.close()
 
@@ -197,7 +203,7 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
     size = f"{dataset.resolution}x{dataset.resolution}x{dataset.num_channels}"
     classes = f", labels of {dataset.label_dim} numbers" if dataset.label_dim else ""
     over = f"; passed over: {dataset.left_out}" if dataset.left_out else ""
-    click.echo(f"Data: {len(dataset):,} images, {size}{classes}{over}")
+    click.echo(f"Data: {counted(len(dataset), 'image')}, {size}{classes}{over}")
     attention = ", ".join(map(str, trainer.net.model.attention_resolutions()))
     millions = sum(p.numel() for p in trainer.net.parameters()) / 1e6
     ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from dnnlib.errors import UserError
+from dnnlib.errors import OtherRankError, UserError
 from dnnlib.util import check_place
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -60,23 +63,29 @@ class SeedList(click.ParamType):  # type: ignore[type-arg]  # generic from click
 
 
 class NumberList(click.ParamType):  # type: ignore[type-arg]
-    """Numbers with commas between, `1,2,2` -> (1, 2, 2) or `.1,.5` -> (0.1, 0.5); `length` fixes how many."""
+    """Numbers with commas between, `1,2,2` -> (1, 2, 2) or `.1,.5` -> (0.1, 0.5).
 
-    def __init__(self, kind: type[int] | type[float], *, length: int | None = None) -> None:
-        self.kind, self.length = kind, length
+    `length` fixes how many; with `or_none`, `none` -> ().
+    """
+
+    def __init__(self, kind: type[int] | type[float], *, length: int | None = None, or_none: bool = False) -> None:
+        self.kind, self.length, self.or_none = kind, length, or_none
         self.name = ",".join([kind.__name__] * (length or 1)) + ("" if length else ",...")
         self.example = ",".join(["1" if kind is int else "0.5"] * (length or 2))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | float, ...]:
         if not isinstance(value, str):
             return tuple(value)
+        if self.or_none and value == "none":
+            return ()
         try:
             numbers = tuple(self.kind(part) for part in value.split(","))
         except ValueError:
             numbers = ()
         if not numbers or any(n != n for n in numbers) or (self.length or len(numbers)) != len(numbers):
             wanted = f"{self.length} numbers" if self.length else "numbers"
-            self.fail(f"{value!r} is not {wanted} with commas between, such as {self.example}", param, ctx)
+            none = ", nor none" if self.or_none else ""
+            self.fail(f"{value!r} is not {wanted} with commas between, such as {self.example}{none}", param, ctx)
         return numbers
 
 
@@ -138,13 +147,17 @@ class _OneLineErrors(click.Command):
             click.echo("Interrupted.", err=True)
             sys.exit(130)
         except UserError as e:
-            _fail(str(e))
+            _fail(str(e), follows=isinstance(e, OtherRankError))
         except OSError as e:  # of the system: a file that cannot be read or written, a full disk
             if e.errno is None:
+                _tell_torchrun(traceback.format_exc())
                 raise
             _give_up_stdout()
             what = "a file or standard output cannot be written" if e.filename is None else shown_path(e.filename)
             _fail(f"{what}: {e.strerror}" + ("; make room, then run the command again" if e.errno in _NO_ROOM else ""))
+        except Exception:  # a bug
+            _tell_torchrun(traceback.format_exc())
+            raise
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -202,8 +215,21 @@ def _give_up_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str) -> NoReturn:
-    text = " ".join(message.split()).encode(errors="backslashreplace").decode()  # names that are not UTF-8
+def _fail(message: str, *, follows: bool = False) -> NoReturn:
+    """Prints one line and exits with 2; `follows`: another process has failed before."""
+    text = "Error: " + " ".join(message.split()).encode(errors="backslashreplace").decode()  # names that are not UTF-8
     with suppress(OSError):
-        click.echo("Error: " + text, err=True)
+        click.echo(text, err=True)
+    _tell_torchrun(text, follows=follows)
     sys.exit(2)
+
+
+def _tell_torchrun(text: str, *, follows: bool = False) -> None:
+    """Leaves an error where torchrun looks for it: the page that it prints after our line then ends with that line.
+
+    Of several ranks it takes the earliest, in whole seconds, for the cause; so the one that failed first is dated back.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        about = {"py_callstack": text, "timestamp": str(int(time.time()) - (not follows))}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": about}}))

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class OtherRankError(UserError):
+    """This process stops because another one of the same run has failed, whose message says why."""
+
+
 @contextmanager
 def user_errors(where: str = "", *, spelled: Callable[[str], str] = str) -> Iterator[None]:
     """Within the block, a ValueError is the user's: it becomes `UserError("where: text")`.
@@ -41,3 +45,13 @@ def shown(value: object, limit: int = 80) -> str:
         quoted = ascii(value[:limit])
         return quoted if len(quoted) <= limit else f"{quoted[: limit - 4]}...{quoted[-1]}"
     return repr(value)[:limit] if isinstance(value, (int, float)) or value is None else f"a {type(value).__name__}"
+
+
+def install(extra: str) -> str:
+    """The remedy for a package that is missing: the project is on no index, so its extras come from the checkout."""
+    return f"pip install -e '.[{extra}]' in the checkout"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2 images`, `12,000 images`: of a noun whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

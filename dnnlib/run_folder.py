@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from dnnlib.errors import UserError
 
 OPTIONS_NAME, SAMPLES_NAME, PARTS_NAME = "options.json", "samples.jsonl", ".parts"
-_PART = re.compile(re.escape(PARTS_NAME) + r"/\d[^/]*\.jsonl")
+_PART = re.compile(r"(?<![^/])" + re.escape(PARTS_NAME) + r"/\d[^/]*\.jsonl$")
 
 
 def not_of_their_run(images: Collection[str], files: Collection[str], read: Callable[[str], bytes]) -> set[str]:
@@ -29,7 +29,8 @@ def not_of_their_run(images: Collection[str], files: Collection[str], read: Call
         UserError: the records of a run cannot be read.
     """
     roots = [name.removesuffix(OPTIONS_NAME) for name in files if name.rsplit("/", 1)[-1] == OPTIONS_NAME]
-    runs = {root: names for root in roots if (names := _run_images(root, files, read)) is not None}
+    parts = _parts_by_root(files) if roots else {}
+    runs = {root: names for root in roots if (names := _run_images(root, files, parts.get(root, []), read)) is not None}
     if not runs:
         return set()
     return {name for name in images if (root := _root_of(name, runs)) is not None and name not in runs[root]}
@@ -44,10 +45,20 @@ def _root_of(name: str, runs: Collection[str]) -> str | None:
     return "" if "" in runs else None
 
 
-def _run_images(root: str, files: Collection[str], read: Callable[[str], bytes]) -> set[str] | None:
+def _parts_by_root(files: Collection[str]) -> dict[str, list[str]]:
+    """The part files of unfinished runs, in order, by the folder of their run."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(files):
+        if part := _PART.search(name):
+            found.setdefault(name[: part.start()], []).append(name)
+    return found
+
+
+def _run_images(
+    root: str, files: Collection[str], parts: Sequence[str], read: Callable[[str], bytes]
+) -> set[str] | None:
     """The images of the run in a folder; None where no run is."""
-    parts = sorted(name for name in files if name.startswith(root) and _PART.fullmatch(name[len(root) :]))
-    records = [name for name in (root + SAMPLES_NAME,) if name in files] + parts
+    records = [*(name for name in (root + SAMPLES_NAME,) if name in files), *parts]
     try:
         is_run = isinstance(json.loads(read(root + OPTIONS_NAME))["identity"], dict)
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -8,13 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torch_utils.memory import is_out_of_memory
+
 Kind = Literal["forward", "probe"]
 """What is evaluated: D(x; sigma) alone, or with a backward pass to x, which keeps every layer's activations."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a type of its own for the GPU's memory, and none for the CPU's."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class MicroBatches:

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, Destination, Group, SeedList
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.bench.compare import compare as compare_runs
 from rods.bench.labelled import LabelledRun, read_run
@@ -38,7 +38,7 @@ from rods.bench.unlabelled import changes, image_shape, pairs_sheet, read_real
 from rods.labels.labels import LABELS_NAME
 from rods.presets import Preset
 from rods.runs.images import save_png
-from rods.runs.presets import find_preset
+from rods.runs.presets import find_preset, other_network
 from torch_utils import distributed
 from training.model_zoo import MODELS
 
@@ -112,7 +112,7 @@ def run(experiment: Path | None, **opts: Any) -> None:
     else:
         task = TASKS[opts["task_name"]]()
         network = load_network(task, opts["network"])
-        preset = find_preset(opts["preset"], network=network.name, folder=MODELS)
+        preset = preset_of(opts["preset"], network)
         methods = chosen_methods(opts["samplers"] or (ALL,), task, preset, network)
         seeds = opts["seeds"] or list(task.report_seeds)
         run_and_print(task, network, methods, seeds, opts["out"], opts["batch"] or task.batch, device)
@@ -125,7 +125,7 @@ def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
         raise UserError(f"task {table.task!r} is unknown; use {', '.join(TASKS)}")
     task = TASKS[table.task]()
     network = load_network(task, table.network)
-    preset = find_preset(table.preset, network=network.name, folder=MODELS)
+    preset = preset_of(table.preset, network)
     by_seeds: dict[str | None, list[Method]] = {}
     for name, method, given, seeds in table.methods:
         found = resolve(method, task, preset, network.denoiser, given=given, name=name)
@@ -135,6 +135,14 @@ def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
         if methods[0].name != BASELINE:
             methods.insert(0, resolve(BASELINE, task, preset))
         run_and_print(task, network, methods, seeds, out, table.batch or task.batch, device)
+
+
+def preset_of(name: str | None, network: LoadedNetwork) -> Preset | None:
+    """The preset of this name, or the network's own; one of another network is said."""
+    preset = find_preset(name, network=network.name, folder=MODELS)
+    for note in other_network(preset, network.name) if distributed.rank() == 0 else ():
+        click.echo(note)
+    return preset
 
 
 def run_and_print(
@@ -174,7 +182,7 @@ def label(run_folder: Path, task_name: str, threads: int | None) -> None:
     """Label the images of a run by the program of a task: writes labels.jsonl into the run's folder."""
     distributed.begin("cpu", threads)
     count = label_run(TASKS[task_name](), run_folder)
-    click.echo(f"{count} images of {run_folder} labelled")
+    click.echo(f"{counted(count, 'image')} of {run_folder} labelled")
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

@@ -13,6 +13,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
 from dnnlib.cli import Command, Destination
+from dnnlib.errors import counted
 from training.datasets.convert import Shaping, convert
 from training.datasets.files import ImageFiles
 from training.datasets.images import BLACK
@@ -109,7 +110,7 @@ def main(**opts: Any) -> int:
     for line in outcome.lines:
         click.echo(line)
     for remark, count in outcome.remarks.items():
-        click.echo(f"{count:,} images were {remark}")
+        click.echo(f"{counted(count, 'image')}: {remark}")
     return 0
 
 
@@ -139,6 +140,8 @@ def _check_places(opts: dict[str, Any]) -> None:
     for option, path in (("--dest", opts["dest"]), ("--held-out", opts["held_out"])):
         if path is not None and path.resolve() == opts["source"].resolve():
             raise click.UsageError(f"{option}={path} is the source; name another place")
+        if path is not None and path.suffix == "" and path.resolve().is_relative_to(opts["source"].resolve()):
+            raise click.UsageError(f"{option}={path} is inside of --source, which would hold its images; name another")
     check_dests(opts["dest"], opts["held_out"], force=opts["force"])
 
 

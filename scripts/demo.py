@@ -1,4 +1,4 @@
-"""The demo: hands from five samplers on the same seeds, fingers counted, what RODS repaired and what it cost."""
+"""The demo: hands from six samplers on the same seeds, fingers counted, what RODS repaired and what it cost."""
 
 from __future__ import annotations
 

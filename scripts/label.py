@@ -14,7 +14,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
 from dnnlib.cli import Command, Destination, Group
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, counted
 from dnnlib.util import alone
 from rods.eval.correction import Proportion, proportion_interval
 from rods.labels.agreement import agreements, flagged, hallucination_rate, outcomes, settle, verdicts
@@ -60,7 +60,8 @@ def serve(
         store = Answers(answers, session)
         pairs = len(session.of_mode("pair"))
         click.echo(
-            f"{len(session.of_mode('image'))} images, {pairs} pairs that differ; {len(store.lines)} answers so far"
+            f"{counted(len(session.of_mode('image')), 'image')}, {counted(pairs, 'pair')} of different images; "
+            f"{counted(len(store.lines), 'answer')} so far"
         )
         serve_session(store, port=port, token=token or secrets.token_hex(16), say=click.echo)
 

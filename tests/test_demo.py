@@ -7,6 +7,7 @@ import re
 
 import PIL.Image
 from click.testing import CliRunner
+from vectors import ROOT
 
 from scripts import demo
 
@@ -34,6 +35,15 @@ def test_demo_writes_a_picture_and_a_table_and_repeats_itself(tmp_path):
     assert rows[1]["forward"] == 7, "Heun: 2N - 1"
     assert (rows[4]["forward"], rows[4]["backward"]) == (4, 0), "overshoot costs nothing"
     assert rows[2]["recipe"]["rho"] == 4.0
+
+
+def test_the_demo_has_as_many_samplers_as_is_said_of_it():
+    preset = demo.demo_preset("hands-32")
+    assert len(demo.demo_methods(demo.TASKS["hands-32"](), preset)) == 6
+    for name in ("scripts/demo.py", "Makefile", "README.md", "docs/start.md"):
+        assert set(re.findall(r"(\w+) samplers on|with (\w+) samplers", (ROOT / name).read_text())) <= {
+            ("six", ""), ("", "six"),
+        }  # fmt: skip
 
 
 def test_demo_of_a_network_without_a_preset_says_what_to_do(tmp_path):

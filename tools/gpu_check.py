@@ -23,9 +23,11 @@ from typing import Any
 
 import click
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # works from a plain checkout, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
+from dnnlib.cli import Command, Destination
+
+HERE = Path(__file__).resolve().parent
 SCHEMA = 1
 PATIENCE = 10  # times the limit of a section, on a CPU that others may use
 
@@ -174,14 +176,20 @@ def run_section(name: str, out: Path, device: str, quick: bool) -> None:
     section.save()
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(cls=Command, context_settings={"show_default": True})
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="Where to run.")
 @click.option("--quick", is_flag=True, help="Tiny networks and few steps: the code, not the numbers.")
 @click.option("--full", is_flag=True, help="Also torch.compile of whole networks, which takes minutes.")
 @click.option("--only", metavar="NAME,...", help=f"These sections alone, of: {', '.join(SECTIONS)}.")
 @click.option("--workers", type=click.IntRange(1), default=5, help="Sections at a time where nothing is timed.")
-@click.option("--budget", type=float, default=1200.0, metavar="SECONDS", help="No section is started after so long.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="gpu.json", help="The JSON.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    default=1200.0,
+    metavar="SECONDS",
+    help="No section is started after so long.",
+)
+@click.option("--out", type=Destination(dir_okay=False), default="gpu.json", help="The JSON.")
 @click.option("--section", hidden=True, type=click.Choice(list(SECTIONS)))
 def main(
     device: str,

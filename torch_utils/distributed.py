@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dnnlib.errors import UserError, shown
+from dnnlib.errors import OtherRankError, UserError, shown
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError:
-        raise UserError(f"rank {rank()} stops because another rank has failed; its message says why") from None
+        raise OtherRankError(f"rank {rank()} stops because another rank has failed; its message says why") from None
 
 
 def barrier() -> None:

@@ -48,6 +48,11 @@ class ImageDataset:
         return len(self._names)
 
     @property
+    def cached(self) -> bool:
+        """Whether decoded images are kept in memory."""
+        return self._cache is not None
+
+    @property
     def left_out(self) -> str | None:
         """What was passed over in the folder or zip and may be missed, and why."""
         return self._files.left_out() if self._files.may_be_missed() else None

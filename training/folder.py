@@ -31,11 +31,19 @@ def find_run_dir(outdir: Path, options: Mapping[str, Any], *, desc: str, nosubdi
 
 
 def nearly_equal(outdir: Path, options: Mapping[str, Any], chosen: Path) -> str | None:
-    """What to say of a run in `outdir` that differs from these options in its data's place alone, if one is there."""
+    """What to say of a run in `outdir` that differs from these options in its data's place or size alone, if any."""
     for path in sorted(outdir.glob("[0-9]*-*")) if outdir.is_dir() else ():
         found = read_options(path)
-        if path != chosen and found and different_options(found, options) == ["data"]:
-            return f"Note: {path} differs in --data alone; to go on with it, say --data={found['data']}"
+        if path == chosen or not found:
+            continue
+        match sorted(different_options(found, options)):
+            case ["data"]:
+                return f"Note: {path} differs in --data alone; to go on with it, say --data={found['data']}"
+            case ["num_images"] | ["data", "num_images"]:
+                return (
+                    f"Note: {path} was trained on {found['num_images']} images, not {options['num_images']}, and is "
+                    "not gone on with; to start from it, say --resume with its newest training-state"
+                )
     return None
 
 

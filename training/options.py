@@ -84,11 +84,12 @@ _WHAT = (
         "--preset",
         type=RecipeName(),
         is_eager=True,
-        expose_value=False,
         callback=_apply_recipe,
         help="Training recipe: a named configuration to start from; it prints what it sets.",
     ),
-    click.option("--outdir", metavar="DIR", type=Destination(), required=True, help="Where to put the run folder."),
+    click.option(
+        "--outdir", metavar="DIR", type=Destination(file_okay=False), required=True, help="Where to put the run folder."
+    ),
     click.option("--data", metavar="ZIP|DIR", required=True, help="Training images, a zip or a folder."),
     click.option("--cond", type=bool, default=False, help="Train class-conditionally on dataset.json's labels."),
     click.option("--arch", type=click.Choice(sorted(ARCH_OPTIONS)), default="ddpmpp", help="Network architecture."),
@@ -100,7 +101,9 @@ _NETWORK = (
     _by_architecture("--cbase", click.IntRange(min=4), "Channels of the finest level"),
     _by_architecture("--cres", NumberList(int), "Channel multiplier of each level"),
     _by_architecture("--blocks", click.IntRange(min=1), "Residual blocks per level"),
-    _by_architecture("--attn", NumberList(int), "Resolutions with self-attention"),
+    _by_architecture(
+        "--attn", NumberList(int, or_none=True), "Resolutions with self-attention; none: in the middle alone"
+    ),
     click.option("--dropout", type=Number(0, max=1, open="max"), default=0.13, help="Dropout probability."),
     click.option(
         "--sigma-data",
@@ -200,7 +203,7 @@ _OUTPUT = (
         "--val", metavar="ZIP|DIR", default=None, help="Held-out images: their loss by noise level, per tick."
     ),
     click.option("--grid", is_flag=True, help="An image with each snapshot: fixed seeds, plain and with RODS."),
-    click.option("-n", "--dry-run", is_flag=True, help="Print the configuration and stop."),
+    click.option("-n", "--dry-run", is_flag=True, help="Check all inputs, print configuration, time and memory, stop."),
 )
 
 

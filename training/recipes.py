@@ -65,6 +65,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """The options of train.py, by their Python names, that each recipe gives a default to."""
 
+PIXELS: dict[str, int] = {
+    **dict.fromkeys(("cifar10-32-vp", "cifar10-32-cond-vp", "cifar10-32-ve", "cifar10-32-cond-ve"), 32),
+    **dict.fromkeys(("ffhq-64-ve", "afhqv2-64-ve", "shapes-64", "hands-64r"), 64),
+    **dict.fromkeys(("hands-32", "mnist-32"), 32),
+    "hands-128-ve": 128,
+}
+"""How many pixels across the images are that each recipe was made for."""
+
 SOURCES: dict[str, str] = {
     "cifar10-32-vp": "EDM, Appendix F: CIFAR-10, DDPM++, unconditional",
     "cifar10-32-cond-vp": "EDM, Appendix F: CIFAR-10, DDPM++, class-conditional",

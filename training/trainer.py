@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dnnlib.errors import UserError
 from torch_utils import distributed
+from torch_utils.machine import must_fit
 from training.augment import augment
 from training.config import Execution, TrainConfig, ema_beta, learning_rate
 from training.feed import Batch, as_signed
@@ -139,7 +141,8 @@ class Trainer:
         self.gradients.zero()
         loss = torch.zeros([], device=self.device)
         for batch in rounds:
-            loss += self._accumulate(batch)
+            with self.must_fit(len(batch.counters)):
+                loss += self.accumulate(batch, self.forward)
         total, stop = self.gradients.reduce(loss, stop=stop)
         good, norm = self._update()
         self.images_seen += self.config.batch
@@ -149,8 +152,14 @@ class Trainer:
         self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
         return StepResult(total / self.values_per_image(), norm, good, stop)
 
-    def _accumulate(self, batch: Batch) -> Tensor:
-        """Adds the gradients of one round; its part of the step's mean loss per image []."""
+    def must_fit(self, images: int) -> AbstractContextManager[None]:
+        """UserError where a round of so many images needs more memory than there is."""
+        return must_fit(
+            f"{images} images at once do not fit in the memory of {self.device}; give a smaller --batch-gpu"
+        )
+
+    def accumulate(self, batch: Batch, net: nn.Module) -> Tensor:
+        """Adds the gradients of one round, by `net` compiled or not; its part of the step's mean loss per image []."""
         y = as_signed(batch.images, self.device)  # [B, C, H, W]
         y = torch.where(batch.flipped.to(self.device)[:, None, None, None], y.flip(3), y)
         if batch.augment_labels is not None:
@@ -161,7 +170,7 @@ class Trainer:
         torch.manual_seed(stream_seed(self.config.seed, batch.counters.start, use=1))  # dropout masks
         dtype = AUTOCAST[self.config.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            loss = self.loss(self.forward, y, labels, n=n, noise=noise, augment_labels=changes)
+            loss = self.loss(net, y, labels, n=n, noise=noise, augment_labels=changes)
         # The squared norm of eq. 8, not a mean over pixels, so that Adam's eps stays negligible.
         objective = loss.sum(dtype=torch.float32) / self.config.batch
         self.scaler.scale(objective * self.config.loss_scale).backward()  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import Features, FlightFeatures, Level, real_features
@@ -136,7 +136,7 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     shape = (net.img_channels, net.img_resolution, net.img_resolution)
     index = list(range(len(dataset)))
     if len(index) < LEAST_REAL:
-        raise UserError(f"--real={path} has {len(index)} images; a gate needs {LEAST_REAL} or more")
+        raise UserError(f"--real={path} has {counted(len(index), 'image')}; a gate needs {LEAST_REAL} or more")
     if dataset.label_dim != net.label_dim:
         raise UserError(f"--real={path} has {dataset.label_dim} classes, and the network has {net.label_dim}")
     if len(index) > MOST_REAL:

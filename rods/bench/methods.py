@@ -15,7 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, install
 from rods.base_samplers import Sampler
 from rods.config import DETECTORS, FITTED, SAMPLERS, typed
 from rods.presets import Preset
@@ -179,7 +179,7 @@ def _toml(text: str) -> dict[str, Any]:
         try:
             import tomli as tomllib  # type: ignore[import-not-found]
         except ImportError:
-            raise UserError("experiments need Python 3.11, or pip install -e '.[experiments]'") from None
+            raise UserError(f"experiments need Python 3.11, or {install('experiments')}") from None
     found: dict[str, Any] = tomllib.loads(text)
     return found
 

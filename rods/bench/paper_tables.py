@@ -91,6 +91,8 @@ def quality_table(
 
 
 def value_and_sd(result: Result) -> str:
+    if result.value is None:
+        return "not defined"
     return f"{result.value:.5g}" + (f" +- {result.sd:.2g}" if result.sd is not None else "")
 
 

@@ -27,8 +27,8 @@ def cosine_diversity(features: NDArray[np.floating]) -> float:
     if f.ndim != 2 or len(f) < 2:
         raise ValueError(f"cosine_diversity: features have shape {list(f.shape)}; pass [n, d] with n of two or more")
     norms = np.linalg.norm(f, axis=1, keepdims=True)  # [n, 1]
-    if not (np.isfinite(norms).all() and (norms > 0).all()):
-        raise ValueError("cosine_diversity: a feature is zero or not finite, and has no direction")
+    if bad := int((~(np.isfinite(norms) & (norms > 0))).sum()):
+        raise ValueError(f"cosine_diversity: {bad} of {len(f)} features are zero or not finite, and have no direction")
     mean = (f / norms).mean(axis=0)  # [d]
     return max(0.0, len(f) / (len(f) - 1) * (1 - float(mean @ mean)))
 

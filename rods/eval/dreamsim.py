@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnnlib.errors import UserError, shown
+from dnnlib.errors import UserError, install, shown
 from rods.eval.features import Extractor
 
 
@@ -28,7 +28,7 @@ def dreamsim_extractor(*, device: torch.device, cache_dir: Path | None = None) -
     try:
         from dreamsim import dreamsim
     except ImportError:
-        raise UserError("--metrics=dreamsim needs a package: pip install 'rods-toolkit[dreamsim]'") from None
+        raise UserError(f"--metrics=dreamsim needs a package: {install('dreamsim')}") from None
     folder = cache_dir or Path(os.environ.get("DNNLIB_CACHE_DIR") or "~/.cache/dnnlib").expanduser() / "dreamsim"
     folder.mkdir(parents=True, exist_ok=True)
     try:

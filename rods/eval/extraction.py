@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from rods.eval.features import F32, Extractor
 from torch_utils import distributed
+from torch_utils.machine import must_fit
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,5 @@ def extract(
 
 def _block(images: Tensor, extractors: Sequence[Extractor]) -> tuple[list[F32], list[bytes]]:
     digests = [hashlib.sha256(str(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes()).digest() for x in images]
-    return [extractor(images) for extractor in extractors], digests
+    with must_fit(f"--batch={len(images)} does not fit in the memory of {extractors[0].device}; use less"):
+        return [extractor(images) for extractor in extractors], digests

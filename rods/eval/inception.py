@@ -226,7 +226,7 @@ def inception_extractor(
     Raises:
         UserError: no such file, no such network in it, TorchScript without `trust`, or another checksum.
     """
-    where = f"--detector={source or 'inception'}"
+    where = f"--detector={source}" if source else "the Inception"
     path, sha256 = local_file(source or _published(), option="--detector")
     if trust is not None and trust.lower() != sha256:
         raise UserError(f"--trust-detector={trust}: the sha256 of {path} is {sha256}; name that one if you trust it")
@@ -251,7 +251,7 @@ def _published() -> str:
     try:
         return str(open_url(URL))
     except UserError as e:
-        raise UserError(f"--detector=inception: {e}; --detector=efficientnet-lite0 needs no download") from None
+        raise UserError(f"the Inception: {e}; --detector=efficientnet-lite0 needs no download") from None
 
 
 def _torchscript_extractor(path: Path, sha256: str, device: torch.device, where: str) -> Extractor:

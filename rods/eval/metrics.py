@@ -5,8 +5,9 @@ docs/how-to/metrics.md has the formulas and their sources.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dnnlib.errors import UserError
 from rods.eval.diversity import cosine_diversity, inception_var
@@ -44,7 +45,7 @@ class Result:
 
     metric: str
     label: str
-    value: float
+    value: float | None  # None where these images have none, see `undefined`
     n: int
     n_ref: int | None = None  # None where there is no reference, or it does not say
     sd: float | None = None  # over subsets
@@ -52,9 +53,12 @@ class Result:
     subset_size: int | None = None
     subsets: int | None = None
     k: int | None = None  # neighbours
+    undefined: str | None = None  # why there is no value
 
     def describe(self) -> str:
         """One line: name, value, n."""
+        if self.value is None:
+            return f"{self.label:<26} not defined for these images: {self.undefined}"
         line = f"{self.label:<26} {self.value:<12.6g} n = {self.n}"
         if self.metric in NEED_REFERENCE:
             line += f" against {self.n_ref or 'an unknown number'}"
@@ -79,8 +83,9 @@ def measure(
 ) -> list[Result]:
     """The metrics `names` of a feature set. `extractors` are those of the set: the main one, then DreamSim's if wanted.
 
-    kid is left out where the reference keeps no features, which precision, recall and coverage need.
-    Raises ValueError for fewer than two images, or no more images or reference images than neighbours.
+    kid is left out where the reference keeps no features, which precision, recall and coverage need. A metric that
+    these images do not have (black ones have no direction, few ones no neighbours) says why in place of its value.
+    Raises ValueError for fewer than two images.
     """
     x, extractor, n = found.features[0], extractors[0], found.n
     results = []
@@ -104,16 +109,49 @@ def measure(
             results.append(Result(name, extractor.variance_name, inception_var(statistics.cov), n))
         elif name == "cosine":
             label = f"Cosine-{extractor.suffix or 'Inception'}"
-            results.append(Result(name, label, cosine_diversity(x), n))
+            results.append(_if_defined(name, label, partial(cosine_diversity, x), n))
         elif name == "dreamsim":
-            results.append(Result(name, "DreamSim diversity", cosine_diversity(found.features[1]), n))
+            results.append(_if_defined(name, "DreamSim diversity", partial(cosine_diversity, found.features[1]), n))
         elif name in NEIGHBOURS:
             assert reference is not None
             assert reference.features is not None
             (share, k), y = NEIGHBOURS[name], reference.features
             label = f"{name.capitalize()}-{extractor.suffix or 'Inception'}"
-            results.append(Result(name, label, share(x, y, k=k), n, len(y), k=k))
+            results.append(_if_defined(name, label, partial(share, x, y, k=k), n, len(y), k=k))
     return results
+
+
+def _if_defined(
+    name: str, label: str, compute: Callable[[], float], n: int, n_ref: int | None = None, *, k: int | None = None
+) -> Result:
+    try:
+        return Result(name, label, compute(), n, n_ref, k=k)
+    except ValueError as e:
+        return Result(name, label, None, n, n_ref, k=k, undefined=str(e).split(": ", 1)[-1])
+
+
+def reference_warnings(
+    names: Sequence[str], reference: Reference | None, extractor: Extractor, *, where: str, force: bool
+) -> list[str]:
+    """Warnings about a reference that stands beside this extractor's features; `where` is what names it.
+
+    Raises UserError where the two cannot be compared, or not without `force`.
+    """
+    if reference is None:
+        return []
+    warnings = []
+    if mismatch := reference.mismatch(extractor):
+        if not force or len(reference.mu) != extractor.dim:
+            remedy = "" if len(reference.mu) != extractor.dim else ", or compare all the same with --force"
+            raise UserError(f"{where} {mismatch}; use the same --detector and --resize for both{remedy}")
+        warnings.append(f"{where} {mismatch}: the distance mixes two ways of making features")
+    if reference.detector is None:
+        warnings.append(f"{where} does not say what made it; EDM's references are of the Inception, --resize=tf1")
+    if reference.features is None and (lacking := [name for name in names if name in NEED_FEATURES]):
+        if lacking != ["kid"] or "fid" not in names:
+            raise UserError(f"{where} keeps no features, which {lacking[-1]} needs; make it with fid.py ref")
+        warnings.append(f"{where} keeps no features, so there is no kernel distance; fid.py ref keeps some")
+    return warnings
 
 
 def size_warnings(names: Sequence[str], n: int | None, n_ref: int | None) -> list[str]:

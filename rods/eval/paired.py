@@ -34,18 +34,21 @@ class Difference:
 
     metric: str
     label: str
-    a: float
-    b: float
-    difference: float
-    low: float
-    high: float
+    a: float | None  # None where the images have no such value, see `undefined`
+    b: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
     n: int
     n_ref: int | None
     resamples: int
     level: float
+    undefined: str | None = None  # why there is no difference
 
     def describe(self) -> str:
         """One line: name, both values, their difference and its interval, n."""
+        if self.undefined is not None:
+            return f"{self.label:<26} not defined for these images: {self.undefined}"
         against = f" against {self.n_ref}" if self.n_ref else ""
         return (
             f"{self.label:<26} {self.a:<11.5g} {self.b:<11.5g} {self.difference:+.5g} "
@@ -83,6 +86,14 @@ def paired_differences(
     for one, two in zip(
         measure(names, a, extractors, reference), measure(names, b, extractors, reference), strict=True
     ):
+        if one.value is None or two.value is None:
+            why = one.undefined or two.undefined
+            found.append(
+                Difference(
+                    one.metric, one.label, one.value, two.value, None, None, None, a.n, one.n_ref, resamples, level, why
+                )
+            )
+            continue
         which = 1 if one.metric == "dreamsim" else 0
         x, y = (s.features[which].astype(np.float64) for s in (a, b))
         spread = _resampled(one, y, W, reference) - _resampled(one, x, W, reference)  # [R]

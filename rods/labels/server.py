@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, install
 from rods.labels.session import CONSENSUS, RATER, Answers, ConflictError, raters
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def make_app(answers: Answers, *, token: str) -> Flask:
     try:
         from flask import Flask, Response, abort, jsonify, request
     except ImportError:
-        raise UserError("the labelling page needs flask, which is not installed: pip install 'flask>=3'") from None
+        raise UserError(f"the labelling page needs flask, which is not installed: {install('label')}") from None
     app, session = Flask(__name__, static_folder=None), answers.session
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     modes = [mode for mode in ("image", "pair") if session.of_mode(mode)]

@@ -42,6 +42,33 @@ def find_preset(name: str | None, *, network: str, folder: Path, source: str = "
     raise UserError(f"--preset={name} is unknown; use a JSON file or one of {', '.join(known_names)}")
 
 
+def preset_notes(
+    preset: Preset | None, *, asked: str | None, sampler: str, network: str, by_score: bool = False
+) -> list[str]:
+    """What to say of a preset that is to be used with `network`.
+
+    Args:
+        asked: what --preset says.
+        by_score: whether only a detector's weights or thresholds are wanted, not settings of the sampler.
+    Raises:
+        UserError: a preset that was asked for and has no settings of the sampler.
+    """
+    if preset is None:
+        return []
+    applies = sampler in preset.samplers or by_score
+    if asked and not applies:
+        has = ", ".join(preset.samplers) or "none"
+        raise UserError(f"--preset={asked} has no settings for --sampler={sampler}; it has some for: {has}")
+    return other_network(preset, network) if applies else []
+
+
+def other_network(preset: Preset | None, network: str) -> list[str]:
+    """The line to say where a preset is made for another network than this one."""
+    if preset is None or preset.network in (None, network):
+        return []
+    return [f"Note: preset {preset.name} is for network {preset.network}; {network} may need another"]
+
+
 def beside_preset(path: Path, suffix: str) -> Path:
     """NAME + suffix in the folder of the preset NAME.preset.json, or NAME.json."""
     return path.with_name(path.name.removesuffix(SUFFIX).removesuffix(".json") + suffix)

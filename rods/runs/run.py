@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from rods.base_samplers import Sampler
 from rods.config import to_json
-from rods.micro_batches import MicroBatches, is_out_of_memory
+from rods.micro_batches import MicroBatches
 from rods.runs.chunk import Chunk, ChunkResult, sample_chunk
 from rods.runs.folder import TRAJECTORIES, OutputFolder
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
@@ -29,6 +29,7 @@ from rods.runs.select import Selection, sample_accepted
 from rods.runs.trajectories import Strips
 from rods.types import AnyDenoiser
 from torch_utils import distributed
+from torch_utils.machine import must_fit
 from training.checkpoint import DTYPES
 
 CHANNELS = (1, 3)  # what a PNG of ours can hold
@@ -169,19 +170,30 @@ def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
     return torch.from_numpy(to_uint8(done.images.cpu().numpy()))
 
 
-def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> None:
-    """A contact sheet of the run's first images: seed, largest H, and a red frame where it reaches `threshold`.
+def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> str | None:
+    """A contact sheet of the run's first images: seed, class, largest H, and a red frame where it reaches `threshold`.
 
-    After restarts: the score, and a red frame around what was restarted.
+    After restarts: the score, and a red frame around what was restarted. Returns what to say of images left out.
     """
-    shown = [line for line in lines if line["sha256"] and not line.get("dropped")][:MAX_GRID]
+    written = [line for line in lines if line["sha256"] and not line.get("dropped")]
+    if not written:
+        return f"No {path.name}: no image was kept"
+    shown = written[:MAX_GRID]
     images, captions = [], []
     for line in shown:
         with PIL.Image.open(folder.outdir / line["name"]) as image:
             array = np.asarray(image)
         images.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        captions.append(f"{line['seed']}{_score_of(line)}")
+        captions.append(_caption(line))
     save_png(contact_sheet(images, captions, marked=[is_at_risk(line, threshold) for line in shown]), path)
+    return f"{path.name} shows the first {len(shown)} of {len(written):,} images" if shown != written else None
+
+
+def _caption(line: dict[str, Any]) -> str:
+    """The seed and the score; of a conditional network, the class between them."""
+    if line.get("class") is None:
+        return f"{line['seed']}{_score_of(line)}"
+    return f"{line['seed']}  class {line['class']}\n{_score_of(line).strip()}"
 
 
 def _score_of(line: dict[str, Any]) -> str:
@@ -204,12 +216,8 @@ def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
     with progress, ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for chunk in mine:
-            try:
+            with must_fit(f"--batch={job.batch} does not fit in the memory of {job.device}; use less"):
                 write = sample_for_folder(job, chunk, folder, micro_batches)
-            except (RuntimeError, MemoryError) as e:
-                if not is_out_of_memory(e):
-                    raise
-                raise UserError(f"--batch={job.batch} does not fit in the memory of {job.device}; use less") from None
             if micro_batches.describe() != said:
                 said = micro_batches.describe()
                 tqdm.write(f"Rank {distributed.rank()}: {said}", file=sys.stderr)

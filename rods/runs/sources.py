@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.errors import UserError, user_errors
+from dnnlib.errors import UserError, counted, user_errors
 from rods.base_samplers import Sampler
 from rods.config import to_json
 from rods.runs.chunk import check_class, cut_chunks
@@ -59,7 +59,9 @@ def image_source(
     wanted_names = None if names is None else set(names)
     indices = [i for i, name in enumerate(dataset.names) if wanted_names is None or name in wanted_names]
     if num is not None and num > len(indices):
-        raise UserError(f"--num={num}: {option}={path} has {len(indices)} images; give --num={len(indices)} or fewer")
+        raise UserError(
+            f"--num={num}: {option}={path} has {counted(len(indices), 'image')}; give --num={len(indices)} or fewer"
+        )
     if len(indices) < 2:
         raise UserError(f"{option}={path} has one image; a spread needs two or more")
     wanted = num or min(most or len(indices), len(indices))
@@ -79,7 +81,7 @@ def paired_sources(a: str, b: str, *, batch: int) -> tuple[Source, Source]:
     common = sorted(tables[0].keys() & tables[1].keys())
     if len(common) < 4:
         raise UserError(
-            f"A={a} and B={b} have {len(common)} images of equal names (paths in their folders); "
+            f"A={a} and B={b} have {counted(len(common), 'image')} of equal names (paths in their folders); "
             "compare runs of the same 4 seeds or more"
         )
     one, two = (

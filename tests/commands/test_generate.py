@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ EDM_DEFAULTS = {
 EDM_ABLATION = {"--solver": "heun", "--disc": "edm", "--schedule": "linear", "--scaling": "none"}
 OURS = {
     "--sampler", "--preset", "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--filter",
+    "-n", "--dry-run", "--restart-share",
     "--filter-threshold", "--rejected", "--accept", "--max-tries", "--trajectory", "--probe-batch",
     "--checkpoint-blocks", "--channels-last", "--compile",
 }  # fmt: skip
@@ -344,6 +346,34 @@ def test_bad_input_is_one_line_that_names_the_option_and_nothing_is_written(
     monkeypatch.setattr(command, "EMBEDDED", tmp_path / "absent.safetensors")
     assert refused(tmp_path / "out", *options, network=network, steps=None).startswith(f"Error: {says}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_of_nothing_is_said(tmp_path: Path) -> None:
+    dropped = ("--filter=lid", "--filter-threshold=-1e9", "--rejected", "--grid", "--seeds=0-1", "--sampler=euler")
+    output = generated(tmp_path / "out", *dropped)
+    assert "No grid.png: no image was kept\n" in output
+    assert "2 of 2 dropped" in output
+    assert not (tmp_path / "out" / "grid.png").exists()
+
+
+def test_a_dry_run_checks_and_estimates_and_writes_nothing(tmp_path: Path) -> None:
+    output = generated(tmp_path / "out", "--seeds=0-99", "--batch=8", "--sampler=euler", "-n")
+    time, memory = output.splitlines()[-2:]
+    assert re.fullmatch(r"Time: about \dm\d\ds for 100 images on each rank \(the first took .* 2 F \+ 0 B .*", time)
+    assert re.fullmatch(r"Memory: about [\d.]+ [GM]iB with 8 of 8 images at once \(measured\)", memory)
+    probed = generated(tmp_path / "out", "--seeds=0-9", "--probe-batch=2", *RODS, "-n").splitlines()
+    assert "iB for backward passes of 2 at once" in probed[-1]
+    assert list(tmp_path.iterdir()) == []
+    generated(tmp_path / "out", "--seeds=0", "--sampler=euler")
+    code, output = generate(tmp_path / "out", "--seeds=1", "--sampler=euler", "-n", steps=3)
+    assert (code, output.count("\n")) == (2, 1)
+    assert "holds images made with --steps=2, not 3" in output
+
+
+def test_a_dry_run_does_not_sample_what_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rods.runs.estimate.PATIENCE", 0.0)
+    output = generated(tmp_path / "out", "--seeds=0-9", "--sampler=euler", "-n", network=LABELLED)
+    assert "(2 F at least, and no B; no image was sampled; an F took " in output
 
 
 def test_a_preset_of_another_network_is_said(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from vectors import ROOT
 
 from dnnlib.cli import MAX_SEEDS, Command, Destination, Group, NumberList, SeedList
-from dnnlib.errors import UserError, shown, user_errors
+from dnnlib.errors import OtherRankError, UserError, shown, user_errors
 from dnnlib.util import EasyDict
 
 FULL = "a file or standard output cannot be written: No space left on device; make room, then run the command again\n"
@@ -33,6 +34,8 @@ def command(
     match fail:
         case "user":
             raise UserError("the file is\nbroken")
+        case "other rank":
+            raise OtherRankError("rank 0 stops because another rank has failed")
         case "converted":
             with user_errors("--eps", spelled=str.upper):
                 raise ValueError("must be positive")
@@ -109,6 +112,36 @@ def test_bugs_keep_their_tracebacks() -> None:
         run("--fail=bug")
     with pytest.raises(OSError, match="source code"):
         run("--fail=no system error")
+
+
+def failed_rank(rank: int, fail: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ProcessFailure:
+    """What torchrun makes of a rank that has failed like this."""
+    file = folder / f"{rank}.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    CliRunner().invoke(command, [f"--fail={fail}"])
+    return ProcessFailure(local_rank=rank, pid=1, exitcode=2, error_file=str(file))
+
+
+@pytest.mark.parametrize("fail", ["user", "full disk", "bug", "no system error"])
+def test_the_page_of_torchrun_ends_with_the_line_of_the_rank_that_failed_first(
+    fail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though other ranks of lower numbers stop in the same second, and one is killed by torchrun itself."""
+    first = failed_rank(2, fail, tmp_path, monkeypatch)
+    follows = failed_rank(0, "other rank", tmp_path, monkeypatch)
+    killed = ProcessFailure(local_rank=1, pid=1, exitcode=-15, error_file=str(tmp_path / "none"))
+    page = ChildFailedError("generate.py", {0: follows, 1: killed, 2: first}).format_msg()
+    cause = [line.strip() for line in page[page.index("Root Cause") :].splitlines() if line.strip(" =")]
+    assert (
+        cause[-1].removeprefix("traceback : ")
+        == {
+            "user": "Error: the file is broken",
+            "full disk": f"Error: {FULL.strip()}",
+            "bug": "ValueError: channels do not divide",
+            "no system error": "OSError: could not get source code",
+        }[fail]
+    )
+    assert "Error: rank 0 stops because another rank has failed" in page
 
 
 def test_users_errors_pass_unchanged_where_value_errors_are_converted() -> None:

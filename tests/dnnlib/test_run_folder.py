@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,6 +39,25 @@ def test_each_run_of_several_knows_its_own() -> None:
     files = {**run({"name": "000000/000000.png"}, root="a/"), **run({"name": "000000.png"}, root="a/b/")}
     images = {"a/000000/000000.png", "a/b/000000.png", "a/grid.png", "a/b/grid.png", "grid.png"}
     assert strangers(images, files) == {"a/grid.png", "a/b/grid.png"}
+
+
+def test_the_work_is_linear_in_runs() -> None:
+    """A folder of a thousand runs: all files are looked through a fixed number of times, not once for each run."""
+
+    class Counted(dict[str, bytes]):
+        times = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.times += 1
+            return super().__iter__()
+
+    files = Counted()
+    for i in range(50):
+        files |= run({"name": "000000.png"}, root=f"{i}/")
+        files[f"{i}/.parts/000000000001-1.jsonl"] = b'{"name": "000001.png", "sha256": "0"}'
+    images = {f"{i}/{name}.png" for i in range(50) for name in ("000000", "000001", "grid")}
+    assert not_of_their_run(images, files, files.__getitem__) == {f"{i}/grid.png" for i in range(50)}
+    assert files.times <= 3
 
 
 def test_an_interrupted_run_has_what_its_parts_record() -> None:

@@ -96,3 +96,27 @@ def test_the_grid_leaves_out_what_was_not_written(tmp_path: Path) -> None:
         pixels = np.asarray(grid)
     assert tuple(pixels[3, 50]) == RED, "an H beyond all numbers is at risk"
     assert tuple(pixels[3, 150]) != RED, "no H was measured there"
+
+
+def test_a_long_grid_says_that_it_is_cut_and_captions_name_the_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Folder:
+        outdir = tmp_path
+
+    captions: list[str] = []
+
+    def sheet(images: Any, texts: Any, **_: Any) -> PIL.Image.Image:
+        captions[:] = texts
+        return PIL.Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr("rods.runs.run.contact_sheet", sheet)
+    save_png(to_pil(np.zeros((1, 8, 8), np.uint8)), tmp_path / "a.png")
+    line = {"name": "a.png", "sha256": "x", "H": [], "flagged": []}
+    lines = [{**line, "seed": seed, "class": 7 if seed else None} for seed in range(257)]
+    folder: Any = Folder()
+    assert (
+        write_grid(folder, lines, tmp_path / "grid.png", threshold=1.0) == "grid.png shows the first 256 of 257 images"
+    )
+    assert (len(captions), captions[0], captions[1]) == (256, "0", "1  class 7\n")
+    assert write_grid(folder, lines[:256], tmp_path / "grid.png", threshold=1.0) is None

@@ -365,9 +365,9 @@ def test_crops_resampling_and_bars(tmp_path: Path) -> None:
     assert (barred[:, :20] == 0).all()
     assert (barred[:, 40:] == 0).all()
     assert (barred[:, 20:40] == wide[10:30]).all()
-    assert "1 images were stretched" in run(source, f"--dest={tmp_path / 'c'}", "--resolution=20x20")
+    assert "1 image: stretched" in run(source, f"--dest={tmp_path / 'c'}", "--resolution=20x20")
     crop = ("--transform=center-crop", "--resolution=80x80")
-    assert "1 images were enlarged" in run(source, f"--dest={tmp_path / 'd'}", *crop)
+    assert "1 image: enlarged" in run(source, f"--dest={tmp_path / 'd'}", *crop)
     assert images(tmp_path / "d").shape == (1, 1, 80, 80)
 
 
@@ -432,7 +432,7 @@ def good(path: Path) -> Path:
 
 def test_a_good_set_has_no_problems(tmp_path: Path) -> None:
     path = good(tmp_path / "set")
-    expected = f"{path}: 4 images, 28x28 grey, 2 classes; 1 other files passed over (1 hidden); problems: none\n"
+    expected = f"{path}: 4 images, 28x28 grey, 2 classes; 1 other file passed over (1 hidden); problems: none\n"
     assert run(f"--source={path}", "--check") == expected
     run(f"--source={path}", f"--dest={tmp_path / 'a.zip'}")
     assert run(f"--source={tmp_path / 'a.zip'}", "--check").endswith(
@@ -488,7 +488,7 @@ def test_shapes_and_zips_of_another_form(tmp_path: Path) -> None:
             archive.writestr("a.png", png.getvalue())
     output = run(f"--source={tmp_path / 'a.zip'}", "--check", code=1)
     assert "the zip holds 'a.png' 2 times" in output
-    assert "2 files of the zip are compressed, such as 'a.png'; EDM's format is not" in output
+    assert "compressed in the zip: 2 files, such as 'a.png'; EDM's format is not" in output
 
 
 def test_duplicates_may_be_allowed(tmp_path: Path) -> None:
@@ -559,6 +559,23 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
         f"--source={path}", "--check"
     )
     assert "Note: passed over: 2 .heic, 1 .txt, 1 hidden" in run(f"--source={path}", f"--dest={tmp_path / 'a.zip'}")
+
+
+def test_links_to_nothing_are_counted(tmp_path: Path) -> None:
+    """A data set of links whose target has gone is smaller than it looks."""
+    path = good(tmp_path / "set")
+    (path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (path / "gone").symlink_to(tmp_path / "no-folder")
+    assert "(1 hidden, 2 link to nothing)" in run(f"--source={path}", "--check")
+    assert "Note: passed over: 1 hidden, 2 link to nothing" in run(f"--source={path}", f"--dest={tmp_path / 'a.zip'}")
+
+
+def test_a_folder_inside_of_the_source_is_no_destination(tmp_path: Path) -> None:
+    """The next reading of the source would find every image twice."""
+    path = good(tmp_path / "set")
+    message = run(f"--source={path}", f"--dest={path / 'small'}", code=2)
+    assert "is inside of --source" in message
+    assert not (path / "small").exists()
 
 
 def test_folders_as_classes(tmp_path: Path) -> None:

@@ -67,9 +67,9 @@ def test_form_of_the_zip(tmp_path: Path) -> None:
 
 
 def test_summaries(tmp_path: Path) -> None:
-    assert write(tmp_path / "a", [picture()]) == "1 images, 16x16 grey, no labels"
+    assert write(tmp_path / "a", [picture()]) == "1 image, 16x16 grey, no labels"
     assert not (tmp_path / "a" / "dataset.json").exists()
-    assert write(tmp_path / "b", [picture()], [[0.5, 1]]) == "1 images, 16x16 grey, vector of 2 numbers"
+    assert write(tmp_path / "b", [picture()], [[0.5, 1]]) == "1 image, 16x16 grey, vector of 2 numbers"
     assert "no image has class 1, so train.py --cond=1 will" in write(tmp_path / "c", [picture()] * 2, [0, 2])
 
 

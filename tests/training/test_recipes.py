@@ -12,7 +12,7 @@ from vectors import ROOT
 from training.augment import NUM_LABELS
 from training.checkpoint import load_snapshot
 from training.networks import ARCH_OPTIONS, PRECOND_OPTIONS
-from training.recipes import RECIPES, SOURCES, network_kwargs
+from training.recipes import PIXELS, RECIPES, SOURCES, network_kwargs
 from training.schema import check_init_kwargs
 
 CHANNELS = {"hands-32": 1, "mnist-32": 1, "shapes-64": 1, "hands-64r": 1}
@@ -55,6 +55,7 @@ def test_the_large_hands_are_ffhq_with_a_level_more() -> None:
 
 def test_every_recipe_has_its_source_and_known_names() -> None:
     assert list(SOURCES) == list(RECIPES)
+    assert {name: size_of(name) for name in RECIPES} == PIXELS
     assert all(SOURCES[name].startswith(("EDM, ", "ours: ")) and "\n" not in SOURCES[name] for name in RECIPES)
     for recipe in RECIPES.values():
         assert recipe["arch"] in ARCH_OPTIONS

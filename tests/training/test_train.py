@@ -28,8 +28,9 @@ import train as command
 from dnnlib.errors import UserError
 from training import logging, loop, state
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
-from training.config import TrainConfig, ema_beta, learning_rate
+from training.config import Execution, RunSettings, TrainConfig, ema_beta, learning_rate
 from training.dataset import ImageDataset
+from training.estimate import estimate
 from training.feed import Batch, draw_batch
 from training.folder import find_run_dir, open_run_dir
 from training.logging import append_stats, trim_stats
@@ -176,8 +177,56 @@ def test_dry_run_prints_the_preset_and_creates_nothing(data: Path, tmp_path: Pat
     assert (config["lr"], config["batch"], config["lr_rampup"], config["P_mean"]) == (0.1, 64, 10_000, -0.6)
     assert config["network"]["init_kwargs"]["channel_mult"] == [1, 2]
     assert "attention at 8 pixels" in output
+    assert re.search(r"\nTime: about \d+[dhm]\d\d[hms] for 300,000 images on each rank \([\d.e-]+ s an image, ", output)
+    assert re.search(r"\nMemory: about [\d.]+ [MG]iB and what Python .* activations of 64 images at once ", output)
     assert f"Would train in {tmp_path / 'new' / '00000-shades'}" in output
     assert not (tmp_path / "new").exists()
+
+
+def test_an_estimate_is_of_a_rank_and_of_what_is_kept(data: Path) -> None:
+    dataset = ImageDataset(data)
+    trainer = Trainer(config_for(data, batch=8), torch.device("cpu"), Execution(batch_gpu=2))
+    before = copy.deepcopy(trainer.net.state_dict())
+    settings = RunSettings(data, total_images=1001, tick_images=1, snapshot_ticks=0)
+    found = estimate(trainer, settings, dataset, ranks=2)
+    assert (found.images, found.at_once, found.decoded) == (501, 2, 16 * 16 * len(dataset))
+    assert found.weights == 5 * 4 * sum(p.numel() for p in trainer.net.parameters())
+    assert 1 <= found.measured <= 2
+    assert found.seconds > 0
+    assert found.activations > 2 * 4 * 16 * 16 * NETWORK["model_channels"], "the output of one layer is kept"
+    assert all(torch.equal(before[name], value) for name, value in trainer.net.state_dict().items())
+    assert not trainer.gradients.buffer.any()
+    four = estimate(Trainer(config_for(data, batch=8), torch.device("cpu"), Execution(4)), settings, dataset)
+    assert four.activations == 2 * found.activations
+
+
+def test_memory_that_runs_out_names_the_option(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("training.loss.Loss.__call__", loss)
+    for dry in ((), ("-n",)):
+        code, output = run(f"--data={data}", f"--outdir={tmp_path}", *TINY, *dry)
+        assert code == 2
+        assert re.search(
+            r"\nError: \d images? at once do not fit in the memory of cpu; give a smaller --batch-gpu\n$", output
+        )
+
+
+def test_a_recipe_for_other_pixels_is_said(data: Path, tmp_path: Path) -> None:
+    dry = (f"--data={data}", f"--outdir={tmp_path}", "-n")
+    _, output = run(*dry, "--preset=hands-32")
+    assert "Note: recipe hands-32 is for images 32 pixels across, and those of --data are 16; its network" in output
+
+
+def test_no_attention_but_in_the_middle(data: Path, tmp_path: Path) -> None:
+    code, output = run(f"--data={data}", f"--outdir={tmp_path}", "--attn=none", "--cres=1,1", "-n")
+    assert code == 0
+    assert '"attn_resolutions": [],' in output
+    assert "attention at 8 pixels" in output
+    for option in ("--attn=nones", "--cres=none"):
+        code, output = run(f"--data={data}", f"--outdir={tmp_path}", option, "-n")
+        assert (code, output.count("\n")) == (2, 1)
 
 
 def test_dry_runs_look_at_what_they_would_start_from(data: Path, tmp_path: Path) -> None:

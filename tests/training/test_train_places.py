@@ -50,6 +50,16 @@ def test_one_data_set_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.Mo
     assert "Note: t/00000-x differs in --data alone; to go on with it, say --data=" in output
 
 
+def test_a_data_set_that_has_grown_is_another_run_and_that_is_said(tmp_path: Path) -> None:
+    """Weights of other images are not gone on with; that the training begins anew is not left to be found out."""
+    folder, options = pictures(tmp_path / "im"), (f"--outdir={tmp_path / 't'}", "--duration=4e-6", "--desc=x")
+    assert "Note" not in run(f"--data={folder}", *options)
+    (folder / "more.png").write_bytes((folder / "0000.png").read_bytes())
+    output = run(f"--data={folder}", *options)
+    assert f"Note: {tmp_path / 't' / '00000-x'} was trained on 8 images, not 9, and is not gone on with; " in output
+    assert "00001-x" in output
+
+
 def test_places_are_compared_as_files(tmp_path: Path) -> None:
     one = {"data": str(tmp_path / "a"), "transfer": None, "lr": 1}
     assert same_options(one, {**one, "data": f"{tmp_path}/b/../a/"})

@@ -41,11 +41,12 @@ class ImageFiles:
         self.path = Path(path)
         self.where = f"{option}={path}"
         self.zip = self._open_zip()
+        self.passed_over: Counter[str] = Counter()
         self.files = self._list_files()
         images = {n for n in self.files if is_image(n)}
         strangers = not_of_their_run(images, self.files, self.read)
         self.names = sorted(images - strangers)
-        self.passed_over = Counter(_kind(n) for n in self.files - images if PurePosixPath(n).name != LABELS_NAME)
+        self.passed_over += Counter(_kind(n) for n in self.files - images if PurePosixPath(n).name != LABELS_NAME)
         self.passed_over += Counter({"no image of its sampling run": len(strangers)})
         if not self.names:
             over = f"; passed over: {self.left_out()}" if self.passed_over else ""
@@ -117,11 +118,18 @@ class ImageFiles:
     def _list_files(self) -> set[str]:
         if self.zip is not None:
             return {entry.filename for entry in self.zip.infolist() if not entry.is_dir()}
-        return {p.relative_to(self.path).as_posix() for p in files_below(self.path)}
+        files = set()
+        for path in entries_below(self.path):
+            name = path.relative_to(self.path).as_posix()
+            if path.is_file():
+                files.add(name)
+            elif path.is_symlink() and not is_hidden(name):
+                self.passed_over["link to nothing"] += 1
+        return files
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below it, through links, each folder once however many links lead to it from inside."""
+def entries_below(folder: Path) -> Iterator[Path]:
+    """All but folders below a folder, through links, each folder once however many links lead to it from inside."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -129,7 +137,7 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        yield from (path for name in files if (path := Path(place, name)).is_file())
+        yield from (Path(place, name) for name in files)
 
 
 def is_image(name: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
-from dnnlib.errors import UserError, shown
+from dnnlib.errors import UserError, counted, shown
 from training.datasets.files import LABELS_NAME, ImageFiles, label_array
 from training.datasets.images import open_image
 
@@ -28,7 +28,8 @@ class Report:
 
     def summary(self) -> str:
         kinds = f" ({self.left_out})" if self.left_out else ""
-        return f"{self.num:,} images, {self.shape}, {self.labels}; {self.passed_over} other files passed over{kinds}"
+        others = f"{counted(self.passed_over, 'other file')} passed over{kinds}"
+        return f"{counted(self.num, 'image')}, {self.shape}, {self.labels}; {others}"
 
 
 def lint(files: ImageFiles, names: Iterable[str], *, allow_duplicates: bool = False) -> Report:
@@ -67,7 +68,8 @@ def _doubled_names(files: ImageFiles) -> Iterator[str]:
         yield from (f"the zip holds {shown(name)} {n} times" for name, n in counts.items() if n > 1)
         packed = [e.filename for e in files.zip.infolist() if e.compress_type != zipfile.ZIP_STORED and not e.is_dir()]
         if packed:
-            yield f"{len(packed)} files of the zip are compressed, such as {shown(packed[0])}; EDM's format is not"
+            files_packed = counted(len(packed), "file")
+            yield f"compressed in the zip: {files_packed}, such as {shown(packed[0])}; EDM's format is not"
 
 
 def _odd_shapes(shapes: dict[str, str], report: Report) -> Iterator[str]:

@@ -131,7 +131,8 @@ def _labels_of_folders(files: ImageFiles, folders: list[str], labels: Mapping[st
         raise UserError(f"{where} has a {LABELS_NAME}; leave out one of the two")
     if "." in folders or len(folders) < 2:
         raise UserError(f"{where} must have each image in the folder of its class, and two classes or more")
-    return {name: folders.index(str(PurePosixPath(name).parent)) for name in files.names}
+    number = {folder: i for i, folder in enumerate(folders)}
+    return {name: number[str(PurePosixPath(name).parent)] for name in files.names}
 
 
 def _refuse_folder_of_idx(path: Path, where: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import PIL.Image
 from PIL.Image import Image
 
-from dnnlib.errors import UserError, shown
+from dnnlib.errors import UserError, counted, shown
 from dnnlib.util import atomic_write
 from training.datasets.files import LABELS_NAME, is_class, is_vector
 from training.datasets.images import encode_png
@@ -70,7 +70,8 @@ class DatasetWriter:
         if self._first is None:
             return "no images"
         shape, kind = self._first
-        return f"{self.num:,} images, {shape}, {self._classes() if kind == 'a class' else kind.removeprefix('a ')}"
+        labels = self._classes() if kind == "a class" else kind.removeprefix("a ")
+        return f"{counted(self.num, 'image')}, {shape}, {labels}"
 
     def _put(self, name: str, content: bytes) -> None:
         try:
@@ -81,10 +82,10 @@ class DatasetWriter:
     def _classes(self) -> str:
         counts = Counter(label for label in self._labels if isinstance(label, int))
         few, many = min(counts.values()), max(counts.values())
-        sizes = f"{few} images each" if few == many else f"{few} to {many} images each"
+        sizes = f"{counted(few, 'image')} each" if few == many else f"{few} to {many} images each"
         empty = next((c for c in range(max(counts) + 1) if c not in counts), None)
         gap = "" if empty is None else f"; no image has class {empty}, so train.py --cond=1 will refuse them"
-        return f"{len(counts)} classes, {sizes}{gap}"
+        return f"{len(counts)} class{'es' if len(counts) > 1 else ''}, {sizes}{gap}"
 
     def _check(self, shape: str, kind: str, image: str) -> None:
         if self._first is None:

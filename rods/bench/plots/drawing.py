@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, install
 from dnnlib.util import atomic_write
 from rods.eval.labels import Label
 from rods.runs.images import U8, Colour, contact_sheet
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 DPI = 110
 GAP = 10  # pixels between the tiles of a sheet; frames are in them
-REMEDY = "pip install -e '.[plots]'"
+REMEDY = install("plots")
 COLOURS: dict[Label | None, Colour] = {
     Label.VALID: (40, 160, 80),
     Label.HALLUCINATED: (230, 60, 40),
