@@ -14,8 +14,9 @@ from torch import Tensor
 
 import rods
 from rods.config import build, detector_from_text, to_text
-from rods.denoiser import Noise, State, bind
+from rods.denoiser import Noise, bind
 from rods.detectors import Detector, Lid
+from rods.state import State
 from rods.types import AnyDenoiser, RodsResult
 
 

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rods.denoiser import TINY, State, norms, per_sample, unit
+from rods.denoiser import TINY, norms, per_sample, unit
 from rods.detectors import Lid, check_radius
 from rods.schedules import Window
+from rods.state import State
 from rods.trajectory import Correction, Corrector
 from rods.types import Probe, Step, option
 
