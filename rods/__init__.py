@@ -4,7 +4,7 @@ from typing import Any
 
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.combinators import Chain, Every, Gate, Within
-from rods.correctors import Cas, Iq, Laplacian, Overshoot, RandomShift, Sas, SigmaOffset, Tag
+from rods.correctors import Cas, Iq, Laplacian, Overshoot, RandomShift, Sas, SgPrev, SigmaOffset, Tag
 from rods.costly_detectors import LambdaMax, Lmi
 from rods.denoiser import BoundDenoiser, bind
 from rods.densities import Mixture, finite_dataset, gaussian
@@ -52,6 +52,7 @@ __all__ = [
     "SampleRecord",
     "Sampler",
     "Sas",
+    "SgPrev",
     "SigmaOffset",
     "SigmaWindow",
     "State",

@@ -153,6 +153,27 @@ class Tag(NamedCorrector):
 
 
 @dataclass(frozen=True)
+class SgPrev(NamedCorrector):
+    """Self-guidance that costs nothing: D + w (D - D of the step before), the first step as it is (arXiv 2412.05827).
+
+    The step before is at a higher noise level, so that its D stands for that of a worse network; w is `strength`. A
+    `guidance.Noisier` guide evaluates that level at the state itself, for F more. Cost: F.
+    """
+
+    strength: float = option(help="Weight of the difference from the denoised image of the step before.")
+    window: ClassVar[Window | None] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if not -inf < self.strength < inf:
+            raise ValueError(f"strength: {self.strength} is not a weight; give a finite number (0: no guidance)")
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        if prev is None or self.strength == 0:
+            return Correction(cur.d)
+        return Correction(cur.d - self.strength * (cur.D - prev.denoised) / cur.sigma)
+
+
+@dataclass(frozen=True)
 class RandomShift(NamedCorrector):
     """The control of all corrections: the direction of a denoised image that is off by rho, d + rho u / t, u random.
 

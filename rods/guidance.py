@@ -13,16 +13,14 @@ weight is w - 1. The form of SG that costs nothing is a corrector, `correctors.S
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from rods.denoiser import BoundDenoiser, Combined, Keyed
+from rods.denoiser import BoundDenoiser, Combined
+from rods.dropout import Dropout
 from rods.schedules import SigmaWindow
 from rods.schema import digits
 from rods.types import AnyDenoiser
@@ -173,64 +171,81 @@ class Noisier(_OfMain):
         return net(x, net.round_sigma((self.ratio * sigma).clamp(max=self.sigma_max)))
 
 
+# -- as options and presets say it ------------------------------------------------------------------------------------
+
+SELF_GUIDES: dict[str, type[Unlabelled] | type[Noisier] | type[Dropout]] = {
+    "none": Unlabelled,
+    "dropout": Dropout,
+    "noisier": Noisier,
+}
+"""The guides that are the network itself, by name: its options follow, as in noisier:ratio=1.3."""
+
+
 @dataclass(frozen=True)
-class Dropout(Keyed):
-    """A network with its dropout on (in-situ autoguidance, arXiv 2510.17136).
+class Guidance:
+    """The options of guidance: `guide` is a name of `SELF_GUIDES`, with options, or a network's file or address."""
 
-    The masks of an image depend on the image (`bind`'s keys: its seed), the noise level and the layer, never on the
-    rows beside it: D is a function of x, which can be differentiated, with another mask at every noise level.
-    `rate` replaces the network's own. What acts are the network's calls of `torch.nn.functional.dropout`.
-    """
-
-    main: AnyDenoiser = field(repr=False)
-    rate: float | None = None
+    strength: float
+    guide: str
+    interval: SigmaWindow | None = None
+    sha256: str | None = None  # what the checksum of the guide's file must be; None: not checked
 
     def __post_init__(self) -> None:
-        if self.rate is not None and not 0 < self.rate < 1:
-            raise ValueError(f"rate: {self.rate} is not a probability; give 0 < rate < 1")
+        if not isfinite(self.strength):
+            raise ValueError(f"guidance: {self.strength} is not a weight; give a finite number (1: no guidance)")
+        if not self.guide:
+            raise ValueError("guide: its name is empty; give none, dropout, noisier, or a network's file or address")
+        if self.is_self and self.sha256 is not None:
+            raise ValueError(f"guide: {self.guide} is no file, so that there is no checksum of it; leave sha256 out")
 
     @property
-    def label_dim(self) -> int:
-        return int(getattr(self.main, "label_dim", 0))
+    def is_self(self) -> bool:
+        """Whether the network is its own guide."""
+        return self.guide.partition(":")[0] in SELF_GUIDES
 
-    def keyed(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, *, keys: Tensor) -> Tensor:
-        given = () if class_labels is None else (class_labels,)
-        with _RowMasks(keys, float(sigma), self.rate, x.device) as masks:
-            D: Tensor = self.main(x, sigma, *given)
-        if not masks.used:
-            raise ValueError(
-                "guide: this network was made without dropout; give a rate, such as dropout:rate=.1, where it has "
-                "layers for it, or another guide"
-            )
-        return D
+    def self_guide(self, net: AnyDenoiser) -> Unlabelled | Noisier | Dropout:
+        """The guide that `net` itself is. Raises ValueError: an option that it does not have, or out of range."""
+        name, has_options, rest = self.guide.partition(":")
+        kind = SELF_GUIDES[name]
+        known = [f for f in kind.__dataclass_fields__ if f != "main"]
+        given: dict[str, float] = {}
+        for part in rest.split(",") if has_options else []:
+            key, _, value = (p.strip() for p in part.partition("="))
+            if key not in known:
+                raise ValueError(f"guide: {name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+            try:
+                given[key] = float(value)
+            except ValueError:
+                raise ValueError(f"guide: {name}: {key}: {value!r}: must be a number") from None
+        try:
+            return kind(net, **given)
+        except ValueError as e:
+            raise ValueError(f"guide: {name}: {e}") from None
 
-
-class _RowMasks(TorchFunctionMode):
-    """Within the block, `dropout` acts, in evaluation mode too, with a mask from each row's own generator."""
-
-    def __init__(self, keys: Tensor, sigma: float, rate: float | None, device: torch.device) -> None:
-        super().__init__()
-        self.rate, self.used = rate, False
-        level = struct.unpack("<Q", struct.pack("<d", sigma))[0]
-        seeds = [mixed(mixed(key) ^ level) for key in keys.tolist()]
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not torch.nn.functional.dropout:
-            return func(*args, **kwargs)
-        x, p = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-        p = p if self.rate is None else self.rate
-        if p == 0:
-            return x
-        self.used = True
-        draws = torch.stack([torch.rand(x.shape[1:], generator=g, device=x.device) for g in self.generators])
-        return x * ((draws >= p).to(x.dtype) / (1 - p))
+    def applied(self, net: AnyDenoiser, guide: AnyDenoiser) -> Guided:
+        """`net` guided by `guide`. Raises ValueError as `guided` does."""
+        return guided(net, None if isinstance(guide, Unlabelled) else guide, self.strength, self.interval)
 
 
-def mixed(n: int) -> int:
-    """A 64-bit number in which every bit of `n` counts (the finaliser of splitmix64)."""
-    n = (n + 0x9E3779B97F4A7C15) % 2**64
-    n = (n ^ n >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    n = (n ^ n >> 27) * 0x94D049BB133111EB % 2**64
-    return n ^ n >> 31
+def guide_to_text(guide: Noisier | Dropout | Unlabelled) -> str:
+    """The name of a guide that is the network itself, with the options that it has."""
+    name = next(name for name, kind in SELF_GUIDES.items() if type(guide) is kind)
+    options = {key: getattr(guide, key) for key in guide.__dataclass_fields__ if key != "main"}
+    written = [f"{key}={digits(value)}" for key, value in options.items() if value is not None]
+    return ":".join([name, ",".join(written)] if written else [name])
+
+
+def interval_from_text(text: str) -> SigmaWindow:
+    """`LO,HI` in noise levels. Raises ValueError: not two numbers, or an empty interval."""
+    try:
+        lo, hi = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"guidance_interval: {text!r} is not LO,HI; give two noise levels, such as .2,5") from None
+    if not 0 <= lo < hi:
+        raise ValueError(f"guidance_interval: {text} is empty; give 0 <= LO < HI in noise levels")
+    return SigmaWindow(lo, hi)
+
+
+def interval_to_text(interval: SigmaWindow) -> str:
+    """The inverse of `interval_from_text`."""
+    return f"{digits(interval.lo)},{digits(interval.hi)}"

@@ -4,7 +4,9 @@ A preset is JSON: {"name", "network", "source", "samplers": {sampler: {option: v
 written as on the command line (`.1,.5`, `sigma:1,5`, `lid:sigma=1.2`). `source` says where the numbers come from.
 Optional: "detect_eps": {sampler: threshold}, the H from which a sample counts as at risk where every sample is
 corrected (eps 0); "readout" and "density-ratio": the name of a safetensors file beside the preset, whose weights the
-detector of that name then has.
+detector of that name then has; "guidance": {"strength", "guide"} and, where wanted, "interval" and "sha256", with which
+all its samplers are meant: `guide` is the address of a network, the name of its file beside the preset, or none,
+dropout or noisier.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from typing import Any
 from rods.base_samplers import Sampler
 from rods.config import FITTED, SAMPLERS, build, changed, from_json, name_of
 from rods.detectors import Detector
+from rods.guidance import Guidance, interval_from_text
 
-KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", *FITTED)
+KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", "guidance", *FITTED)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Preset:
     samplers: Mapping[str, Sampler]
     detect_eps: Mapping[str, float] = field(default_factory=dict)  # for reports; no image depends on it
     fitted: Mapping[str, Detector] = field(default_factory=dict)  # the detectors whose weights it has, by name
+    guidance: Guidance | None = None
 
     def risk_threshold(self, sampler: Sampler) -> float | None:
         """The H from which a sample counts as at risk, if these are the preset's own settings (H depends on them)."""
@@ -65,7 +69,24 @@ def parse_preset(data: Any, *, where: str, fitted: Mapping[str, Detector] | None
             samplers[name] = from_json({"sampler": name, **options}, fitted=fitted)
         except ValueError as e:
             raise ValueError(f"{where}, {name}: {e}") from None
-    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {})
+    guidance = _guidance(data["guidance"], where=where) if "guidance" in data else None
+    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {}, guidance)
+
+
+def _guidance(data: Any, *, where: str) -> Guidance:
+    """The guidance in a preset's JSON. Raises ValueError."""
+    known, needed = {"strength", "guide", "interval", "sha256"}, {"strength", "guide"}
+    if not isinstance(data, dict) or not needed <= set(data) <= known:
+        raise ValueError(f"{where}: guidance must have strength and guide, and may have interval and sha256")
+    strength, guide, interval, sha256 = (data.get(key) for key in ("strength", "guide", "interval", "sha256"))
+    texts = all(isinstance(text, str | None) for text in (guide, interval, sha256)) and guide is not None
+    if not isinstance(strength, int | float) or isinstance(strength, bool) or not texts:
+        raise ValueError(f"{where}: guidance: strength must be a number; guide, interval and sha256 must be texts")
+    try:
+        window = None if interval is None else interval_from_text(interval)
+        return Guidance(float(strength), str(guide), window, sha256)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
 
 
 def _published(
