@@ -77,7 +77,10 @@ class Sampler:
         yield from self.along(denoise, x, sigmas)
 
     def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
-        """The trajectory from a state `x` at the noise level sigmas[0] over levels of one's own [N + 1], to 0."""
+        """The trajectory from a state `x` at the noise level sigmas[0] over levels of one's own [N + 1], to 0.
+
+        Not of `Ablation`, whose state may be scaled.
+        """
         raise NotImplementedError
 
     def levels(self, denoiser: AnyDenoiser) -> list[float]:

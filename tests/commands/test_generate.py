@@ -32,7 +32,7 @@ EDM_ABLATION = {"--solver": "heun", "--disc": "edm", "--schedule": "linear", "--
 OURS = {
     "--sampler", "--preset", "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--filter",
     "--filter-threshold", "--rejected", "--accept", "--max-tries", "--trajectory", "--probe-batch",
-    "--checkpoint-blocks", "--channels-last", "--compile",
+    "--checkpoint-blocks", "--channels-last", "--compile", "--guidance", "--guide", "--guidance-interval",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 
