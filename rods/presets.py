@@ -70,7 +70,7 @@ def parse_preset(data: Any, *, where: str, fitted: Mapping[str, Detector] | None
         except ValueError as e:
             raise ValueError(f"{where}, {name}: {e}") from None
     guidance = _guidance(data["guidance"], where=where) if "guidance" in data else None
-    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {}, guidance)
+    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {}, guidance=guidance)
 
 
 def _guidance(data: Any, *, where: str) -> Guidance:
