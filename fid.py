@@ -26,6 +26,7 @@ from rods.eval.features import Extractor
 from rods.eval.metrics import METRICS, NEED_REFERENCE, measure, parse_metrics, reference_warnings, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, reference_of, write_reference
+from rods.runs.guidance import GUIDANCE_OPTIONS, add_guidance_options, guidance_option
 from rods.runs.options import add_sampler_options, flag, given_options, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset, preset_notes
 from rods.runs.sources import Source, image_source, network_source, paired_sources
@@ -97,6 +98,7 @@ def main() -> None:
 @click.option("--preset", metavar="NAME|FILE", help="Settings of the sampler, as generate.py's.")
 @_reference_options
 @_extractor_options
+@add_guidance_options
 @partial(add_sampler_options, without=("detector",))  # --detector is what makes the features
 def calc(**opts: Any) -> None:
     """Distance of images, or of a network's samples, to reference statistics."""
@@ -254,7 +256,8 @@ def _refuse_idle_options(opts: dict[str, Any]) -> None:
         if opts["seeds"] is not None and opts["num"] is not None:
             raise UserError("--num and --seeds both say how many images; give one of them")
         return
-    own = {"seeds": "--seeds", "class_index": "--class", "sampler": "--sampler", "preset": "--preset"}
+    own = {"seeds": "--seeds", "class_index": "--class", "sampler": "--sampler", "preset": "--preset",
+           **{name: flag(name) for name in GUIDANCE_OPTIONS}}  # fmt: skip
     idle = [option for name, option in own.items() if opts[name] is not None]
     if idle := idle + [flag(name) for name in _sampler_options(opts)]:
         raise UserError(f"{idle[0]} is for --from-network; leave it out with --images")
@@ -269,7 +272,8 @@ def _network(opts: dict[str, Any], device: torch.device) -> Source:
         click.echo(note, err=True)
     chosen = sampler_from_options(sampler, given, preset, snapshot.name)
     seeds = opts["seeds"] or list(range(opts["num"] or NUM))
-    return network_source(snapshot, chosen, seeds, batch=opts["batch"], device=device, class_index=opts["class_index"])
+    return network_source(snapshot, chosen, seeds, batch=opts["batch"], device=device, class_index=opts["class_index"],
+                          guidance=guidance_option(opts, preset))  # fmt: skip
 
 
 def _report(

@@ -18,10 +18,12 @@ from dnnlib.cli import Command, Destination, SeedList
 from dnnlib.errors import UserError, counted, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
+from rods.guidance import Guidance
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.estimate import estimate
 from rods.runs.execution_options import add_execution_options
 from rods.runs.folder import CONTACT_SHEET, OutputFolder
+from rods.runs.guidance import GuidedNetwork, add_guidance_options, guidance_option, guided_network
 from rods.runs.options import (
     add_sampler_options,
     flag,
@@ -86,6 +88,7 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     metavar="NAME|FILE",
     help="Settings of the sampler for this network [default: by the network's name; none: no preset].",
 )
+@add_guidance_options
 @add_sampler_options
 @click.option(
     "--restart-share",
@@ -125,6 +128,7 @@ def main(**opts: Any) -> int:
     \b
     Examples:
       python generate.py --outdir=out --sampler=restart --seeds=0-63 --grid
+      python generate.py --network=conditional.pkl --guidance=2 --guide=none --guidance-interval=.2,5 --outdir=out
       python generate.py --network=edm-ffhq-64x64-uncond-ve.pkl --sampler=rods-cas --outdir=out --seeds=0-8
       python generate.py --sampler=euler --filter=lid --filter-threshold=15 --outdir=out
       python generate.py --sampler=euler --accept='lid<12' --max-tries=4 --outdir=out
@@ -165,18 +169,21 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))
-    applies = preset is not None and (sampler in preset.samplers or by_score)
+    applies = preset is not None and (sampler in preset.samplers or by_score or preset.guidance is not None)
     said = preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name, by_score=by_score)
     given = with_restart_share(given, opts["restart_share"], sampler, preset)
     chosen_sampler = sampler_from_options(sampler, given, preset, snapshot.name)
     notes += said
-    check_network(snapshot.net, chosen_sampler, opts["class_index"])
     chosen = selection(opts, preset)
+    guidance = guidance_option(opts, preset)
     execution = ExecutionConfig(torch.get_num_threads(), opts["channels_last"], opts["dtype"])
+    network = with_guide(opts, snapshot.net, guidance, execution, device)
+    check_network(network.denoiser, chosen_sampler, opts["class_index"])
+    network.check(chosen_sampler)
     chunks = cut_chunks(opts["seeds"], batch=opts["batch"], per_batch=opts["seeding"] == "per-batch")
-    chosen.check(chosen_sampler, chunks, snapshot.net)
+    chosen.check(chosen_sampler, chunks, network.denoiser)
     job = Job(
-        denoiser=executed(opts, snapshot.net, execution),
+        denoiser=network.denoiser,
         sampler=chosen_sampler,
         chunks=chunks,
         device=device,
@@ -192,17 +199,32 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         trajectory=trajectory_steps(opts, chosen_sampler),
         probe_batch=opts["probe_batch"],
         channels_last=execution.channels_last,
+        guidance=network.identity,
         compiled=opts["compile_network"],
     )
     applied = f"{preset.name} ({preset.source})" if preset and applies else None
     about = {
         "network": snapshot.describe(),
+        **({"guide": network.guide} if network.guide else {}),
         "preset": applied,
         "seeds": f"{len(opts['seeds'])} seeds, {opts['seeds'][0]} to {opts['seeds'][-1]}",
         "torch": torch.__version__,
         "version": tool_version(),
     }
-    return job, about, [*notes, f"Network {snapshot.describe()}", *describe(job, applied)]
+    notes += [f"Network {snapshot.describe()}", *([f"Guide {network.guide}"] if network.guide else [])]
+    return job, about, [*notes, *describe(job, applied)]
+
+
+def with_guide(
+    opts: dict[str, Any], net: Any, guidance: Guidance | None, execution: ExecutionConfig, device: torch.device
+) -> GuidedNetwork:
+    """The network and its guide as they will be called. UserError for what does not go together."""
+    if guidance and guidance.guide.partition(":")[0] == "dropout":
+        for option, name in (("--compile", "compile_network"), ("--checkpoint-blocks", "checkpoint_blocks")):
+            if opts[name]:
+                raise UserError(f"{option}: the masks of --guide={guidance.guide} do not go through it; leave it out")
+    net = executed(opts, net, execution)
+    return guided_network(net, guidance, device=device, executed=lambda guide: executed(opts, guide, execution))
 
 
 def executed(opts: dict[str, Any], net: Any, execution: ExecutionConfig) -> Any:
@@ -238,7 +260,13 @@ def check_network(net: Any, sampler: Sampler, class_index: int | None) -> None:
 def describe(job: Job, preset: str | None) -> list[str]:
     """Lines that say what applies."""
     lines = [f"Preset {textwrap.shorten(preset, HEADER, placeholder=' ...')}"] if preset else []
-    options = {**to_json(job.sampler), **job.selection.identity(), "dtype": job.dtype, "device": job.device}
+    options = {
+        **to_json(job.sampler),
+        **job.guidance,
+        **job.selection.identity(),
+        "dtype": job.dtype,
+        "device": job.device,
+    }
     options = {name: value for name, value in options.items() if not name.endswith("_sha256")}  # of a preset's weights
     if job.channels_last:
         options["channels_last"] = True

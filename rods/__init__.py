@@ -2,15 +2,17 @@
 
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.combinators import Chain, Every, Gate, Within
-from rods.correctors import Cas, Iq, Laplacian, Overshoot, RandomShift, Sas, SigmaOffset, Tag
+from rods.correctors import Cas, Iq, Laplacian, Overshoot, RandomShift, Sas, SgPrev, SigmaOffset, Tag
 from rods.costly_detectors import LambdaMax, Lmi
-from rods.denoiser import BoundDenoiser, State, bind
+from rods.denoiser import BoundDenoiser, bind
 from rods.densities import Mixture, finite_dataset, gaussian
 from rods.detectors import CurvatureIndex, Detector, Lid, StepDetector, Tvf, curvature_index
 from rods.gate import Readout
+from rods.guidance import Guided, guided
 from rods.restart import Restart, restart_sampler
 from rods.samplers import Corrected, RodsCas, RodsSas, edm_sampler, euler_sampler, rods_sampler
 from rods.schedules import SigmaWindow, Window, in_window
+from rods.state import State
 from rods.trajectory import Churn, Correction, Corrector, trajectory
 from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step
 
@@ -30,6 +32,7 @@ __all__ = [
     "Euler",
     "Every",
     "Gate",
+    "Guided",
     "Iq",
     "LambdaMax",
     "Laplacian",
@@ -47,6 +50,7 @@ __all__ = [
     "SampleRecord",
     "Sampler",
     "Sas",
+    "SgPrev",
     "SigmaOffset",
     "SigmaWindow",
     "State",
@@ -62,6 +66,7 @@ __all__ = [
     "euler_sampler",
     "finite_dataset",
     "gaussian",
+    "guided",
     "in_window",
     "restart_sampler",
     "rods_sampler",

@@ -73,6 +73,14 @@ class Sampler:
         `denoiser` is D(x, sigma), or bound already (`bind`), whose counters then tell F and B and whose `randn_like`
         draws. `class_labels` None or [B, label_dim]. Raises ValueError for options that do not suit the denoiser.
         """
+        denoise, x, sigmas = self._start(denoiser, latents, class_labels)
+        yield from self.along(denoise, x, sigmas)
+
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+        """The trajectory from a state `x` at the noise level sigmas[0] over levels of one's own [N + 1], to 0.
+
+        Not of `Ablation`, whose state may be scaled.
+        """
         raise NotImplementedError
 
     def levels(self, denoiser: AnyDenoiser) -> list[float]:
@@ -152,8 +160,7 @@ class Edm(Churned):
     def base_solver(self) -> Solver:
         return "heun"
 
-    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
-        denoise, x, sigmas = self._start(denoiser, latents, class_labels)
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
         yield from trajectory(denoise, x, sigmas, solver="heun", churn=self.churn)
 
 
@@ -161,8 +168,7 @@ class Edm(Churned):
 class Euler(Sampler):
     """Euler steps on EDM's grid: the baseline of the RODS paper. Cost: N F."""
 
-    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
-        denoise, x, sigmas = self._start(denoiser, latents, class_labels)
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
         yield from trajectory(denoise, x, sigmas)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import inf, isnan
 
-from rods.denoiser import State, no_rows
+from rods.denoiser import no_rows
 from rods.detectors import Detector, StepDetector
 from rods.schedules import Window, check_window, in_window
+from rods.state import State
 from rods.trajectory import Correction, Corrector, only
 from rods.types import Probe, Step
 

@@ -25,6 +25,7 @@ from rods.correctors import (
     Overshoot,
     RandomShift,
     Sas,
+    SgPrev,
     SigmaOffset,
     Tag,
 )
@@ -53,6 +54,7 @@ CORRECTORS: dict[str, type[Corrector]] = {
     "sigma-offset": SigmaOffset,
     "iq": Iq,
     "tag": Tag,
+    "sg-prev": SgPrev,
     "random": RandomShift,
     "laplacian": Laplacian,
 }

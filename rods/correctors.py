@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rods.denoiser import TINY, State, norms, per_sample, unit
+from rods.denoiser import TINY, norms, per_sample, unit
 from rods.detectors import Lid, check_radius
 from rods.schedules import Window
+from rods.state import State
 from rods.trajectory import Correction, Corrector
 from rods.types import Probe, Step, option
 
@@ -149,6 +150,27 @@ class Tag(NamedCorrector):
         normal = unit(cur.x)
         along = per_sample((cur.d * normal).flatten(1).sum(dim=1), cur.d) * normal  # P d
         return Correction(cur.d + (self.eta - 1) * (cur.d - along))
+
+
+@dataclass(frozen=True)
+class SgPrev(NamedCorrector):
+    """Self-guidance that costs nothing: D + w (D - D of the step before), the first step as it is (arXiv 2412.05827).
+
+    The step before is at a higher noise level, so that its D stands for that of a worse network; w is `strength`. A
+    `guidance.Noisier` guide evaluates that level at the state itself, for F more. Cost: F.
+    """
+
+    strength: float = option(help="Weight of the difference from the denoised image of the step before.")
+    window: ClassVar[Window | None] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if not -inf < self.strength < inf:
+            raise ValueError(f"strength: {self.strength} is not a weight; give a finite number (0: no guidance)")
+
+    def __call__(self, cur: State, prev: Step | None) -> Correction:
+        if prev is None or self.strength == 0:
+            return Correction(cur.d)
+        return Correction(cur.d - self.strength * (cur.D - prev.denoised) / cur.sigma)
 
 
 @dataclass(frozen=True)

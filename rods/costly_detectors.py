@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rods.denoiser import BoundDenoiser, State, norms, per_sample, unit
+from rods.denoiser import BoundDenoiser, norms, per_sample, unit
 from rods.detectors import Detector, Follower, Needs, StepDetector, at_least
+from rods.state import State
 from rods.trajectory import Solver, last, trajectory
 from rods.types import Step
 

@@ -1,15 +1,15 @@
-"""The network as a sampler sees it: labels and random numbers bound, evaluations counted, none made twice.
+"""The network as a sampler sees it: labels and random numbers bound, evaluations counted.
 
 `BoundDenoiser` calls the network for some rows of a batch and counts F (network evaluations) and B (vector-Jacobian
-products to the input) for each sample. `State` is a point of a trajectory with what the network says there.
+products to the input) for each sample. A denoiser that is made of others (`Combined`) has each of them called and
+counted so; one that must know whose row it gets is `Keyed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import inf, sqrt
-from typing import Literal
+from math import inf
 
 import torch
 from torch import Tensor
@@ -19,14 +19,6 @@ from rods.types import AnyDenoiser
 
 TINY = 1e-12
 """Norms below this have no direction."""
-Gradient = Literal["backward", "difference"]
-"""How g(x) = grad_x ||v|| is evaluated: by a backward pass through the network, or by one finite difference."""
-DIFFERENCE = 0.01
-"""How far that difference moves an element (root mean square), in units of the noise level.
-
-A length of .01 t for the whole image is too short for an image: float32 inside the network rounds H away at high noise
-levels (docs/lab/2026-11-24-performance.md).
-"""
 NO_GRADIENT = (
     "denoiser: the model gives no gradient (it runs under torch.no_grad, or detaches); let it be differentiated, "
     'or use gradient="difference", which needs none'
@@ -75,16 +67,18 @@ class BoundDenoiser:
     index: Tensor  # [b] int64 on the CPU: which sample of the batch each row is
     forward: Tensor  # [B] int64 on the CPU
     backward: Tensor  # [B] int64 on the CPU
+    keys: Tensor  # [B] int64 on the CPU
     randn_like: Noise = torch.randn_like
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if isinstance(self.denoiser, Combined):  # what it is made of is called, split and counted one by one
+            return self.denoiser.evaluate(self, x, sigma)
         if torch.is_grad_enabled():  # whoever differentiates this splits it: see `with_gradient`
-            denoised = self._evaluate(x, self.class_labels, sigma)
+            denoised = self._evaluate(x, sigma, slice(None))
         else:
-            labels = self.class_labels
             (denoised,) = self.micro_batches.run(
-                "forward", len(x), lambda p: (self._evaluate(x[p], labels if labels is None else labels[p], sigma),)
+                "forward", len(x), lambda part: (self._evaluate(x[part], sigma, part),)
             )
         if denoised.shape != x.shape:
             raise ValueError(f"denoiser: returned shape {list(denoised.shape)} for an input of {list(x.shape)}")
@@ -96,8 +90,16 @@ class BoundDenoiser:
             denoised.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         return denoised
 
-    def _evaluate(self, x: Tensor, labels: Tensor | None, sigma: Tensor) -> Tensor:
-        return self.denoiser(x, sigma) if labels is None else self.denoiser(x, sigma, labels)
+    def _evaluate(self, x: Tensor, sigma: Tensor, part: slice) -> Tensor:
+        """D of the rows `x`, which are a part of this one's."""
+        labels = () if self.class_labels is None else (self.class_labels[part],)
+        if isinstance(self.denoiser, Keyed):
+            return self.denoiser.keyed(x, sigma, *labels, keys=self.keys[self.index[part]])
+        return self.denoiser(x, sigma, *labels)
+
+    def of(self, denoiser: AnyDenoiser, *, labelled: bool = True) -> BoundDenoiser:
+        """Another denoiser for the same rows and counters, with their labels or without."""
+        return replace(self, denoiser=denoiser, class_labels=self.class_labels if labelled else None)
 
     def with_gradient(
         self, x: Tensor, function: Callable[[BoundDenoiser, Tensor, slice], tuple[Tensor, Tensor]]
@@ -157,6 +159,30 @@ class BoundDenoiser:
         return whole[self.index.to(x.device)]
 
 
+class Combined:
+    """A denoiser made of others; a wrapper that extends it has `evaluate`. Cost: the evaluations of all of them."""
+
+    main: AnyDenoiser  # whose layers are read; see `main_of`
+
+    def evaluate(self, denoise: BoundDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        """D(x; sigma) of the rows that `denoise` is bound to; `denoise.of(part)` calls and counts each part."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        return bind(self, len(x), class_labels)(x, sigma)
+
+
+class Keyed:
+    """A denoiser that treats every image in its own way, whichever rows it gets beside it."""
+
+    def keyed(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, *, keys: Tensor) -> Tensor:
+        """D(x; sigma) of the images `keys` [b] int64."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        return bind(self, len(x), class_labels)(x, sigma)
+
+
 def bind(
     denoiser: AnyDenoiser,
     batch: int,
@@ -164,9 +190,11 @@ def bind(
     *,
     randn_like: Noise | None = None,
     micro_batches: MicroBatches | None = None,
+    keys: Tensor | None = None,
 ) -> BoundDenoiser:
     """`denoiser` for a batch of `batch` samples, with counters at zero; one that is bound already keeps its counters.
 
+    `keys` [batch] int64 says which image each sample is, for a denoiser that asks; without, its place in the batch.
     Any sampler takes the result as its denoiser, and its counters then tell what the run has cost.
     Raises ValueError: a bound denoiser of another batch or with other labels.
     """
@@ -185,6 +213,7 @@ def bind(
         torch.arange(batch),
         zeros,
         zeros.clone(),
+        torch.arange(batch) if keys is None else keys.cpu(),
         randn_like=randn_like or torch.randn_like,
         micro_batches=micro_batches or MicroBatches(),
     )
@@ -195,116 +224,9 @@ def unbound(denoiser: AnyDenoiser) -> AnyDenoiser:
     return denoiser.denoiser if isinstance(denoiser, BoundDenoiser) else denoiser
 
 
-# -- a point of a trajectory ------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class State:
-    """A point of a trajectory and what the network says there, evaluated on first use and then shared.
-
-    `g` costs F + B and brings `D` with it (by a difference: F more than `D`); `D` alone costs F. The loop evaluates
-    `g` first where a corrector announces that it reads it, so that a step's cost does not depend on the order in which
-    correctors ask. `uphill(rho)` is again a state, which is how the detector's probe becomes the corrector's point.
-    """
-
-    denoise: BoundDenoiser
-    x: Tensor  # [B, C, H, W]
-    sigma: Tensor  # []
-    i: int = 0
-    num_steps: int = 1
-    gradient: Gradient = "backward"
-    _D: Tensor | None = field(default=None, repr=False)
-    _d: Tensor | None = field(default=None, repr=False)
-    _g: Tensor | None = field(default=None, repr=False)
-    _u: Tensor | None = field(default=None, repr=False)
-    _uphill: dict[float, State] = field(default_factory=dict, repr=False)
-
-    @property
-    def D(self) -> Tensor:
-        """D(x; sigma) [B, C, H, W]."""
-        if self._D is None:
-            with torch.no_grad():
-                self._D = self.denoise(self.x, self.sigma)
-        return self._D
-
-    @property
-    def d(self) -> Tensor:
-        """d(x) = (x - D(x; t)) / t  [B, C, H, W]."""
-        if self._d is None:
-            self._d = (self.x - self.D) / self.sigma
-        return self._d
-
-    @property
-    def g(self) -> Tensor:
-        """g(x) = grad_x n(x), n(x) = ||v(x)||, v = d / t  [B, C, H, W].
-
-        By a backward pass it is J^T v / ||v||, J the Jacobian of v; by the difference (v(x + h d/||d||) - v(x)) / h,
-        h = .01 t sqrt(C H W), it is J v / ||v|| to first order in h: the same where J is symmetric, as the exact
-        score's is.
-        """
-        if self._g is None and self.gradient == "difference":
-            h = DIFFERENCE * self.sigma * sqrt(self.x[0].numel())
-            self._g = (self.moved(h * unit(self.d)).d - self.d) / self.sigma / h
-        if self._g is None:
-
-            def score_norm(denoise: BoundDenoiser, x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-                denoised = denoise(x, self.sigma)
-                return norms((x - denoised) / self.sigma / self.sigma), denoised  # n [b]
-
-            denoised, self._g = self.denoise.with_gradient(self.x, score_norm)
-            if self._D is None:
-                self._D = denoised
-        return self._g
-
-    @property
-    def u(self) -> Tensor:
-        """u(x) = g / ||g||: where the score norm grows fastest; 0 where g vanishes  [B, C, H, W]."""
-        if self._u is None:
-            self._u = unit(self.g)
-        return self._u
-
-    @property
-    def known_u(self) -> Tensor | None:
-        """`u` where it costs nothing: None where neither it nor g is known yet."""
-        return None if self._u is None and self._g is None else self.u
-
-    def moved(self, delta: Tensor) -> State:
-        """The state x + delta at the same noise level, nothing evaluated yet."""
-        return State(self.denoise, self.x + delta, self.sigma, self.i, self.num_steps, self.gradient)
-
-    def uphill(self, rho: float) -> State:
-        """x + rho u."""
-        if rho == 0:
-            return self
-        if rho not in self._uphill:
-            self._uphill[rho] = self.moved(rho * self.u)
-        return self._uphill[rho]
-
-    def with_u(self, u: Tensor | None) -> State:
-        """This state with the direction `u` of an earlier step for its own; None: as it is. Costs F where d does."""
-        return self if u is None else replace(self, _D=self.D, _d=self.d, _u=u, _uphill={})
-
-    def with_D(self, D: Tensor) -> State:
-        """This state with `D` in place of D(x; sigma), which is not evaluated."""
-        return replace(self, _D=D, _d=None, _uphill={})
-
-    def with_d(self, d: Tensor) -> State:
-        """This state with the direction `d` in place of the denoiser's own."""
-        return replace(self, _D=self.D, _d=d, _uphill=dict(self._uphill))
-
-    def select(self, index: Tensor) -> State:
-        """The rows `index` [b] of the batch, with what is known about them."""
-
-        def pick(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[index]
-
-        return replace(
-            self,
-            denoise=self.denoise.rows(index),
-            x=self.x[index],
-            _D=pick(self._D),
-            _d=pick(self._d),
-            _g=pick(self._g),
-            _u=pick(self._u),
-            _uphill={rho: state.select(index) for rho, state in self._uphill.items()},
-        )
+def main_of(denoiser: AnyDenoiser) -> AnyDenoiser:
+    """The network whose layers are read, without labels, rows and counters: that of a guided one is what is guided."""
+    found = unbound(denoiser)
+    while isinstance(found, Combined):
+        found = found.main
+    return found

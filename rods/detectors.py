@@ -22,7 +22,8 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rods.denoiser import TINY, BoundDenoiser, State, bind, norms
+from rods.denoiser import TINY, BoundDenoiser, bind, norms
+from rods.state import State
 from rods.trajectory import Solver
 from rods.types import AnyDenoiser, Step, state_dtype
 

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rods.denoiser import BoundDenoiser, unbound
+from rods.denoiser import BoundDenoiser, main_of
 from rods.detectors import Detector, Needs, noise_level
 from rods.types import AnyDenoiser
 
@@ -53,8 +53,11 @@ def pooled(output: Tensor) -> Tensor:
 
 
 def network_of(denoiser: AnyDenoiser) -> torch.nn.Module:
-    """The network whose layers are read. Raises ValueError where the denoiser is no torch module."""
-    network = unbound(denoiser)
+    """The network whose layers are read, of a guided one the main network.
+
+    Raises ValueError where it is no torch module.
+    """
+    network = main_of(denoiser)
     if not isinstance(network, torch.nn.Module):
         raise ValueError("detector: a readout reads layers; this denoiser is not a torch module; use another detector")
     return network
@@ -88,6 +91,8 @@ def activations(
 ) -> tuple[Tensor, ...]:
     """`pooled` outputs of some blocks [B, 2 C] each, while D(image + t e; t) is evaluated: the mean over draws.
 
+    D is the main network's own, with the labels: no guide is evaluated, and a score is the same with and without one.
+
     `image` [B, C, H, W], `sigma` [] is t, `noise` [k, B, C, H, W] unit normal. Cost: k F, for any number of blocks.
     Raises ValueError: no torch module, no such block, or one whose output no evaluation shows.
     """
@@ -104,7 +109,7 @@ def activations(
     try:
         with torch.no_grad():
             for e in noise:
-                denoise(image + sigma * e, sigma)
+                denoise.of(network)(image + sigma * e, sigma)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,7 +6,9 @@ Optional: "detect_eps": {sampler: threshold}, the H from which a sample counts a
 corrected (eps 0); "quantiles": {scores: 101 percentiles of them}, of the network's samples from seeds that no report
 uses, for limits such as lid<50% and --restart-share: the scores of finished images by a detector's text, or "restart",
 what the preset's restart reads before any restart; "readout" and "density-ratio": the name of a safetensors file beside
-the preset, whose weights the detector of that name then has.
+the preset, whose weights the detector of that name then has; "guidance": {"strength", "guide"} and, where wanted,
+"interval" and "sha256", with which all its samplers are meant: `guide` is the address of a network, the name of its
+file beside the preset, or none, dropout or noisier.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import torch
 from rods.base_samplers import Sampler
 from rods.config import FITTED, SAMPLERS, build, changed, from_json, name_of
 from rods.detectors import Detector
+from rods.guidance import Guidance, interval_from_text
 
-KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", "quantiles", *FITTED)
+KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", "guidance", "quantiles", *FITTED)
 RESTART_SCORES = "restart"
 
 
@@ -37,6 +40,7 @@ class Preset:
     detect_eps: Mapping[str, float] = field(default_factory=dict)  # for reports; no image depends on it
     fitted: Mapping[str, Detector] = field(default_factory=dict)  # the detectors whose weights it has, by name
     quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # 0, 1, ... 100 % of scores, by their name
+    guidance: Guidance | None = None
 
     def risk_threshold(self, sampler: Sampler) -> float | None:
         """The H from which a sample counts as at risk, if these are the preset's own settings (H depends on them)."""
@@ -88,8 +92,25 @@ def parse_preset(data: Any, *, where: str, fitted: Mapping[str, Detector] | None
             samplers[name] = from_json({"sampler": name, **options}, fitted=fitted)
         except ValueError as e:
             raise ValueError(f"{where}, {name}: {e}") from None
-    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {},
-                  {name: tuple(values) for name, values in quantiles.items()})  # fmt: skip
+    guidance = _guidance(data["guidance"], where=where) if "guidance" in data else None
+    kept = {name: tuple(values) for name, values in quantiles.items()}
+    return Preset(data["name"], data["network"], data["source"], samplers, levels, fitted or {}, kept, guidance)
+
+
+def _guidance(data: Any, *, where: str) -> Guidance:
+    """The guidance in a preset's JSON. Raises ValueError."""
+    known, needed = {"strength", "guide", "interval", "sha256"}, {"strength", "guide"}
+    if not isinstance(data, dict) or not needed <= set(data) <= known:
+        raise ValueError(f"{where}: guidance must have strength and guide, and may have interval and sha256")
+    strength, guide, interval, sha256 = (data.get(key) for key in ("strength", "guide", "interval", "sha256"))
+    texts = all(isinstance(text, str | None) for text in (guide, interval, sha256)) and guide is not None
+    if not isinstance(strength, int | float) or isinstance(strength, bool) or not texts:
+        raise ValueError(f"{where}: guidance: strength must be a number; guide, interval and sha256 must be texts")
+    try:
+        window = None if interval is None else interval_from_text(interval)
+        return Guidance(float(strength), str(guide), window, sha256)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
 
 
 def _are_percentiles(values: Any) -> bool:

@@ -80,8 +80,7 @@ class Restart(Sampler):
         self._levels_below(head, bind(unbound(denoiser), 1))
         self.detector.check(denoiser, [float(t) for t in head[:-1]])
 
-    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
-        denoise, x, sigmas = self._start(denoiser, latents, class_labels)
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
         noise = draws_of(denoise, x, self.detector.num_draws)
         head = self._head(sigmas)
         levels = self._levels_below(head, denoise)

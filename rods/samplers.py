@@ -19,10 +19,11 @@ from torch import Tensor
 from rods.base_samplers import MAX_STEPS, Churned, Edm, Euler, Sampler, check_solver
 from rods.combinators import Every, Gate, Within
 from rods.correctors import Cas, NamedCorrector, Sas
-from rods.denoiser import Gradient, Noise
+from rods.denoiser import BoundDenoiser, Noise
 from rods.detectors import CurvatureIndex, Detector
 from rods.records import Recorder
 from rods.schedules import Window
+from rods.state import Gradient
 from rods.trajectory import Corrector, Solver, trajectory
 from rods.types import AnyDenoiser, RodsResult, Step, option
 
@@ -88,8 +89,7 @@ class Rods(Churned):
     def recorder(self) -> Recorder:
         return Recorder("H", rho=self.rho) if self.detector is None else Recorder("scores")
 
-    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
-        denoise, x, sigmas = self._start(denoiser, latents, class_labels)
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
         churn = self.churn if self.S_churn > 0 else None  # without it no random number is drawn
         yield from trajectory(
             denoise, x, sigmas, correct=self.corrector, solver=self.solver, churn=churn, gradient=self.gradient
@@ -144,8 +144,7 @@ class Corrected(Sampler):
     def recorder(self) -> Recorder:
         return Recorder("scores") if self.correct.scores else Recorder()
 
-    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
-        denoise, x, sigmas = self._start(denoiser, latents, class_labels)
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
         yield from trajectory(denoise, x, sigmas, correct=Within(self.window, self.correct))
 
 

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rods.denoiser import BoundDenoiser, Gradient, State, bind, no_rows
+from rods.denoiser import BoundDenoiser, bind, no_rows
 from rods.schedules import LINEAR, Schedule, clip_range, edm_grid
+from rods.state import Gradient, State
 from rods.types import AnyDenoiser, Probe, Step, state_dtype
 
 Solver = Literal["euler", "heun"]

@@ -1,6 +1,8 @@
-"""Other people's models as denoisers D(x; sigma): any function, k-diffusion's models, and VP models in discrete steps.
+"""Other people's models as denoisers D(x; sigma): functions, k-diffusion's, VP steps, flows, EDM's of diffusers.
 
-RODS needs D and its gradient in x, nothing else. The wrappers call the model they are given and import nothing.
+RODS needs D and its gradient in x, nothing else. The wrappers call the model they are given and import nothing. With
+`label_dim` > 0 a model gets the class labels, one-hot rows [B, label_dim], as its last argument, and nothing in their
+place where there are none. Guidance is in guidance.py.
 """
 
 from __future__ import annotations
@@ -53,12 +55,13 @@ def from_k_diffusion(
 
 
 def from_vp_steps(
-    model: Callable[[Tensor, Tensor], Any],
+    model: Callable[..., Any],
     alphas_cumprod: Tensor,
     *,
     img_channels: int,
     img_resolution: int,
     prediction: Prediction = "epsilon",
+    label_dim: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> FunctionDenoiser:
     """A variance-preserving model of M discrete steps, such as a diffusers UNet: model(x_vp, t [B]) -> prediction.
@@ -75,17 +78,70 @@ def from_vp_steps(
         raise ValueError("alphas_cumprod: give a decreasing table of numbers between 0 and 1, one per step")
     log_sigmas = (1 / table - 1).log() / 2  # [M], ascending
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         t = time_of(sigma.double(), log_sigmas.to(x.device)).to(dtype).expand(len(x))
         scale = (1 + sigma**2).sqrt()
-        answer = model((x / scale).to(dtype), t)
-        out = _prediction(answer, x)
+        out = _prediction(model((x / scale).to(dtype), t, *labels), x)
         if prediction == "epsilon":
             return x - sigma * out
         return out if prediction == "sample" else (x / scale - sigma * out) / scale
 
     low, high = float(log_sigmas[0].exp()), float(log_sigmas[-1].exp())
-    return FunctionDenoiser(denoise, img_channels, img_resolution, sigma_min=low, sigma_max=high)
+    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim, sigma_min=low, sigma_max=high)
+
+
+def from_flow(
+    model: Callable[..., Any],
+    *,
+    img_channels: int,
+    img_resolution: int,
+    label_dim: int = 0,
+    time_scale: float = 1,
+    dtype: torch.dtype = torch.float32,
+) -> FunctionDenoiser:
+    """A rectified flow (flow matching): model(z, time_scale t [B]) -> v = n - x0, at z = (1 - t) x0 + t n, 0 <= t <= 1.
+
+    In the coordinates of this project sigma = t / (1 - t), x = z / (1 - t), and D = z - t v; an Euler step in sigma is
+    the flow's own in t, whatever the grid. A `shift` a of the flow's grid multiplies every sigma by a. t = 1, pure
+    noise, is sigma = inf: begin at 100 to 1000. diffusers' models are told 1000 t: time_scale=1000. Cost of D: 1 F.
+    """
+
+    def denoise(x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        t, z = sigma / (1 + sigma), x / (1 + sigma)
+        told = (time_scale * t).to(dtype).expand(len(x))
+        return z - t * _prediction(model(z.to(dtype), told, *labels), x)
+
+    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim)
+
+
+def from_edm_diffusers(
+    model: Callable[..., Any],
+    *,
+    img_channels: int,
+    img_resolution: int,
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon",
+    sigma_data: float = 0.5,
+    label_dim: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> FunctionDenoiser:
+    """A model of diffusers with EDM's preconditioning, such as a UNet2DModel with EDMEulerScheduler.
+
+    D = c_skip x + c_out F(c_in x; ln(sigma) / 4), with the scheduler's `prediction_type` (v_prediction: c_out < 0) and
+    `sigma_data`. Cost of D: 1 F. Raises ValueError for an unknown prediction, or a sigma_data that is not > 0.
+    """
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ValueError(f"prediction: {prediction!r} is unknown; give epsilon or v_prediction")
+    if not 0 < sigma_data < inf:
+        raise ValueError(f"sigma_data: {sigma_data} is not a standard deviation; give a finite number > 0")
+    sign = 1 if prediction == "epsilon" else -1
+
+    def denoise(x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        var = sigma**2 + sigma_data**2
+        c_skip, c_out, c_in = sigma_data**2 / var, sign * sigma * sigma_data / var.sqrt(), 1 / var.sqrt()
+        told = (sigma.log() / 4).to(dtype).expand(len(x))
+        return c_skip * x + c_out * _prediction(model((c_in * x).to(dtype), told, *labels), x)
+
+    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim)
 
 
 def _prediction(answer: Any, x: Tensor) -> Tensor:

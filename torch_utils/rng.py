@@ -65,6 +65,11 @@ class SeedStreams:
         seeds = [seed ^ flips for seed in self._seeds]
         return SeedStreams(seeds, self.device, rows_per_seed=self.rows, on_cpu=self._source.type == "cpu")
 
+    def keys(self) -> Tensor:
+        """What tells rows apart, int64 [B] on the CPU: the seed (mod 2^32), and the row of a seed that has several."""
+        seeds = torch.tensor(self._seeds, dtype=torch.int64).repeat_interleave(self.rows)
+        return seeds + (torch.arange(len(self)) % self.rows << 32)
+
     def __len__(self) -> int:
         return len(self._generators) * self.rows
 

@@ -18,7 +18,9 @@ from typing import Any, Protocol
 from dnnlib.errors import UserError, install
 from rods.base_samplers import Sampler
 from rods.config import DETECTORS, FITTED, SAMPLERS, typed
+from rods.guidance import Guidance
 from rods.presets import Preset
+from rods.runs.guidance import GUIDANCE_OPTIONS, guidance_option
 from rods.types import Denoiser
 
 BASELINE = "euler"
@@ -43,6 +45,7 @@ class Method:
     name: str
     sampler: Sampler
     is_score: bool = False
+    guidance: Guidance | None = None
 
     @property
     def folder(self) -> str:
@@ -101,14 +104,17 @@ def resolve(
 ) -> Method:
     """A method of the table on a task, with the options `given` over its own, under another `name` if there is one.
 
-    Values may be those of JSON: texts of windows and detectors. Given the `denoiser`, it is checked to suit the method.
+    Values may be those of JSON: texts of windows and detectors. Among the options may be those of guidance, as
+    generate.py has them: guidance, guide, guidance_interval. Given the `denoiser`, it is checked to suit the method.
     Raises UserError: an unknown method or option, a value that is out of range, or a sampler without calibration.
     """
     if method not in METHODS:
         raise UserError(f"--samplers: unknown method {method!r}; use {', '.join(METHODS)}")
     template, known = METHODS[method], preset or Preset("none", None, "", {})
     usual = {} if template.sampler in known.samplers else (task.settings or {}).get(template.sampler, {})
-    replaced = {**usual, "num_steps": task.num_steps, **template.options, **(given or {})}
+    options = dict(given or {})
+    guidance = _guidance({key: options.pop(key, None) for key in GUIDANCE_OPTIONS}, preset, name or method)
+    replaced = {**usual, "num_steps": task.num_steps, **template.options, **options}
     try:
         values = {key: typed(template.sampler, key, value, fitted=known.fitted) for key, value in replaced.items()}
         sampler = known.sampler(template.sampler, values)
@@ -119,7 +125,18 @@ def resolve(
             f"--samplers: {name or method} on {task.name}: {e} (scripts/calibrate.py --task={task.name} finds the "
             "options of a network)"
         ) from None
-    return Method(name or method, sampler, template.is_score)
+    return Method(name or method, sampler, template.is_score, guidance)
+
+
+def _guidance(opts: dict[str, Any], preset: Preset | None, name: str) -> Guidance | None:
+    """The guidance of a run, or the preset's. Raises UserError."""
+    try:
+        strength = None if opts["guidance"] is None else float(opts["guidance"])
+    except (TypeError, ValueError):
+        raise UserError(f"--samplers: {name}: guidance: {opts['guidance']!r}: must be a number") from None
+    if not all(isinstance(opts[key], str | None) for key in GUIDANCE_OPTIONS[1:]):
+        raise UserError(f"--samplers: {name}: guide and guidance_interval must be texts, such as 'none' and '.2,5'")
+    return guidance_option({**opts, "guidance": strength}, preset)
 
 
 # -- command line and experiments -------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from rods.labels.labels import LABELS_NAME, VERDICTS, ImageLabel, read_labels, w
 from rods.micro_batches import MicroBatches
 from rods.runs.chunk import Chunk, cut_chunks
 from rods.runs.folder import OutputFolder, read_lines
+from rods.runs.guidance import guided_network
 from rods.runs.images import read_png
 from rods.runs.run import Job, sample_for_folder
 from rods.types import AnyDenoiser
@@ -117,8 +118,10 @@ def _prepared(
 ) -> _Run:
     if isinstance(network.denoiser, torch.nn.Module):
         network.denoiser.to(device)
-    job = Job(denoiser=network.denoiser, sampler=method.sampler, chunks=chunks, device=device,
-              network_sha256=network.sha256, batch=batch)  # fmt: skip
+    guided = guided_network(network.denoiser, method.guidance, device=device)
+    guided.check(method.sampler)
+    job = Job(denoiser=guided.denoiser, sampler=method.sampler, chunks=chunks, device=device,
+              network_sha256=network.sha256, batch=batch, guidance=guided.identity)  # fmt: skip
     labelled = frozenset(read_labels(path)) if (path / LABELS_NAME).is_file() else frozenset()
     return _Run(method, job, OutputFolder(path, identity=job.identity()), labelled)
 

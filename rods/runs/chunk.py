@@ -84,7 +84,8 @@ def sample_chunk(
     streams, latents, labels, classes = drawn_start(denoiser, chunk, device, class_index, on_cpu=rng_on_cpu)
     noise = streams if sampler.stream == "first" else streams.second()
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        denoise = bind(denoiser, len(latents), labels, randn_like=noise.randn_like, micro_batches=micro_batches)
+        denoise = bind(denoiser, len(latents), labels, randn_like=noise.randn_like, micro_batches=micro_batches,
+                       keys=streams.keys())  # fmt: skip
         followers = [_follow(d, denoise, latents, sampler, streams) for d in detectors]
         recorder = sampler.recorder()
         for step in sampler.steps(denoise, latents):

@@ -31,7 +31,7 @@ _OTHER_FLAGS = {
     "sampler": "--sampler", "max_tries": "--max-tries", "filter_threshold": "--filter-threshold",
     "probe_batch": "--probe-batch", "channels_last": "--channels-last", "network_sha256": "--network sha256",
     "rows_per_seed": "--seeding rows", "detector_sha256": "--detector sha256", "filter_sha256": "--filter sha256",
-    "accept_sha256": "--accept sha256",
+    "accept_sha256": "--accept sha256", "guidance_interval": "--guidance-interval", "guide_sha256": "--guide sha256",
 }  # fmt: skip
 
 

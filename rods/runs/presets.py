@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rods.base_samplers import Sampler
 from rods.config import FITTED, name_of, options, to_json
 from rods.detectors import Detector
 from rods.gate import ActivationDetector
+from rods.guidance import interval_to_text
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
 from rods.runs.gates import gate_suffix, read_gate, write_gate
 
@@ -55,7 +57,7 @@ def preset_notes(
     """
     if preset is None:
         return []
-    applies = sampler in preset.samplers or by_score
+    applies = sampler in preset.samplers or by_score or preset.guidance is not None
     if asked and not applies:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={asked} has no settings for --sampler={sampler}; it has some for: {has}")
@@ -91,7 +93,11 @@ def read_preset(path: Path, *, option: str = "--preset") -> Preset:
             for kind in FITTED:
                 if kind in data and kind not in fitted:
                     fitted[kind] = read_gate(beside(path, data[kind]), kind, option=where)
-        return parse_preset(data, where=where, fitted=fitted)
+        found = parse_preset(data, where=where, fitted=fitted)
+        if (guidance := found.guidance) is None or guidance.is_self or "://" in guidance.guide:
+            return found
+        guide = beside(path, guidance.guide, what="guide")
+        return replace(found, guidance=replace(guidance, guide=str(guide)))
     except UserError:
         raise
     except ValueError as e:
@@ -107,6 +113,15 @@ def write_preset(path: Path, preset: Preset) -> None:
         data["detect_eps"] = dict(preset.detect_eps)
     if preset.quantiles:
         data["quantiles"] = {name: list(values) for name, values in preset.quantiles.items()}
+    if guidance := preset.guidance:
+        own = guidance.is_self or "://" in guidance.guide
+        said = {
+            "strength": guidance.strength,
+            "guide": guidance.guide if own else Path(guidance.guide).name,
+            "interval": guidance.interval and interval_to_text(guidance.interval),
+            "sha256": guidance.sha256,
+        }
+        data["guidance"] = {name: value for name, value in said.items() if value is not None}
     for kind, gate in preset.fitted.items():
         if isinstance(gate, ActivationDetector):
             file = beside_preset(path, gate_suffix(kind))
@@ -126,8 +141,8 @@ def preset_options(sampler: Sampler) -> dict[str, Any]:
     }
 
 
-def beside(preset: Path, name: object) -> Path:
+def beside(preset: Path, name: object, *, what: str = "gate") -> Path:
     """The file `name` in the folder of a preset. Raises ValueError for what is not a plain file name."""
     if not isinstance(name, str) or not name or Path(name).name != name:
-        raise ValueError(f"{preset}: a gate must be the name of a file beside it")
+        raise ValueError(f"{preset}: a {what} must be the name of a file beside it")
     return preset.with_name(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,6 +56,7 @@ class Job:
     trajectory: tuple[int, ...] = ()  # the steps that a strip beside each image shows; none: no strips
     probe_batch: int | None = None  # rows of a backward pass, None: all at once
     channels_last: bool = False
+    guidance: Mapping[str, Any] = field(default_factory=dict)  # what guides the denoiser; empty where nothing does
     compiled: bool = False  # whether the denoiser is: its images differ by rounding
 
     def risk_threshold(self) -> float:
@@ -68,6 +69,7 @@ class Job:
         return {
             "network_sha256": self.network_sha256,
             **to_json(self.sampler),
+            **self.guidance,
             "class": self.class_index,
             "device": self.device.type,
             "dtype": self.dtype,

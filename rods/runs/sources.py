@@ -16,8 +16,10 @@ from torch import Tensor
 from dnnlib.errors import UserError, counted, user_errors
 from rods.base_samplers import Sampler
 from rods.config import to_json
+from rods.guidance import Guidance
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.folder import image_key
+from rods.runs.guidance import guidance_text, guided_network
 from rods.runs.options import respell
 from rods.runs.run import CHANNELS, Job, sample_pixels
 from training.checkpoint import Snapshot
@@ -99,6 +101,7 @@ def network_source(
     batch: int,
     device: torch.device,
     class_index: int | None = None,
+    guidance: Guidance | None = None,
 ) -> Source:
     """The samples of a network, made when they are needed and never written: the pixels that generate.py saves.
 
@@ -107,13 +110,16 @@ def network_source(
     made = snapshot.header.init_kwargs
     if made["img_channels"] not in CHANNELS:
         raise UserError(f"--from-network makes images of {made['img_channels']} channels; features need 1 or 3")
+    network = guided_network(snapshot.net, guidance, device=device)
     with user_errors(spelled=respell):
         check_class(class_index, made.get("label_dim", 0))
-        sampler.check(snapshot.net)
+        sampler.check(network.denoiser)
+    network.check(sampler)
     chunks = cut_chunks(seeds, batch=batch)
-    job = Job(denoiser=snapshot.net, sampler=sampler, chunks=chunks, device=device, network_sha256=snapshot.sha256,
-              batch=batch, class_index=class_index)  # fmt: skip
-    what = f"{snapshot.describe()}, {to_json(sampler)}, {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
+    job = Job(denoiser=network.denoiser, sampler=sampler, chunks=chunks, device=device, network_sha256=snapshot.sha256,
+              batch=batch, class_index=class_index, guidance=network.identity)  # fmt: skip
+    guided_by = f", {guidance_text(guidance)}" if guidance else ""
+    what = f"{snapshot.describe()}, {to_json(sampler)}{guided_by}, {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
     return Source(what, len(seeds), len(chunks), lambda block: sample_pixels(job, chunks[block]))
 
 

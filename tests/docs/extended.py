@@ -96,3 +96,12 @@ def test_a_trajectory_is_watched_by_a_for_loop() -> None:
     assert len(found) == 3
     assert forward.tolist() == [4] * 6
     assert backward.tolist() == [0] * 6
+
+
+# -- a wrapper --------------------------------------------------------------------------------------------------------
+
+
+def test_the_wrapper_counts_both_networks() -> None:
+    done = Euler(num_steps=5).sample(my_methods.Mean(mixture(), mixture()), latents())
+    assert torch.equal(done.images, Euler(num_steps=5).sample(mixture(), latents()).images)
+    assert {record.forward for record in done.records} == {10}

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from commands import generated
+from commands import LABELLED, generated, records
 from pages import Page
 from vectors import ROOT
 
 from scripts import bench
 
-WITH_CODE = ("sample", "restart", "foreign-models")
+WITH_CODE = ("sample", "restart", "guidance", "foreign-models")
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
@@ -67,3 +67,16 @@ def test_a_new_threshold_follows_recorded_scores(tmp_path: Path) -> None:
     for i, options in enumerate(tried):
         few = [option for option in options if not option.startswith(("--network", "--seeds", "--outdir"))]
         generated(tmp_path / str(i), "--seeds=0-3", *few, steps=10)
+
+
+def test_the_commands_of_guidance_run(tmp_path: Path) -> None:
+    """On a small network with classes, which stands for its own earlier snapshot, too."""
+    commands = Page("how-to/guidance").commands
+    assert len(commands) == 3
+    for i, options in enumerate(commands):
+        few = [option for option in options if not option.startswith(("--network", "--seeds", "--outdir"))]
+        few = [f"--guide={LABELLED}" if option == "--guide=my-earlier-snapshot.pkl" else option for option in few]
+        generated(tmp_path / str(i), "--seeds=0", "--sampler=euler", *few, network=LABELLED, steps=6)
+    spent = [records(tmp_path / str(i))[0]["forward"] for i in range(3)]
+    assert spent[0] == spent[2] == 12
+    assert 6 < spent[1] < 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from rods import (
     Overshoot,
     RandomShift,
     Sas,
+    SgPrev,
     SigmaOffset,
     SigmaWindow,
     Tag,
@@ -96,6 +98,23 @@ def test_sigma_offset_changes_what_the_network_is_told_in_the_window() -> None:
     assert torch.equal(torch.stack(D.asked), told)
     assert told[0] == grid[0]  # 1.4 sigma_max is beyond the network's range
     assert (told[1:5] > 1.3 * grid[1:5]).all()
+
+
+# -- self-guidance ----------------------------------------------------------------------------------------------------
+
+
+def test_the_step_before_stands_for_a_worse_network() -> None:
+    """D + w (D - D of the step before), from the second step on: the recursion by hand, and an image that it moves."""
+    w, sampler = 0.5, Corrected(correct=SgPrev(0.5), window=(0, 1), num_steps=10)
+    x, before = 80 * latents().double(), None
+    sigmas = [*sampler.levels(mixture()), 0.0]
+    for t, t_next in pairwise(sigmas):
+        D = mixture()(x, t)
+        used = D if before is None else D + w * (D - before)
+        x, before = used + t_next / t * (x - used), D
+    found = sampler.sample(mixture(), latents()).images
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-10)
+    assert (found - euler_sampler(mixture(), latents(), num_steps=10)).abs().max() > 0.01
 
 
 # -- TAG --------------------------------------------------------------------------------------------------------------
@@ -204,6 +223,7 @@ def test_the_laplacian_of_a_linear_field_is_none() -> None:
         (lambda: Overshoot(-1), "rho"),
         (lambda: SigmaOffset(-1), "kappa"),
         (lambda: Tag(math.nan), "eta"),
+        (lambda: SgPrev(math.inf), "strength"),
         (lambda: RandomShift(math.inf), "rho"),
         (lambda: Laplacian(math.nan), "strength"),
         (lambda: Laplacian(1, probes=0), "probes"),

@@ -10,7 +10,7 @@ import torch
 from exact import Axes, Counting, broken_row, close, golden, isotropic, latents, mixture, normal, state
 from torch import Tensor
 
-import rods.denoiser as core
+import rods.state as core
 from rods import Lid, State, bind, euler_sampler, rods_sampler
 from rods.denoiser import norms
 from rods.detectors import curvature

@@ -23,6 +23,13 @@ def test_streams_are_the_reference() -> None:
     assert torch.equal(streams.randn_like(z["churn1"]), z["churn1"])
 
 
+def test_keys_tell_all_rows_apart_and_belong_to_the_seed() -> None:
+    assert SeedStreams([5, 1, 2], CPU).keys().tolist() == [5, 1, 2]
+    whole, second = (SeedStreams(some, CPU, rows_per_seed=3).keys() for some in ([5, 2**32 - 1], [2**32 - 1]))
+    assert len(set(whole.tolist())) == 6
+    assert torch.equal(whole[3:], second)
+
+
 def test_a_stream_is_independent_of_the_batch() -> None:
     together, alone = SeedStreams([5, 1, 2], CPU), SeedStreams([1], CPU)
     assert torch.equal(together.randn([3, 8, 8])[1:2], alone.randn([3, 8, 8]))

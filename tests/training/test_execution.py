@@ -12,7 +12,8 @@ from commands import files, generated
 from torch import Tensor, nn
 
 from rods import euler_sampler, rods_sampler
-from rods.denoiser import State, bind
+from rods.denoiser import bind
+from rods.state import State
 from training.execution import ExecutionConfig, apply_execution, checkpoint_blocks, compiled, set_layout
 from training.networks import EDMPrecond
 

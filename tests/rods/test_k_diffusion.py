@@ -1,0 +1,152 @@
+"""Samplers with k-diffusion's signature: the same numbers as ours, called as a host calls them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from exact import isotropic, latents, mixture
+from torch import Tensor
+
+from rods import Cas, Euler, Lid, Restart, RodsCas, RodsSas, bind
+from rods.integrations.k_diffusion import sample_restart_gated, sample_rods_cas, sample_rods_sas
+
+N = 10
+GRID = Euler(num_steps=N, sigma_max=20)
+SIGMAS = torch.tensor([*GRID.levels(mixture()), 0.0], dtype=torch.float64)
+ALL = {
+    "cas": partial(sample_rods_cas, eps=1e-4, rho=0.3, window=(0.2, 0.9)),
+    "cas, difference": partial(sample_rods_cas, eps=0, rho=0.3, gradient="difference"),
+    "sas": partial(sample_rods_sas, eps=1e-4, rho=0.3, window=(0.2, 0.9)),
+    "sas, blind": partial(sample_rods_sas, eps=0, rho=0.3, detect=False),
+    "restart": partial(sample_restart_gated, threshold=0.9, sigma_r=5.0),
+    "restart, in flight": partial(sample_restart_gated, threshold=0.9, sigma_r=5.0, score_at=0.5, inside=Cas(0.3)),
+}
+OURS: dict[str, Any] = {
+    "cas": RodsCas(num_steps=N, sigma_max=20, eps=1e-4, rho=0.3, window=(0.2, 0.9)),
+    "cas, difference": RodsCas(num_steps=N, sigma_max=20, eps=0, rho=0.3, gradient="difference"),
+    "sas": RodsSas(num_steps=N, sigma_max=20, eps=1e-4, rho=0.3, window=(0.2, 0.9)),
+    "sas, blind": RodsSas(num_steps=N, sigma_max=20, eps=0, rho=0.3, detect=False),
+    "restart": Restart(num_steps=N, sigma_max=20, threshold=0.9, sigma_r=5.0),
+    "restart, in flight": Restart(num_steps=N, sigma_max=20, threshold=0.9, sigma_r=5.0, score_at=0.5, inside=Cas(0.3)),
+}
+
+
+class Host:
+    """A model of the mixture as hosts hold it: something for each image, other arguments, always whole batches."""
+
+    def __init__(self) -> None:
+        self.shift = 0.01 * torch.arange(6, dtype=torch.float64).reshape(6, 1, 1, 1)
+        self.calls: list[tuple[torch.Size, bool]] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Tensor, scale: float = 0) -> Tensor:
+        assert sigma.shape == (6,)
+        assert (sigma == sigma[0]).all()
+        self.calls.append((x.shape, torch.is_grad_enabled()))
+        return mixture()(x, sigma[0].double()).to(x.dtype) + scale * cond
+
+
+def start() -> Tensor:
+    return SIGMAS[0] * latents().double()
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_it_is_our_sampler_on_the_hosts_state_and_levels(name: str, mode: Any) -> None:
+    host = Host()
+    with mode():
+        torch.manual_seed(0)
+        args = {"cond": host.shift, "scale": 1.0}
+        found = ALL[name](host, start(), SIGMAS.clone(), args, None, True)
+
+    def known_model(x: Tensor, sigma: Tensor) -> Tensor:
+        return mixture()(x, sigma)
+
+    class PerImage:
+        """The same for some rows, by the labels' way."""
+
+        def __call__(self, x: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:
+            return known_model(x, sigma) + shift
+
+    torch.manual_seed(0)
+    known = OURS[name].sample(bind(PerImage(), 6, host.shift), latents().double()).images
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-12)
+    assert not found.requires_grad
+    assert {shape for shape, _ in host.calls} == {start().shape}
+    assert any(with_grad for _, with_grad in host.calls) == (name in ("cas", "sas", "restart, in flight"))
+    if not name.endswith("difference"):
+        plain = GRID.sample(bind(PerImage(), 6, host.shift), latents().double()).images
+        assert not torch.allclose(found, plain, atol=1e-4)
+
+
+def test_some_images_are_corrected_and_the_others_are_not() -> None:
+    """The gate flags a part of the batch, whose model must still see its own conditioning."""
+    host = Host()
+    args = {"cond": host.shift, "scale": 1.0}
+    torch.manual_seed(0)
+    flags = OURS["restart"].sample(bind(lambda x, s, c: mixture()(x, s) + c, 6, host.shift), latents().double())
+    went = [len(record.restart.scores) > 1 for record in flags.records if record.restart]
+    assert 0 < sum(went) < 6
+    torch.manual_seed(0)
+    found = ALL["restart"](host, start(), SIGMAS, args)
+    plain = GRID.sample(bind(lambda x, s, c: mixture()(x, s) + c, 6, host.shift), latents().double()).images
+    for b in range(6):
+        if not went[b]:
+            torch.testing.assert_close(found[b], plain[b], rtol=0, atol=1e-12)
+
+
+def test_the_callback_sees_every_step_in_the_hosts_type() -> None:
+    seen: list[dict[str, Any]] = []
+    x = start().float()
+    found = sample_rods_cas(lambda x, sigma: mixture()(x, sigma[0].double()), x, SIGMAS.float(), None, seen.append,
+                            eps=float("inf"), rho=0.3)  # fmt: skip
+    assert found.dtype == torch.float32
+    assert [told["i"] for told in seen] == list(range(N))
+    assert set(seen[0]) == {"x", "i", "sigma", "sigma_hat", "denoised"}
+    torch.testing.assert_close(seen[0]["x"], x)
+    assert all(told[key].dtype == torch.float32 for told in seen for key in ("x", "denoised", "sigma", "sigma_hat"))
+    for told in seen:
+        assert float(told["sigma"]) == pytest.approx(float(SIGMAS[told["i"]]), rel=1e-6)
+        torch.testing.assert_close(
+            told["denoised"], mixture()(told["x"], told["sigma"].double()).float(), atol=1e-4, rtol=0
+        )
+
+
+def test_in_a_restart_the_callback_sees_the_whole_batch_and_earlier_steps_again() -> None:
+    seen: list[dict[str, Any]] = []
+    torch.manual_seed(0)
+    sample_restart_gated(lambda x, sigma: mixture()(x, sigma[0]), start(), SIGMAS, None, seen.append, threshold=0.9,
+                         sigma_r=5.0, rounds=1)  # fmt: skip
+    back = int((SIGMAS > 5).sum())
+    assert [told["i"] for told in seen] == [*range(N), back, *range(back, N)]
+    assert {told["x"].shape for told in seen} == {start().shape}
+    moving = [b for b in range(6) if not torch.equal(seen[-1]["x"][b], seen[N]["x"][b])]
+    assert 0 < len(moving) < 6
+    assert float(seen[N]["sigma_hat"]) == 5
+
+
+def test_a_host_may_stop_a_run_from_its_callback() -> None:
+    def stop(told: dict[str, Any]) -> None:
+        if told["i"] == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sample_rods_cas(lambda x, sigma: isotropic()(x, sigma[0]), start(), SIGMAS, {}, stop, eps=0, rho=0.3)
+
+
+@pytest.mark.parametrize("sigmas", [SIGMAS[:-1], SIGMAS.flip(0), SIGMAS[-1:], SIGMAS[None]])
+def test_levels_that_are_none(sigmas: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^sigmas: give decreasing noise levels"):
+        sample_rods_cas(lambda x, sigma: x, start(), sigmas, eps=0, rho=0.3)
+
+
+def test_a_model_that_gives_no_gradient_or_another_shape() -> None:
+    cut = torch.no_grad()(lambda x, sigma: mixture()(x, sigma[0]))
+    with pytest.raises(ValueError, match=r"gives no gradient .* gradient=\"difference\""):
+        sample_rods_cas(cut, start(), SIGMAS, eps=0, rho=0.3)
+    sample_rods_cas(cut, start(), SIGMAS, eps=0, rho=0.3, gradient="difference")
+    with pytest.raises(ValueError, match=r"^model: it returned \[6, 1, 3, 3\]"):
+        sample_rods_cas(lambda x, sigma: x[:, :1], start(), SIGMAS, eps=0, rho=0.3)
+    assert Lid() == Restart(threshold=1, sigma_r=2).detector, "what sample_restart_gated takes without one"
