@@ -1,4 +1,4 @@
-"""The one place that builds networks from files: EDM's pickles, and this project's safetensors snapshots.
+"""The one place that builds networks from files: EDM's and EDM2's pickles, and this project's safetensors snapshots.
 
 A snapshot is a safetensors file whose metadata holds one entry, "header": JSON with the class, its constructor
 arguments, label names, training length, data set, tool and schema version. Nothing in either kind of file is run, and
@@ -23,7 +23,7 @@ from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write, check_sha256, looks_like_html, open_url
 from torch_utils.persistence import PersistentObject, module_tensors, read_pickle
 from training.header import Header, checked_labels, format_header, parse_header, tool_version
-from training.networks import PRECONDS, Precond, iDDPMPrecond
+from training.networks import PICKLED_PRECONDS, PRECONDS, Precond, iDDPMPrecond
 from training.schema import check_init_kwargs
 
 STORED_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -145,17 +145,18 @@ def _read_pickle(path: Path) -> tuple[Header, dict[str, Tensor]]:
     with open(path, "rb") as f:
         content = read_pickle(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
     ema = content.get("ema") if isinstance(content, dict) else content
-    if not isinstance(ema, PersistentObject) or ema.class_name not in PRECONDS:
+    if not isinstance(ema, PersistentObject) or ema.class_name not in PICKLED_PRECONDS:
         what = f"it is a {ema.class_name}" if isinstance(ema, PersistentObject) else "there is none under 'ema'"
-        raise UserError(f"the pickle holds no denoiser: {what}; known are {', '.join(PRECONDS)}")
+        raise UserError(f"the pickle holds no denoiser: {what}; known are {', '.join(PICKLED_PRECONDS)}")
+    class_name = PICKLED_PRECONDS[ema.class_name].__name__
     init_args, init_kwargs = ema.state.get("_init_args", ()), ema.state.get("_init_kwargs")
     if not isinstance(init_args, tuple) or init_args or not isinstance(init_kwargs, dict):
         raise UserError("the pickle does not say by which keyword arguments its network was built")
     data = content.get("dataset_kwargs") if isinstance(content, dict) else None
     data_path = data.get("path") if isinstance(data, dict) else None
-    kwargs = check_init_kwargs(ema.class_name, init_kwargs)
+    kwargs = check_init_kwargs(class_name, init_kwargs)
     name = Path(data_path).stem if isinstance(data_path, str) else None
-    return Header(ema.class_name, kwargs, dataset=name), module_tensors(ema)
+    return Header(class_name, kwargs, dataset=name), module_tensors(ema)
 
 
 def _read_safetensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
