@@ -23,6 +23,7 @@ from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write, check_sha256, looks_like_html, open_url
 from torch_utils.persistence import PersistentObject, module_tensors, read_pickle
 from training.header import Header, checked_labels, format_header, parse_header, tool_version
+from training.model_zoo import locate
 from training.networks import PICKLED_PRECONDS, PRECONDS, Precond, iDDPMPrecond
 from training.schema import check_init_kwargs
 
@@ -57,7 +58,8 @@ def load_denoiser(
     It is called as D(x, sigma, class_labels=None, augment_labels=None) with x [B, C, H, W] in float32.
 
     Args:
-        source: a path or an https address of an EDM pickle or a safetensors snapshot, told apart by content.
+        source: a path or an https address of an EDM or EDM2 pickle or a safetensors snapshot, told apart by content;
+            or the name of a published network (`training.model_zoo.PUBLISHED`).
         sha256: what the file's checksum must be.
     Raises:
         UserError: one line that says what is wrong with the file. Nothing that a file carries is run.
@@ -70,6 +72,8 @@ def load_snapshot(
 ) -> Snapshot:
     """Like `load_denoiser`, with the file's header, name and checksum."""
     source = os.fspath(source)
+    if published := locate(source):
+        source, sha256 = published.url, sha256 or published.sha256
     path = open_url(source, sha256=sha256) if "://" in source else Path(source)
     try:
         if not path.is_file():
@@ -122,6 +126,17 @@ def save_snapshot(
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(tensors, metadata={"header": text}))  # save_file would hide the file from others
     return header
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """What a safetensors snapshot says of its network, without its tensors. Raises UserError."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            return parse_header((f.metadata() or {}).get("header"))
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{path}: not a valid safetensors file: {shown(str(e), 160)}; fetch it again") from None
 
 
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:

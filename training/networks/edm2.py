@@ -134,6 +134,7 @@ class EDM2UNet(UNet):
         "precond": "edm2",
         "lr": 0.01,
         "lr_decay": 143.36,  # 70,000 steps of 2,048 images
+        "adam_beta2": 0.99,
         "ema_std": "0.05,0.1",
         "p_mean": -0.4,
         "p_std": 1.0,

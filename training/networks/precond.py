@@ -89,7 +89,7 @@ class Precond(nn.Module):
         if self.label_dim:
             zeros = torch.zeros([1, self.label_dim], device=x.device)
             labels = zeros if class_labels is None else class_labels.to(torch.float32).reshape(-1, self.label_dim)
-        half = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
+        half = self.use_fp16 and not force_fp32 and not self.training and x.device.type == "cuda"
         c_skip, c_out, c_in, c_noise = self.coefficients(s)
         F_x = self.model(
             (c_in * x).to(torch.float16 if half else torch.float32), c_noise.flatten(), labels, augment_labels
