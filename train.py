@@ -147,12 +147,13 @@ def train_config(opts: dict[str, Any], dataset: ImageDataset) -> TrainConfig:
     kwargs = network_kwargs(
         opts, img_resolution=dataset.resolution, img_channels=dataset.num_channels, label_dim=dataset.label_dim
     )
-    if "sigma_data" in PRECOND_OPTIONS[opts["precond"]].arguments:
+    precond = PRECOND_OPTIONS[opts["precond"]]
+    if "sigma_data" in precond.arguments:
         kwargs["sigma_data"] = opts["sigma_data"]
     return TrainConfig(
         data=opts["data"],
         num_images=len(dataset),
-        network={"class_name": PRECOND_OPTIONS[opts["precond"]].__name__, "init_kwargs": kwargs},
+        network={"class_name": precond.__name__, "init_kwargs": {**kwargs, **precond.trained_with}},
         cond=opts["cond"],
         batch=opts["batch"],
         lr=opts["lr"],

@@ -209,7 +209,9 @@ def test_an_architecture_brings_its_defaults_and_the_command_line_replaces_them(
     assert config["network"]["class_name"] == "EDM2Precond"
     assert (config["lr"], config["lr_decay"], config["adam_beta2"]) == (0.01, 143_360_000, 0.99)
     assert (config["ema_stds"], config["ema_halflives"], config["augment"]) == ([0.05, 0.1], [], 0)
-    assert (config["P_mean"], config["P_std"], config["network"]["init_kwargs"]["dropout"]) == (-0.4, 1, 0)
+    assert (config["P_mean"], config["P_std"]) == (-0.4, 1)
+    kwargs = config["network"]["init_kwargs"]
+    assert (kwargs["dropout"], kwargs["sigma_data"], kwargs["use_fp16"]) == (0, 0.5, False)
     config = dry(data, "--lr=.1", "--ema=.5", "--arch=edm2", "--p-mean=-1", "--lr-decay=0", "--precond=edm")
     assert config["network"]["class_name"] == "EDMPrecond"
     assert (config["lr"], config["P_mean"], config["ema_halflives"]) == (0.1, -1, [500_000])

@@ -28,6 +28,7 @@ class Precond(nn.Module):
     model_name: ClassVar[str] = "model"  # the attribute of F, and so the prefix of its parameters
     option: ClassVar[str | None] = None  # its name at train.py --precond; None: it is not trained here
     loss: ClassVar[type[Loss] | None] = None
+    trained_with: ClassVar[Mapping[str, Any]] = {}  # arguments of a network that is trained here
     default_model: ClassVar[str]  # the architecture of a file that names none
     arguments: ClassVar[Arguments] = {  # which a network file may hold, beside those of the architecture
         "img_resolution": integer(1, 4096),
@@ -134,6 +135,7 @@ class EDM2Precond(EDMPrecond):
 
     wire_name, model_name = "Precond", "unet"
     option, loss, default_model = "edm2", EDM2Loss, "EDM2UNet"
+    trained_with: ClassVar[Mapping[str, Any]] = {"use_fp16": False}
     arguments: ClassVar[Arguments] = {
         **Precond.arguments,
         "sigma_data": number(1e-6, 1e6),

@@ -245,6 +245,15 @@ def test_images_do_not_depend_on_the_batch() -> None:
         assert relative_error(net(x[b : b + 1], 0.7, labels[b : b + 1]), together[b : b + 1]) < 1e-6
 
 
+def test_it_is_differentiated_forwards_and_backwards_alike() -> None:
+    """lambda-max asks for Jacobian-vector products, RODS for vector-Jacobian ones: u . J v is one number."""
+    net, g = tiny(), torch.Generator().manual_seed(0)
+    x, u, v = torch.randn(3, 1, 1, 8, 8, generator=g)
+    _, Jv = torch.func.jvp(lambda x: net(x, 0.7), (x,), (v,))
+    _, vjp = torch.func.vjp(lambda x: net(x, 0.7), x)
+    assert float((u * Jv).sum()) == pytest.approx(float((vjp(u)[0] * v).sum()), rel=1e-4)
+
+
 def test_blocks_of_the_decoder_are_found_and_read() -> None:
     net = tiny()
     blocks = decoder_blocks(net)
