@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vectors import relative_error, tensors, vector_file
 from dnnlib.errors import UserError
 from rods import edm_sampler
 from rods.bench.readout_fit import decoder_blocks, pooled_activations
+from rods.schedules import edm_grid
 from scripts.convert import main as convert
 from torch_utils.persistence import module_tensors, read_pickle
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
@@ -89,6 +91,17 @@ def test_configuration_builds_the_reference_network(name: str) -> None:
     assert parameters / 5 < net.least_size(kwargs)[0] < parameters
 
 
+def guided(guide: str, w: float) -> Callable[..., Tensor]:
+    """D of edm2-cond with a guide, by the formula: what these networks are to guidance."""
+    main, weaker = load_denoiser(pickled("edm2-cond")), load_denoiser(pickled(guide))
+
+    def D(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        weak = weaker(x, sigma, labels if weaker.label_dim else None)
+        return weak + w * (main(x, sigma, labels) - weak)
+
+    return D
+
+
 @pytest.mark.parametrize(
     ("result", "guide", "w"),
     [
@@ -99,15 +112,24 @@ def test_configuration_builds_the_reference_network(name: str) -> None:
     ],
 )
 def test_guided_sampling_is_the_reference(result: str, guide: str, w: float) -> None:
-    """Here by its formula: what these networks are to guidance."""
-    main, other = load_denoiser(pickled("edm2-cond")), load_denoiser(pickled(guide))
     v = tensors("edm2/networks/edm2-guidance.npz")
+    assert relative_error(edm_sampler(guided(guide, w), v["latents"], v["labels"], num_steps=8), v[result]) <= 1e-4
 
-    def D(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        weak = other(x, sigma, labels if other.label_dim else None)
-        return weak + w * (main(x, sigma, labels) - weak)
 
-    assert relative_error(edm_sampler(D, v["latents"], v["labels"], num_steps=8), v[result]) <= 1e-4
+def test_guided_sampling_with_churn_is_the_reference() -> None:
+    """The original draws noise at the steps that churn alone, this project at each: here its draws, at those."""
+    v = tensors("edm2/networks/edm2-guidance.npz")
+    levels, draws = edm_grid(8, sigma_min=0.002, sigma_max=80), iter(v["noise"])
+    churned = iter([0.05 <= float(t) <= 50 for t in levels])
+
+    def noise(x: Tensor) -> Tensor:
+        return next(draws) if next(churned) else torch.zeros_like(x)
+
+    options = {"S_churn": 20, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
+    D = guided("edm2-guide-uncond", 1.7)
+    x = edm_sampler(D, v["latents"], v["labels"], num_steps=8, randn_like=noise, **options)
+    assert relative_error(x, v["guided_uncond_1.7_churn_20_0.05_50_1.003"]) <= 1e-4
+    assert len(list(draws)) == 3  # 5 of the 8 steps churn
 
 
 def test_a_converted_pickle_is_the_same_network(tmp_path: Path) -> None:
@@ -236,6 +258,20 @@ def test_latents_are_refused_in_one_line_that_says_what_is_missing(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_float16_inside_is_close() -> None:
+    """As on CUDA: the types inside F are those of EDM2, float32 for the embedding and norms."""
+    net = tiny(img_channels=2)
+    x, c_noise, labels = (
+        torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(3),
+        torch.eye(3),
+    )
+    half = net.model(x.half(), c_noise, labels)
+    assert half.dtype == torch.float16
+    assert net.unet.embed(c_noise, labels).dtype == torch.float32
+    assert relative_error(half.float(), net.model(x, c_noise, labels)) < 0.01
+
+
 def test_images_do_not_depend_on_the_batch() -> None:
     net = tiny()
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -245,8 +281,9 @@ def test_images_do_not_depend_on_the_batch() -> None:
         assert relative_error(net(x[b : b + 1], 0.7, labels[b : b + 1]), together[b : b + 1]) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own decompositions
 def test_it_is_differentiated_forwards_and_backwards_alike() -> None:
-    """lambda-max asks for Jacobian-vector products, RODS for vector-Jacobian ones: u . J v is one number."""
+    """u . J v by a Jacobian-vector product, and by a vector-Jacobian one."""
     net, g = tiny(), torch.Generator().manual_seed(0)
     x, u, v = torch.randn(3, 1, 1, 8, 8, generator=g)
     _, Jv = torch.func.jvp(lambda x: net(x, 0.7), (x,), (v,))
