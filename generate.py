@@ -51,8 +51,9 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
 @click.command(cls=Command, context_settings={"max_content_width": 120})
 @click.option(
     "--network",
-    metavar="FILE|URL",
-    help="Network: an EDM pickle or a safetensors snapshot [default: the embedded hands-32].",
+    metavar="FILE|URL|NAME",
+    help="Network: an EDM or EDM2 pickle or a safetensors snapshot, or a published one's name, such as "
+    "edm2-img64-s-fid [default: the embedded hands-32].",
 )
 @click.option("--sha256", metavar="HEX", help="What the network file's checksum must be.")
 @click.option(
@@ -251,7 +252,10 @@ def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
 def check_network(net: Any, sampler: Sampler, class_index: int | None) -> None:
     """UserError where these options do not suit the network."""
     if net.img_channels not in CHANNELS and net.img_resolution > 1:
-        raise UserError(f"--network makes images of {net.img_channels} channels; a PNG has 1 or 3")
+        raise UserError(
+            f"--network makes {net.img_channels} channels, and a PNG has 1 or 3; latents need their autoencoder's "
+            "decoder, which generate.py does not have (the library samples them: rods.edm_sampler)"
+        )
     with user_errors(spelled=respell):
         check_class(class_index, net.label_dim)
         sampler.check(net)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,9 @@ from training.estimate import estimate
 from training.feed import standard_deviation
 from training.folder import find_run_dir, nearly_equal
 from training.loop import Draw, start, train
-from training.networks import PRECOND_OPTIONS
+from training.networks import ARCH_OPTIONS, ARCHITECTURES, PRECOND_OPTIONS
 from training.options import add_training_options
-from training.recipes import NETWORK_OPTIONS, PIXELS, network_kwargs
+from training.recipes import LOSS_OPTIONS, NETWORK_OPTIONS, PIXELS, network_kwargs
 from training.schema import check_init_kwargs
 from training.state import saved_states
 from training.trainer import AUTOCAST, Trainer
@@ -79,7 +80,7 @@ def main(ctx: click.Context, **opts: Any) -> None:
 
 
 def check_options(opts: dict[str, Any], ctx: click.Context, device: torch.device) -> None:
-    """Options that do not go together. Raises UserError."""
+    """Options that do not go together, and those that stand for others. Raises UserError."""
     if opts["fp16"]:
         given = ctx.get_parameter_source("precision") is not ParameterSource.DEFAULT
         if given and opts["precision"] != "fp16":
@@ -87,11 +88,24 @@ def check_options(opts: dict[str, Any], ctx: click.Context, device: torch.device
         opts["precision"] = "fp16"
     if opts["precision"] == "fp16" and device.type != "cuda":
         raise UserError(f"--precision=fp16 needs a CUDA device, and this is {device.type}; use bf16 or fp32")
-    if opts["precond"] != "edm":
-        for option in ("sigma_data", "p_mean", "p_std"):
-            if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE:
-                name = f"--{option.replace('_', '-')}={opts[option]}"
-                raise UserError(f"{name}: --precond={opts['precond']} has no such setting; leave it out")
+
+    def is_given(option: str) -> bool:
+        return ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE
+
+    loss = PRECOND_OPTIONS[opts["precond"]].loss
+    settings = {field.name for field in fields(loss)} if loss else set()
+    for option, setting in LOSS_OPTIONS.items():
+        if setting not in settings and is_given(option):
+            name = f"--{option.replace('_', '-')}={opts[option]}"
+            raise UserError(f"{name}: --precond={opts['precond']} has no such setting; leave it out")
+    if opts["augment"] and "augment_dim" not in ARCHITECTURES[ARCH_OPTIONS[opts["arch"]]["model_type"]].arguments:
+        raise UserError(f"--augment={opts['augment']}: --arch={opts['arch']} is not told of it; use --augment=0")
+    if is_given("ema") and is_given("ema_std"):
+        raise UserError("--ema and --ema-std are two kinds of averages; give one of them")
+    if is_given("ema") or not opts["ema_std"]:
+        opts["ema_std"] = ()
+    else:
+        opts["ema"] = ()
     if opts["transfer"] and opts["resume"]:
         raise UserError("--transfer and --resume both say where to start from; give one of them")
     if opts["batch"] < (ranks := distributed.world_size()):
@@ -139,17 +153,21 @@ def train_config(opts: dict[str, Any], dataset: ImageDataset) -> TrainConfig:
     kwargs = network_kwargs(
         opts, img_resolution=dataset.resolution, img_channels=dataset.num_channels, label_dim=dataset.label_dim
     )
-    if opts["precond"] == "edm":
+    precond = PRECOND_OPTIONS[opts["precond"]]
+    if "sigma_data" in precond.arguments:
         kwargs["sigma_data"] = opts["sigma_data"]
     return TrainConfig(
         data=opts["data"],
         num_images=len(dataset),
-        network={"class_name": PRECOND_OPTIONS[opts["precond"]].__name__, "init_kwargs": kwargs},
+        network={"class_name": precond.__name__, "init_kwargs": {**kwargs, **precond.trained_with}},
         cond=opts["cond"],
         batch=opts["batch"],
         lr=opts["lr"],
         lr_rampup=round(opts["lr_rampup"] * 1e6),
+        lr_decay=round(opts["lr_decay"] * 1e6) if opts["lr_decay"] else None,
+        adam_beta2=opts["adam_beta2"],
         ema_halflives=tuple(round(halflife * 1e6) for halflife in opts["ema"]),
+        ema_stds=opts["ema_std"],
         P_mean=opts["p_mean"],
         P_std=opts["p_std"],
         augment=opts["augment"],

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from pickle_assembler import (
     BUILD,
+    KWARGS,
     LOAD_STORAGE,
     MARK,
     MODULE_DICT,
@@ -103,6 +104,25 @@ def two(first: bytes, second: bytes) -> bytes:
     return program(tup(first, second))
 
 
+def edm2(encoder: bytes = b"N", **changes: bytes) -> bytes:
+    """An EDM2 network without its tensors, in the container with an encoder."""
+    kwargs = obj(**{**KWARGS, "model_type": text("EDM2UNet"), **changes})
+    state = obj(_parameters=b"}", _buffers=b"}", _modules=b"}", _init_args=b")", _init_kwargs=kwargs)
+    return program(obj(encoder=encoder, ema=persistent("Precond", state)))
+
+
+def vae(**state: bytes) -> bytes:
+    return persistent("StabilityVAEEncoder", obj(**state))
+
+
+def object_array(canary: Path) -> bytes:
+    """A NumPy array of objects, as NumPy 2 spells it, that is filled by a command."""
+    array = call(name("numpy._core.multiarray", "_reconstruct"), name("numpy", "ndarray"), tup(num(0)), blob(b"b"))
+    dtype = call(name("numpy", "dtype"), text("O8"), b"\x89", b"\x88")
+    dtype += tup(num(3), text("|"), b"NNN", num(-1), num(-1), num(63)) + BUILD
+    return array + tup(num(1), tup(num(1)), dtype, b"\x89", lst(shell(canary))) + BUILD
+
+
 RUNS_ELSEWHERE: dict[str, Payload] = {
     "reduce os.system": lambda c: program(shell(c)),
     "reduce os.system inside a genuine layout": lambda c: program(obj(loss_fn=shell(c), ema=b"N")),
@@ -146,6 +166,8 @@ RUNS_ELSEWHERE: dict[str, Payload] = {
     "EXT1": lambda c: program(b"\x82\xf0" + tup(text(touch(c))) + REDUCE),
     "EXT2": lambda c: program(b"\x83\xf0\x00" + tup(text(touch(c))) + REDUCE),
     "EXT4": lambda c: program(b"\x84\xf0\x00\x00\x00" + tup(text(touch(c))) + REDUCE),
+    "EDM2 encoder that is a command": lambda c: program(obj(encoder=shell(c), ema=b"N")),
+    "EDM2 encoder's scale that is an object array": lambda c: program(obj(scale=object_array(c))),
     "after a good object": lambda c: two(call(name("collections", "OrderedDict")), shell(c)),
 }  # fmt: skip
 
@@ -263,6 +285,20 @@ OTHERS: dict[str, Payload] = {
     "an unknown argument": lambda c: network(exec=text(touch(c))),
     "an argument with control characters": lambda c: network(**{"\x1b[2J\nError: all is well": num(1)}),
     "iDDPM with a billion levels": lambda c: network("iDDPMPrecond", M=num(10**9)),
+    "EDM2 encoder whose VAE is a command": lambda c: edm2(vae(_vae=shell(c))),
+    "EDM2 encoder whose scale is a command": lambda c: edm2(vae(scale=object_array(c))),
+    "EDM2 encoder of another class": lambda c: edm2(persistent("Evil", obj(_vae=b"N"), source=f"open({str(c)!r},'w')")),
+    "EDM2 with a vast encoder": lambda c: edm2(vae(scale=lst(*[num(1)] * 400_000))),
+    "EDM2 without tensors": lambda c: edm2(),
+    "EDM2 with a trillion parameters": lambda c: edm2(model_channels=num(4096), channel_mult=lst(*[num(64)] * 3)),
+    "EDM2 with an embedding of a trillion": lambda c: edm2(model_channels=num(4096), channel_mult_emb=num(10**9)),
+    "EDM2 with a trillion labels": lambda c: edm2(label_dim=num(10**12)),
+    "EDM2 with a billion log-variance channels": lambda c: edm2(logvar_channels=num(10**9)),
+    "EDM2 with a balance that is not a number": lambda c: edm2(concat_balance=num(float("nan"))),
+    "EDM2 with a balance of two": lambda c: edm2(res_balance=num(2)),
+    "EDM2 with heads of no channels": lambda c: edm2(channels_per_head=num(0)),
+    "EDM2 that clips at less than nothing": lambda c: edm2(clip_act=num(-1)),
+    "EDM2 with the U-Net alone": lambda c: network("UNet"),
     "no denoiser but a loss": lambda c: network("EDMLoss"),
     "no network at all": lambda c: pickle.dumps({"ema": None}),
     "no tensors": lambda c: network(),

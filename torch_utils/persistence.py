@@ -1,4 +1,4 @@
-"""Reads EDM's network pickles without running anything that they carry.
+"""Reads EDM's and EDM2's network pickles without running anything that they carry.
 
 Persistent objects become inert `PersistentObject` records: class name and state, without the embedded source text.
 Storages and arrays are checked against their bytes before anything is allocated; all tensors are on the CPU.
@@ -26,6 +26,8 @@ WIRE_CLASSES = frozenset(
         *("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Linear"),
         *("Conv2d", "GroupNorm", "PositionalEmbedding", "FourierEmbedding", "EDMLoss", "VELoss", "VPLoss"),
         "AugmentPipe",
+        *("Precond", "UNet", "Block", "MPConv", "MPFourier", "EDM2Loss"),  # of EDM2, as those below
+        *("StandardRGBEncoder", "StabilityVAEEncoder"),
     )
 )
 _DTYPES = {
@@ -38,7 +40,7 @@ _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 class PersistentObject(Record):
-    """A network, loss or augmentation as the file describes it: nothing but its class name and its `__dict__`."""
+    """A network, loss, encoder ... as the file describes it: nothing but its class name and its `__dict__`."""
 
     def __init__(self, class_name: str, state: dict[object, object]) -> None:
         self.class_name, self.state = class_name, state

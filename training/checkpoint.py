@@ -1,4 +1,4 @@
-"""The one place that builds networks from files: EDM's pickles, and this project's safetensors snapshots.
+"""The one place that builds networks from files: EDM's and EDM2's pickles, and this project's safetensors snapshots.
 
 A snapshot is a safetensors file whose metadata holds one entry, "header": JSON with the class, its constructor
 arguments, label names, training length, data set, tool and schema version. Nothing in either kind of file is run, and
@@ -23,7 +23,8 @@ from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write, check_sha256, looks_like_html, open_url
 from torch_utils.persistence import PersistentObject, module_tensors, read_pickle
 from training.header import Header, checked_labels, format_header, parse_header, tool_version
-from training.networks import PRECONDS, Precond, iDDPMPrecond
+from training.model_zoo import locate
+from training.networks import PICKLED_PRECONDS, PRECONDS, Precond, iDDPMPrecond
 from training.schema import check_init_kwargs
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # of files, and inside a network, by their options' names
@@ -57,7 +58,8 @@ def load_denoiser(
     It is called as D(x, sigma, class_labels=None, augment_labels=None) with x [B, C, H, W] in float32.
 
     Args:
-        source: a path or an https address of an EDM pickle or a safetensors snapshot, told apart by content.
+        source: a path or an https address of an EDM or EDM2 pickle or a safetensors snapshot, told apart by content;
+            or the name of a published network (`training.model_zoo.PUBLISHED`).
         sha256: what the file's checksum must be.
     Raises:
         UserError: one line that says what is wrong with the file. Nothing that a file carries is run.
@@ -70,6 +72,8 @@ def load_snapshot(
 ) -> Snapshot:
     """Like `load_denoiser`, with the file's header, name and checksum."""
     source = os.fspath(source)
+    if published := locate(source):
+        source, sha256 = published.url, sha256 or published.sha256
     path = open_url(source, sha256=sha256) if "://" in source else Path(source)
     try:
         if not path.is_file():
@@ -124,6 +128,17 @@ def save_snapshot(
     return header
 
 
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """What a safetensors snapshot says of its network, without its tensors. Raises UserError."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            return parse_header((f.metadata() or {}).get("header"))
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{path}: not a valid safetensors file: {shown(str(e), 160)}; fetch it again") from None
+
+
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     with open(path, "rb") as f:
         start = f.read(1024)
@@ -145,17 +160,18 @@ def _read_pickle(path: Path) -> tuple[Header, dict[str, Tensor]]:
     with open(path, "rb") as f:
         content = read_pickle(memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)))
     ema = content.get("ema") if isinstance(content, dict) else content
-    if not isinstance(ema, PersistentObject) or ema.class_name not in PRECONDS:
+    if not isinstance(ema, PersistentObject) or ema.class_name not in PICKLED_PRECONDS:
         what = f"it is a {ema.class_name}" if isinstance(ema, PersistentObject) else "there is none under 'ema'"
-        raise UserError(f"the pickle holds no denoiser: {what}; known are {', '.join(PRECONDS)}")
+        raise UserError(f"the pickle holds no denoiser: {what}; known are {', '.join(PICKLED_PRECONDS)}")
+    class_name = PICKLED_PRECONDS[ema.class_name].__name__
     init_args, init_kwargs = ema.state.get("_init_args", ()), ema.state.get("_init_kwargs")
     if not isinstance(init_args, tuple) or init_args or not isinstance(init_kwargs, dict):
         raise UserError("the pickle does not say by which keyword arguments its network was built")
     data = content.get("dataset_kwargs") if isinstance(content, dict) else None
     data_path = data.get("path") if isinstance(data, dict) else None
-    kwargs = check_init_kwargs(ema.class_name, init_kwargs)
+    kwargs = check_init_kwargs(class_name, init_kwargs)
     name = Path(data_path).stem if isinstance(data_path, str) else None
-    return Header(ema.class_name, kwargs, dataset=name), module_tensors(ema)
+    return Header(class_name, kwargs, dataset=name), module_tensors(ema)
 
 
 def _read_safetensors(path: Path) -> tuple[Header, dict[str, Tensor]]:

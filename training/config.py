@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from training.ema import Average, HalfLife, PowerFunction
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -25,8 +27,11 @@ class TrainConfig:
     batch: int = 512
     lr: float = 1e-3
     lr_rampup: int = 10_000_000  # images
-    ema_halflives: tuple[int, ...] = (500_000,)  # images; the first one's snapshots have the plain name
+    lr_decay: int | None = None  # images after which the rate falls by 1/sqrt of the images seen; None: it stays
+    adam_beta2: float = 0.999
+    ema_halflives: tuple[int, ...] = (500_000,)  # images
     ema_rampup_ratio: float = 0.05
+    ema_stds: tuple[float, ...] = ()  # relative widths of averages by power function
     P_mean: float = -1.2
     P_std: float = 1.2
     augment: float = 0.0  # probability of each transformation; 0: none, and a network without its labels
@@ -39,9 +44,27 @@ class TrainConfig:
     resume: str | None = None  # start from this state of another run
 
     def options(self) -> dict[str, Any]:
-        """As JSON gives it back, so that files and configs compare."""
+        """As JSON gives it back, so that files and configs compare; options that came later, only where they act."""
         options: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return options
+        return {k: v for k, v in options.items() if k not in _LATER or v != _LATER[k]}
+
+    @property
+    def averages(self) -> tuple[Average, ...]:
+        """Of the weights, one a snapshot; the first one's snapshots have the plain name."""
+        return averages(self.options())
+
+
+_LATER: dict[str, Any] = {
+    "lr_decay": None,
+    "adam_beta2": 0.999,
+    "ema_stds": [],
+}  # older runs go on, and their files stay as they are
+
+
+def averages(options: Mapping[str, Any]) -> tuple[Average, ...]:
+    """The averages of a run with these `TrainConfig.options`."""
+    halflives = [HalfLife(int(n), options["ema_rampup_ratio"]) for n in options["ema_halflives"]]
+    return (*halflives, *map(PowerFunction, options.get("ema_stds", ())))
 
 
 PLACES = ("data", "transfer", "resume")
@@ -90,11 +113,7 @@ class Execution:
 
 
 def learning_rate(config: TrainConfig, images_seen: int) -> float:
-    """Linear from 0 at the first image to `lr` at `lr_rampup`."""
-    return config.lr * min(images_seen / config.lr_rampup, 1) if config.lr_rampup else config.lr
-
-
-def ema_beta(config: TrainConfig, halflife: int, images_seen: int) -> float:
-    """.5^(batch / half-life), the half-life held to a share of what was seen (EDM, Appendix F)."""
-    held = min(halflife, images_seen * config.ema_rampup_ratio)
-    return float(0.5 ** (config.batch / max(held, 1e-8)))
+    """Linear from 0 at the first image to `lr` at `lr_rampup`; from `lr_decay` on it falls as 1/sqrt(images)."""
+    ramp = min(images_seen / config.lr_rampup, 1) if config.lr_rampup else 1.0
+    decay = max(images_seen / config.lr_decay, 1) ** -0.5 if config.lr_decay else 1.0
+    return config.lr * ramp * decay

@@ -215,25 +215,26 @@ def _save_states(trainer: Trainer, settings: RunSettings) -> None:
 
 def snapshot_paths(trainer: Trainer, run_dir: Path) -> list[Path]:
     """Where the EMAs go at this number of images."""
-    kimg, others = trainer.images_seen // 1000, trainer.config.ema_halflives[1:]
-    names = [f"network-snapshot-{kimg:06d}", *(f"network-snapshot-{kimg:06d}-ema{n / 1e6:g}" for n in others)]
+    plain = f"network-snapshot-{trainer.images_seen // 1000:06d}"
+    names = [plain, *(f"{plain}-{average.label}" for average in trainer.config.averages[1:])]
     return [run_dir / f"{name}.safetensors" for name in names]
 
 
 def write_snapshots(trainer: Trainer, dataset: ImageDataset, run_dir: Path, draw: Draw | None = None) -> Path:
     """The EMAs, for `load_denoiser` and generate.py; the path of the first one, `network-snapshot-{kimg:06d}`.
 
-    The others' names end with their half-life in millions of images, `-ema0.5`. `draw` gets the first EMA.
+    The others' names end with their half-life in millions of images, `-ema0.5`, or their width, `-std0.1`. `draw`
+    gets the first EMA.
     """
     kimg, paths = trainer.images_seen // 1000, snapshot_paths(trainer, run_dir)
-    for path, ema, halflife in zip(paths, trainer.emas, trainer.config.ema_halflives, strict=True):
+    for path, ema, average in zip(paths, trainer.emas, trainer.config.averages, strict=True):
         save_snapshot(
             path,
             ema,
             init_kwargs=trainer.config.network["init_kwargs"],
             kimg=trainer.images_seen / 1000,
             dataset=dataset.name,
-            extra={"training": trainer.config.options(), "ema_halflife": halflife},
+            extra={"training": trainer.config.options(), **average.header},
         )
     if draw is not None:
         draw(trainer.emas[0], run_dir / f"grid-{kimg:06d}.png")

@@ -64,6 +64,32 @@ class EDMLoss(Loss):
 
 
 @dataclass(frozen=True)
+class EDM2Loss(EDMLoss):
+    """EDM's loss, each noise level by how certain the network is there: w / exp(u(s)) (D - y)^2 + u(s) (EDM2, Eq. 21).
+
+    The u(s) that minimises it is the logarithm of the weighted error, so that all noise levels have gradients alike;
+    the loss is then about 1 + u(s), and may be negative.
+    """
+
+    P_mean: float = -0.4
+    P_std: float = 1.0
+
+    def __call__(
+        self,
+        net: nn.Module,
+        y: Tensor,
+        labels: Tensor | None,
+        *,
+        n: Tensor,
+        noise: Tensor,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        logvar: Any = net.logvar  # of EDM2Precond
+        u = logvar(self.sigma(n).reshape(-1, 1, 1, 1))  # [B, 1, 1, 1]
+        return super().__call__(net, y, labels, n=n, noise=noise, augment_labels=augment_labels) / u.exp() + u
+
+
+@dataclass(frozen=True)
 class VPLoss(Loss):
     """sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1) with t uniform in [epsilon_t, 1], weight 1 / s^2."""
 

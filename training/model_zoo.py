@@ -1,12 +1,19 @@
-"""The networks that come with the project: files in models/, by name."""
+"""Networks by name: those that come with the project, in models/, and the published ones of EDM and EDM2.
+
+No published network was ever fetched by this project: addresses are as their authors gave them, EMA widths and
+strengths as their papers print them (EDM2: arXiv 2312.02696; autoguidance: arXiv 2406.02507), and no checksum is known.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from dnnlib.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
+_EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
 
 
 def find_model(name: str, *, made_by: str, folder: Path = MODELS) -> Path:
@@ -18,3 +25,101 @@ def find_model(name: str, *, made_by: str, folder: Path = MODELS) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing: fetch it from the project's repository, or train it with `{made_by}`")
     return path
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A network file at an address."""
+
+    url: str
+    sha256: str | None = None  # what it must be; None: not known, so that nothing is checked
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published network, or a pair of one and its guide."""
+
+    network: RemoteFile
+    guide: RemoteFile | None = None
+    strength: float = 1.0  # of the guidance; 1: none
+
+    def describe(self) -> str:
+        """The options that stand for it."""
+        if self.guide is None:
+            return f"--network={self.network.url}"
+        return f"--network={self.network.url} --guide={self.guide.url} --guidance={self.strength:g}"
+
+
+def _edm2(network: str, guide: str | None = None, strength: float = 1.0) -> Published:
+    """Of post-hoc reconstructions, by data, size, thousands of images and EMA width: img512-xs-2147483-0.135."""
+    return Published(_reconstructed(network), None if guide is None else _reconstructed(guide), strength)
+
+
+def _reconstructed(name: str) -> RemoteFile:
+    return RemoteFile(f"{_EDM2}/edm2-{name}.pkl")
+
+
+_EDM_NAMES = (
+    *(f"edm-cifar10-32x32-{cond}-{kind}" for cond in ("cond", "uncond") for kind in ("vp", "ve")),
+    *(f"edm-{data}-64x64-uncond-{kind}" for data in ("ffhq", "afhqv2") for kind in ("vp", "ve")),
+    "edm-imagenet-64x64-cond-adm",
+)
+_PLAIN = {  # without guidance; the width that is best for FID, and for FD of DINOv2
+    "xs": ("2147483", ("0.135", "0.200")),
+    "s": ("2147483", ("0.130", "0.190")),
+    "m": ("2147483", ("0.100", "0.155")),
+    "l": ("1879048", ("0.085", "0.155")),
+    "xl": ("1342177", ("0.085", "0.155")),
+    "xxl": ("0939524", ("0.070", "0.150")),
+}
+_GUIDED = {  # by the unconditional XS network of the same width: (width, strength), as above
+    "xs": (("0.045", 1.4), ("0.150", 1.7)),
+    "s": (("0.025", 1.4), ("0.085", 1.9)),
+    "m": (("0.030", 1.2), ("0.015", 2.0)),
+    "l": (("0.015", 1.2), ("0.035", 1.7)),
+    "xl": (("0.020", 1.2), ("0.030", 1.7)),
+    "xxl": (("0.015", 1.2), ("0.015", 1.7)),
+}
+_METRICS = ("fid", "dino")
+
+PUBLISHED: dict[str, Published] = {
+    **{name: Published(RemoteFile(f"{_EDM}/{name}.pkl")) for name in _EDM_NAMES},
+    **{
+        f"edm2-img512-{size}-{metric}": _edm2(f"img512-{size}-{kimg}-{std}")
+        for size, (kimg, stds) in _PLAIN.items()
+        for metric, std in zip(_METRICS, stds, strict=True)
+    },
+    **{
+        f"edm2-img512-{size}-guid-{metric}": _edm2(
+            f"img512-{size}-{_PLAIN[size][0]}-{std}", f"img512-xs-uncond-2147483-{std}", strength
+        )
+        for size, settings in _GUIDED.items()
+        for metric, (std, strength) in zip(_METRICS, settings, strict=True)
+    },
+    "edm2-img512-s-autog-fid": _edm2("img512-s-2147483-0.070", "img512-xs-0134217-0.125", 2.1),
+    "edm2-img512-s-autog-dino": _edm2("img512-s-2147483-0.120", "img512-xs-0134217-0.165", 2.45),
+    "edm2-img512-xxl-autog-fid": _edm2("img512-xxl-0939524-0.075", "img512-m-0268435-0.155", 2.05),
+    "edm2-img512-xxl-autog-dino": _edm2("img512-xxl-0939524-0.130", "img512-m-0268435-0.205", 2.3),
+    "edm2-img512-s-uncond-autog-fid": _edm2("img512-s-uncond-2147483-0.070", "img512-xs-uncond-0134217-0.110", 2.85),
+    "edm2-img512-s-uncond-autog-dino": _edm2("img512-s-uncond-2147483-0.090", "img512-xs-uncond-0134217-0.125", 2.9),
+    "edm2-img64-s-fid": _edm2("img64-s-1073741-0.075"),
+    "edm2-img64-m-fid": _edm2("img64-m-2147483-0.060"),
+    "edm2-img64-l-fid": _edm2("img64-l-1073741-0.040"),
+    "edm2-img64-xl-fid": _edm2("img64-xl-0671088-0.040"),
+    "edm2-img64-s-autog-fid": _edm2("img64-s-1073741-0.045", "img64-xs-0134217-0.110", 1.7),
+    "edm2-img64-s-autog-dino": _edm2("img64-s-1073741-0.105", "img64-xs-0134217-0.175", 2.2),
+}
+"""What EDM and EDM2 published, by the names that their own command gives it."""
+
+
+def locate(source: str) -> RemoteFile | None:
+    """The file that a published name stands for; None: it is no such name, or a file of this name lies here.
+
+    Raises UserError: the name is that of a network with its guide, which are two files.
+    """
+    if source not in PUBLISHED or Path(source).exists():
+        return None
+    found = PUBLISHED[source]
+    if found.guide is not None:
+        raise UserError(f"{source} is a network with its guide; give both: {found.describe()}")
+    return found.network

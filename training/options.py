@@ -10,7 +10,8 @@ import click
 
 from dnnlib.cli import Destination, NumberList, with_options
 from torch_utils import distributed
-from training.networks import ARCH_OPTIONS, PRECOND_OPTIONS
+from training.ema import MAX_STD
+from training.networks import ARCH_OPTIONS, ARCHITECTURES, PRECOND_OPTIONS
 from training.recipes import RECIPES, SOURCES
 
 MAX_SEED = 2**32 - 1
@@ -45,6 +46,19 @@ class Halflives(NumberList):
         return numbers
 
 
+class Widths(NumberList):
+    """Relative widths of averages by power function with commas between, `.05,.1`: each one once."""
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | float, ...]:
+        numbers = super().convert([value] if isinstance(value, int | float) else value, param, ctx)
+        if not all(0 < n <= MAX_STD for n in numbers) or len(set(numbers)) < len(numbers):
+            self.fail(f"{value!r} is not a list of different widths in (0, {MAX_STD}], such as .05,.1", param, ctx)
+        return numbers
+
+
 class RecipeName(click.Choice):  # type: ignore[type-arg]  # generic from click 8.2 on
     """The name of a training recipe; it is --preset here too, and the presets of generate.py are something else."""
 
@@ -75,6 +89,13 @@ def _apply_recipe(ctx: click.Context, param: click.Parameter, value: str | None)
     return value
 
 
+def _apply_architecture(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """An architecture has defaults of its own, which a recipe and the command line replace."""
+    defaults = ARCHITECTURES[ARCH_OPTIONS[value]["model_type"]].training_defaults
+    ctx.default_map = {**defaults, **(ctx.default_map or {})}
+    return value
+
+
 def _by_architecture(name: str, kind: Any, help: str) -> Any:
     return click.option(name, type=kind, default=None, help=f"{help} [default: by architecture].")
 
@@ -92,7 +113,13 @@ _WHAT = (
     ),
     click.option("--data", metavar="ZIP|DIR", required=True, help="Training images, a zip or a folder."),
     click.option("--cond", type=bool, default=False, help="Train class-conditionally on dataset.json's labels."),
-    click.option("--arch", type=click.Choice(sorted(ARCH_OPTIONS)), default="ddpmpp", help="Network architecture."),
+    click.option(
+        "--arch",
+        type=click.Choice(sorted(ARCH_OPTIONS)),
+        default="ddpmpp",
+        callback=_apply_architecture,
+        help="Network architecture. edm2 has its own defaults of the options below; -n prints them.",
+    ),
     click.option(
         "--precond", type=click.Choice(list(PRECOND_OPTIONS)), default="edm", help="Preconditioning, and its loss."
     ),
@@ -110,7 +137,7 @@ _NETWORK = (
         metavar="auto|X",
         type=Number(0, open="min", word="auto"),
         default=0.5,
-        help="Standard deviation of the data that --precond=edm assumes; auto measures it.",
+        help="Standard deviation of the data that --precond=edm and edm2 assume; auto measures it.",
     ),
 )
 _LEARNING = (
@@ -123,15 +150,39 @@ _LEARNING = (
         "--lr-rampup", metavar="MIMG", type=Number(0), default=10.0, help="Length of the linear learning-rate ramp."
     ),
     click.option(
+        "--lr-decay",
+        metavar="MIMG",
+        type=Number(0),
+        default=0.0,
+        help="From here on the learning rate falls as 1/sqrt of the images seen; 0: it stays.",
+    ),
+    click.option(
+        "--adam-beta2",
+        type=Number(0, max=1, open="minmax"),
+        default=0.999,
+        help="Share of Adam's second moment that a step keeps.",
+    ),
+    click.option(
         "--ema",
         metavar="MIMG,...",
         type=Halflives(),
         default="0.5",
         help="Half-life of the weight average. With several, the first one's snapshots have the plain name.",
     ),
-    click.option("--p-mean", type=Number(), default=-1.2, help="Mean of ln(sigma), --precond=edm."),
     click.option(
-        "--p-std", type=Number(0, open="min"), default=1.2, help="Standard deviation of ln(sigma), --precond=edm."
+        "--ema-std",
+        metavar="STD,...",
+        type=Widths(),
+        default=None,
+        help="Relative widths of averages by power function, instead of half-lives; "
+        "scripts/posthoc_ema.py makes other widths of them.",
+    ),
+    click.option("--p-mean", type=Number(), default=-1.2, help="Mean of ln(sigma), --precond=edm and edm2."),
+    click.option(
+        "--p-std",
+        type=Number(0, open="min"),
+        default=1.2,
+        help="Standard deviation of ln(sigma), --precond=edm and edm2.",
     ),
     click.option(
         "--augment", type=Number(0, max=1), default=0.12, help="Probability of non-leaky augmentation; 0: none."

@@ -16,6 +16,7 @@ NETWORK_OPTIONS = {  # constructor argument: the option of train.py that gives i
     "dropout": "dropout",
     "sigma_data": "sigma_data",
 }
+LOSS_OPTIONS = {"sigma_data": "sigma_data", "p_mean": "P_mean", "p_std": "P_std"}  # option: field of the loss
 
 # EDM's "vp" and "ve" networks differ in --arch; both were trained with the EDM preconditioning and loss.
 _CIFAR10 = {"precond": "edm", "batch": 512, "lr": 1e-3, "dropout": 0.13, "augment": 0.12, "duration": 200.0}
@@ -50,6 +51,24 @@ _HANDS_32 = {  # small enough for two CPU cores: 1.2 M parameters, .24 GFLOP an 
     "snap": 10,
 }
 
+_MNIST_32_EDM2 = {  # small enough for one CPU core: 0.8 M parameters
+    "arch": "edm2",
+    "precond": "edm2",
+    "cond": True,
+    "cbase": 16,
+    "cres": (1, 2, 4),
+    "blocks": 1,
+    "attn": (8,),
+    "batch": 64,
+    "lr": 0.01,
+    "lr_rampup": 0.002,
+    "lr_decay": 0.02,
+    "augment": 0.0,
+    "duration": 0.25,
+    "tick": 2.0,
+    "snap": 2,
+}
+
 RECIPES: dict[str, dict[str, Any]] = {
     "cifar10-32-vp": {"arch": "ddpmpp", "cond": False, **_CIFAR10},
     "cifar10-32-cond-vp": {"arch": "ddpmpp", "cond": True, **_CIFAR10},
@@ -60,6 +79,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "hands-128-ve": {**_FFHQ_64, "cres": (1, 2, 2, 2, 2)},
     "hands-32": _HANDS_32,
     "mnist-32": {**_HANDS_32, "dropout": 0.05, "duration": 0.25},
+    "mnist-32-edm2": _MNIST_32_EDM2,
     "shapes-64": {**_HANDS_32, "cbase": 8, "attn": (16, 8), "duration": 0.2},
     "hands-64r": {**_HANDS_32, "cbase": 8, "cres": (1, 2, 4, 8), "xflip": True, "duration": 0.2},
 }
@@ -68,7 +88,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 PIXELS: dict[str, int] = {
     **dict.fromkeys(("cifar10-32-vp", "cifar10-32-cond-vp", "cifar10-32-ve", "cifar10-32-cond-ve"), 32),
     **dict.fromkeys(("ffhq-64-ve", "afhqv2-64-ve", "shapes-64", "hands-64r"), 64),
-    **dict.fromkeys(("hands-32", "mnist-32"), 32),
+    **dict.fromkeys(("hands-32", "mnist-32", "mnist-32-edm2"), 32),
     "hands-128-ve": 128,
 }
 """How many pixels across the images are that each recipe was made for."""
@@ -83,6 +103,7 @@ SOURCES: dict[str, str] = {
     "hands-128-ve": "ours: ffhq-64-ve with one more level for 128x128 (RODS, B.1: EDM's defaults on 11k-hands)",
     "hands-32": "ours: drawn hands at 32x32 on two CPU cores",
     "mnist-32": "ours: hands-32 with some dropout, for the benchmark's handwritten digits",
+    "mnist-32-edm2": "ours: a small class-conditional EDM2 network for handwritten digits, on one CPU core",
     "shapes-64": "ours: hands-32 with half of its channels, for Simple Shapes at 64x64",
     "hands-64r": "ours: shapes-64 with more channels at 8x8 and mirrored images, for rendered hands at 64x64",
 }

@@ -16,10 +16,11 @@ from dnnlib.errors import UserError
 from torch_utils import distributed
 from torch_utils.machine import must_fit
 from training.augment import augment
-from training.config import Execution, TrainConfig, ema_beta, learning_rate
+from training.config import Execution, TrainConfig, learning_rate
 from training.feed import Batch, as_signed
 from training.loss import build_loss, stream_seed
 from training.networks import PRECONDS
+from training.networks.mp_layers import normalize_weights
 from training.schema import check_init_kwargs
 from training.state import TrainingState, read_state, write_state
 
@@ -87,10 +88,10 @@ class Trainer:
         self.layout = torch.channels_last if execution.channels_last else torch.contiguous_format
         net = PRECONDS[class_name](**kwargs).train().requires_grad_(True)
         self.net = net.to(device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.emas = [copy.deepcopy(self.net).eval().requires_grad_(False) for _ in config.ema_halflives]
+        self.emas = [copy.deepcopy(self.net).eval().requires_grad_(False) for _ in config.averages]
         self.forward: nn.Module = torch.compile(self.net) if execution.compiled else self.net  # type: ignore[assignment]
         self.gradients = Gradients(self.net.parameters())
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, betas=(0.9, config.adam_beta2), eps=1e-8)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         assert net.loss is not None, f"{class_name} has no loss"
         self.loss = build_loss(net.loss, kwargs, P_mean=config.P_mean, P_std=config.P_std)
@@ -138,6 +139,7 @@ class Trainer:
         start = self.images_seen
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, start)
+        normalize_weights(self.net)  # once a step and not in each forward pass, so that all ranks have the same weights
         self.gradients.zero()
         loss = torch.zeros([], device=self.device)
         for batch in rounds:
@@ -195,8 +197,8 @@ class Trainer:
 
     @torch.no_grad()
     def update_emas(self) -> None:
-        for ema, halflife in zip(self.emas, self.config.ema_halflives, strict=True):
-            beta = ema_beta(self.config, halflife, self.images_seen)
+        for ema, average in zip(self.emas, self.config.averages, strict=True):
+            beta = average.beta(self.images_seen, self.config.batch)
             torch._foreach_lerp_(list(ema.parameters()), list(self.net.parameters()), 1 - beta)
             for b_ema, b in zip(ema.buffers(), self.net.buffers(), strict=True):
                 b_ema.copy_(b)

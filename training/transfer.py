@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dnnlib.errors import UserError
 from training.checkpoint import load_snapshot
-from training.config import different_options
+from training.config import averages, different_options
 from training.state import TrainingState, load_state
 from training.trainer import Trainer
 
@@ -69,9 +69,11 @@ def start_from_state(trainer: Trainer, source: str) -> list[str]:
     theirs, ours = state.options, trainer.config.options()
     if theirs["network"] != ours["network"]:
         raise UserError(f"--resume={source} is the state of another network; --transfer takes the weights that fit")
-    halflives = [int(n) for n in theirs["ema_halflives"]]
-    emas = [state.emas[halflives.index(n) if n in halflives else 0] for n in trainer.config.ema_halflives]
+    labels = [average.label for average in averages(theirs)]
+    wanted = [average.label for average in trainer.config.averages]
+    emas = [state.emas[labels.index(label) if label in labels else 0] for label in wanted]
     trainer.restore(TrainingState(**{**vars(state), "emas": emas}))
-    changed = [f"{k}={ours[k]} instead of {theirs[k]}" for k in different_options(ours, theirs) if k != "resume"]
+    different = [k for k in different_options(ours, theirs) if k != "resume"]
+    changed = [f"{k}={ours.get(k)} instead of {theirs.get(k)}" for k in different]
     lines = [f"State of {source} at {state.images_seen / 1000:.1f} kimg"]
     return lines + _listed("options differ from there", changed)

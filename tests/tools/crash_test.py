@@ -36,10 +36,14 @@ TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 BATCH, TICK_STEPS, SNAP_TICKS = 4, 2, 2
 OPTIONS = (  # whatever draws, counts or averages
-    "--cbase=4", "--cres=1", "--blocks=1", "--cond=1", "--xflip=1", "--augment=.3", "--dropout=.1", "--ema=2e-5,4e-5",
+    "--cbase=4", "--cres=1", "--blocks=1", "--cond=1", "--xflip=1", "--dropout=.1",
     f"--batch={BATCH}", "--batch-gpu=2", "--lr-rampup=4e-5", f"--tick={BATCH * TICK_STEPS / 1000}",
     f"--snap={SNAP_TICKS}", "--threads=1", "--nosubdir",
 )  # fmt: skip
+OF_ARCH = {  # two averages each
+    "ddpmpp": ("--augment=.3", "--ema=2e-5,4e-5"),
+    "edm2": ("--lr-decay=1e-5", "--ema-std=.05,.2"),
+}
 MOMENT, WRITE, BEFORE, AFTER = "at a random moment", "in a write", "before a rename", "after a rename"
 CASES = ((1, MOMENT), (1, WRITE), (1, BEFORE), (1, AFTER), (2, MOMENT), (2, WRITE))  # ranks, kill
 PATIENCE = 600  # seconds until a run counts as hung; machines can be busy
@@ -154,10 +158,11 @@ def outcome(run_dir: Path) -> dict[str, Any]:
 class Trials:
     """Runs that are killed once each, beside a run of as many ranks that was not."""
 
-    def __init__(self, folder: Path, *, steps: int, seed: int) -> None:
+    def __init__(self, folder: Path, *, steps: int, seed: int, arch: str) -> None:
         self.folder, self.steps, self.rng = folder, steps, random.Random(seed)
         make_data(folder / "data")
         self.options = [f"--data={folder / 'data'}", f"--duration={steps * BATCH * 1e-6}", *OPTIONS]
+        self.options += [f"--arch={arch}", *OF_ARCH[arch]]
         self.whole: dict[int, dict[str, Any]] = {}  # by ranks
         self.seconds: dict[int, float] = {}
         self.log = folder / "log.txt"
@@ -218,7 +223,8 @@ def _row(name: str, count: Counter[str]) -> str:
 @click.option("--kills", type=click.IntRange(min=1), default=48, help="How many runs to kill.")
 @click.option("--steps", type=click.IntRange(min=TICK_STEPS), default=8, help="Training steps of a run.")
 @click.option("--seed", type=int, default=0, help="Of the moments and places of the kills.")
-def main(kills: int, steps: int, seed: int) -> int:
+@click.option("--arch", type=click.Choice(list(OF_ARCH)), default="ddpmpp", help="The network that is trained.")
+def main(kills: int, steps: int, seed: int, arch: str) -> int:
     """Kill tiny training runs on one and two ranks by SIGKILL; each goes on by the same command and must end equal.
 
     Equal means: every bit of weights, EMAs, moments, snapshots and logged losses of a run that was not killed. The exit
@@ -228,7 +234,7 @@ def main(kills: int, steps: int, seed: int) -> int:
     counts = {case: Counter[str]() for case in CASES[:kills]}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        trials = Trials(Path(folder), steps=steps, seed=seed)
+        trials = Trials(Path(folder), steps=steps, seed=seed, arch=arch)
         for i in range(kills):
             ranks, where = CASES[i % len(CASES)]
             result = trials.trial(f"run-{i}", ranks, where)
@@ -236,7 +242,7 @@ def main(kills: int, steps: int, seed: int) -> int:
             if result != "same":
                 click.echo(f"run {i}, {ranks} ranks, {where}: {result}\n{trials.log.read_text()[-3000:]}", err=True)
     click.echo(table(counts))
-    click.echo(f"{time.monotonic() - start:.0f} s, seed {seed}, {steps} steps a run")
+    click.echo(f"{time.monotonic() - start:.0f} s, seed {seed}, {steps} steps a run of {arch}")
     return int(any(set(count) - {"same"} for count in counts.values()))
 
 

@@ -16,6 +16,7 @@ from rods.denoiser import bind
 from rods.state import State
 from training.execution import ExecutionConfig, apply_execution, checkpoint_blocks, compiled, set_layout
 from training.networks import EDMPrecond
+from training.networks.blocks import CheckpointedBlock
 
 
 def tiny(model: str = "SongUNet", labels: int = 0) -> nn.Module:
@@ -32,10 +33,10 @@ def point(net: nn.Module) -> State:
     return State(bind(net, 3), x, torch.tensor(0.7, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("model", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize("model", ["SongUNet", "DhariwalUNet", "EDM2UNet"])
 def test_checkpoints_change_no_bit_and_keep_less(model: str) -> None:
     plain, checked = tiny(model), tiny(model)
-    assert checkpoint_blocks(checked) == sum(type(m).__name__ == "UNetBlock" for m in plain.modules()) > 3
+    assert checkpoint_blocks(checked) == sum(isinstance(m, CheckpointedBlock) for m in plain.modules()) > 3
     kept = []
     for net in (plain, checked):
         sizes: list[int] = []
@@ -47,7 +48,7 @@ def test_checkpoints_change_no_bit_and_keep_less(model: str) -> None:
     assert torch.equal(point(plain).g, point(checked).g)
 
 
-@pytest.mark.parametrize("model", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize("model", ["SongUNet", "DhariwalUNet", "EDM2UNet"])
 def test_layouts_agree(model: str) -> None:
     plain, last = tiny(model), set_layout(tiny(model), channels_last=True)
     assert torch.allclose(point(plain).g, point(last).g, rtol=1e-4, atol=1e-6)

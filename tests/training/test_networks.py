@@ -15,8 +15,9 @@ from vectors import CONFIGS, relative_error, tensors, vector_file
 from dnnlib.errors import UserError
 from torch_utils.persistence import module_tensors, read_pickle
 from training.checkpoint import load_denoiser, save_snapshot
-from training.networks import ARCHITECTURES, PRECONDS, UNetBlock
+from training.networks import ARCHITECTURES, PRECONDS
 from training.networks.architecture import Architecture, Arguments, number
+from training.networks.blocks import CheckpointedBlock
 from training.schema import argument_names, check_init_kwargs
 
 
@@ -66,17 +67,17 @@ def test_defaults_are_those_of_the_published_files() -> None:
         assert default == kwargs["model_type"] == model_type
 
 
-@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet", "EDM2UNet"])
 def test_a_unet_tells_where_it_attends_and_what_its_decoder_is_made_of(model_type: str) -> None:
-    kwargs = {"model_channels": 8, "channel_mult": [1, 1, 1], "num_blocks": 1, "attn_resolutions": [8, 5]}
+    kwargs = {"model_channels": 64, "channel_mult": [1, 1, 1], "num_blocks": 1, "attn_resolutions": [8, 5]}
     net = PRECONDS["EDMPrecond"](16, 1, model_type=model_type, **kwargs)
     assert net.model.attention_resolutions() == [8, 4]  # 5 is no level; the coarsest one always attends
-    names = {name.split(".")[2] for name, _ in net.named_modules() if name.endswith(".qkv")}
+    names = {name.split(".")[2] for name, _ in net.named_modules() if name.endswith("qkv")}
     assert {int(name.split("x")[0]) for name in names} == {8, 4}
     decoder = net.decoder_blocks()
     assert list(decoder) == [f"model.dec.{r}x{r}_block{i}" for r in (4, 8, 16) for i in range(2)]
     assert all(net.get_submodule(path) is block for path, block in decoder.items())
-    assert len(net.model.blocks()) == sum(isinstance(m, UNetBlock) for m in net.modules())
+    assert len(net.model.blocks()) == sum(isinstance(m, CheckpointedBlock) for m in net.modules())
 
 
 class Scale(Architecture):

@@ -28,8 +28,9 @@ import train as command
 from dnnlib.errors import UserError
 from training import logging, loop, state
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
-from training.config import Execution, RunSettings, TrainConfig, ema_beta, learning_rate
+from training.config import Execution, RunSettings, TrainConfig, learning_rate
 from training.dataset import ImageDataset
+from training.ema import HalfLife
 from training.estimate import estimate
 from training.feed import Batch, draw_batch
 from training.folder import find_run_dir, open_run_dir
@@ -401,10 +402,13 @@ def test_learning_rate_and_ema(data: Path) -> None:
     config = config_for(data, lr=0.1, lr_rampup=100, ema_halflives=(50,), batch=10)
     assert [learning_rate(config, n) for n in (0, 50, 100, 1000)] == [0, 0.05, 0.1, 0.1]
     assert learning_rate(config_for(data, lr=0.1), 0) == 0.1
-    assert ema_beta(config, 50, 10**6) == pytest.approx(0.5 ** (10 / 50))
-    assert ema_beta(config, 50, 200) == pytest.approx(0.5 ** (10 / (0.05 * 200)))  # half-life: 5 % of what was seen
-    assert ema_beta(config, 50, 10) < 1e-6
-    assert ema_beta(config, 0, 10**6) == 0
+    decaying = config_for(data, lr=0.1, lr_rampup=100, lr_decay=200)
+    assert [learning_rate(decaying, n) for n in (0, 50, 200, 800)] == pytest.approx([0, 0.05, 0.1, 0.05])
+    (average,) = config.averages
+    assert average.beta(10**6, 10) == pytest.approx(0.5 ** (10 / 50))
+    assert average.beta(200, 10) == pytest.approx(0.5 ** (10 / (0.05 * 200)))  # half-life: 5 % of what was seen
+    assert average.beta(10, 10) < 1e-6
+    assert HalfLife(0, 0.05).beta(10**6, 10) == 0
 
 
 def step(run: Trainer, dataset: ImageDataset, indices: list[int]) -> StepResult:
@@ -749,10 +753,11 @@ def test_the_options_are_these() -> None:
     """Scripts and run folders rely on them: a change belongs in the CHANGELOG."""
     given = " ".join(sorted(option for p in command.main.params for option in p.opts))
     assert given == (
-        "--arch --attn --augment --batch --batch-gpu --bench --blocks --cache --cbase --channels-last --compile --cond "
-        "--cres --data --desc --device --dropout --dry-run --dump --duration --ema --fp16 --grad-clip --grid "
-        "--keep-states --lr --lr-rampup --ls --max-bad-steps --nosubdir --outdir --p-mean --p-std --precision "
-        "--precond --preset --resume --seed --sigma-data --snap --threads --tick --transfer --val --workers --xflip -n"
+        "--adam-beta2 --arch --attn --augment --batch --batch-gpu --bench --blocks --cache --cbase --channels-last "
+        "--compile --cond --cres --data --desc --device --dropout --dry-run --dump --duration --ema --ema-std --fp16 "
+        "--grad-clip --grid --keep-states --lr --lr-decay --lr-rampup --ls --max-bad-steps --nosubdir --outdir "
+        "--p-mean --p-std --precision --precond --preset --resume --seed --sigma-data --snap --threads --tick "
+        "--transfer --val --workers --xflip -n"
     )
     defaults = {p.name: p.default for p in command.main.params}
     expected = {"cond": False, "arch": "ddpmpp", "precond": "edm", "duration": 200, "batch": 512, "lr": 1e-3}

@@ -226,8 +226,9 @@ def crash_test(*options: str) -> None:
     assert last.split()[1:] == [options[0].removeprefix("--kills="), "0", "0"]
 
 
-def test_killed_runs_end_with_the_same_bits() -> None:
-    crash_test("--kills=2", "--steps=4")
+@pytest.mark.parametrize("arch", ["ddpmpp", "edm2"])
+def test_killed_runs_end_with_the_same_bits(arch: str) -> None:
+    crash_test("--kills=2", "--steps=4", f"--arch={arch}")
 
 
 @pytest.mark.slow

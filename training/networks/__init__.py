@@ -11,12 +11,18 @@ from typing import Any
 
 from training.networks.architectures import ARCHITECTURES
 from training.networks.blocks import UNetBlock
+from training.networks.edm2 import EDM2UNet
 from training.networks.mlp import MLP
-from training.networks.precond import EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
+from training.networks.precond import EDM2Precond, EDMPrecond, Precond, VEPrecond, VPPrecond, iDDPMPrecond
 from training.networks.unet import DhariwalUNet, SongUNet
 
-PRECONDS: dict[str, type[Precond]] = {c.__name__: c for c in (VPPrecond, VEPrecond, EDMPrecond, iDDPMPrecond)}
-"""The denoisers by the class names of network files."""
+PRECONDS: dict[str, type[Precond]] = {
+    c.__name__: c for c in (VPPrecond, VEPrecond, EDMPrecond, iDDPMPrecond, EDM2Precond)
+}
+"""The denoisers by the class names of this project's network files."""
+
+PICKLED_PRECONDS: dict[str, type[Precond]] = {c.wire_name or name: c for name, c in PRECONDS.items()}
+"""The denoisers by the class names of EDM's and EDM2's pickles."""
 
 PRECOND_OPTIONS: dict[str, type[Precond]] = {c.option: c for c in PRECONDS.values() if c.option}
 """Those that can be trained, by their names at train.py --precond."""
@@ -32,9 +38,12 @@ __all__ = [
     "ARCHITECTURES",
     "ARCH_OPTIONS",
     "MLP",
+    "PICKLED_PRECONDS",
     "PRECONDS",
     "PRECOND_OPTIONS",
     "DhariwalUNet",
+    "EDM2Precond",
+    "EDM2UNet",
     "EDMPrecond",
     "Precond",
     "SongUNet",

@@ -15,6 +15,7 @@ from torch import nn
 Check = Callable[[object], Any]  # the value in the type that the constructor takes; ValueError says what is allowed
 Arguments = Mapping[str, Check]
 Variants = Mapping[str, Mapping[str, Any]]
+Defaults = Mapping[str, Any]
 
 
 class Architecture(nn.Module):
@@ -25,6 +26,7 @@ class Architecture(nn.Module):
 
     arguments: ClassVar[Arguments] = {}  # which a network file may hold, with their bounds
     variants: ClassVar[Variants] = {}  # the arguments that each name of --arch stands for
+    training_defaults: ClassVar[Defaults] = {}  # of train.py's options, by their Python names, where others suit it
     resolutions: Sequence[int] = ()  # of the levels, finest first
 
     @classmethod

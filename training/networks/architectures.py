@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from training.networks.architecture import Architecture
+from training.networks.edm2 import EDM2UNet
 from training.networks.mlp import MLP
 from training.networks.unet import DhariwalUNet, SongUNet
 
-ARCHITECTURES: dict[str, type[Architecture]] = {c.__name__: c for c in (SongUNet, DhariwalUNet, MLP)}
+ARCHITECTURES: dict[str, type[Architecture]] = {c.__name__: c for c in (SongUNet, DhariwalUNet, EDM2UNet, MLP)}

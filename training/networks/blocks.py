@@ -1,4 +1,4 @@
-"""What both U-Nets of EDM are made of: the residual block, the levels, labels dropped in training."""
+"""What the U-Nets are made of: the residual block of EDM's, the levels, labels dropped in training."""
 
 from __future__ import annotations
 
@@ -33,13 +33,26 @@ class BlockSettings:
     init_attn: Init
 
 
-class UNetBlock(nn.Module):
-    """Residual block with optional resampling and self-attention, modulated by the noise embedding [B or 1, E].
+class CheckpointedBlock(nn.Module):
+    """A residual block: (x [B, C, H, W], emb [B or 1, E]) -> [B, C_out, H', W'], by its `activate`.
 
     `checkpointed`: a backward pass computes the block again instead of keeping its activations (bits as without).
     """
 
     checkpointed = False
+
+    def activate(self, x: Tensor, emb: Tensor) -> Tensor:
+        raise AssertionError("a block defines what it computes")
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = checkpoint(self.activate, x, emb, use_reentrant=False, preserve_rng_state=self.training)
+            return y
+        return self.activate(x, emb)
+
+
+class UNetBlock(CheckpointedBlock):
+    """Residual block with optional resampling and self-attention, modulated by the noise embedding [B or 1, E]."""
 
     def __init__(
         self,
@@ -71,12 +84,6 @@ class UNetBlock(nn.Module):
             self.qkv = Conv2d(out_channels, out_channels * 3, 1, init=s.init_attn)
             self.proj = Conv2d(out_channels, out_channels, 1, init=s.init_zero)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.checkpointed and torch.is_grad_enabled() and x.requires_grad:
-            y: Tensor = checkpoint(self.activate, x, emb, use_reentrant=False, preserve_rng_state=self.training)
-            return y
-        return self.activate(x, emb)
-
     def activate(self, x: Tensor, emb: Tensor) -> Tensor:
         # What a layer has just made, and no backward pass needs, is overwritten: the same bits, fewer new tensors.
         spare = not torch.is_grad_enabled()
@@ -101,7 +108,7 @@ def _add(h: Tensor, x: Tensor) -> Tensor:
 
 
 class UNet(Architecture):
-    """What both U-Nets tell of themselves: `enc` and `dec` hold their layers by name, in order of evaluation."""
+    """What the U-Nets tell of themselves: `enc` and `dec` hold their layers by name, in order of evaluation."""
 
     arguments: ClassVar[Arguments] = {
         "augment_dim": integer(0, 1024),
@@ -135,8 +142,8 @@ class UNet(Architecture):
         """Those of `attn_resolutions` that are levels, and the coarsest level, whose first block always attends."""
         return [r for r in self.resolutions if r in self.attn_resolutions or r == self.resolutions[-1]]
 
-    def blocks(self) -> list[UNetBlock]:
-        return [m for part in (self.enc, self.dec) for m in part.values() if isinstance(m, UNetBlock)]
+    def blocks(self) -> list[CheckpointedBlock]:
+        return [m for part in (self.enc, self.dec) for m in part.values() if isinstance(m, CheckpointedBlock)]
 
     def decoder_blocks(self) -> dict[str, nn.Module]:
         """The blocks of the decoder that keep the resolution, from coarse to fine."""

@@ -87,19 +87,21 @@ class Conv2d(nn.Module):
         f = self.resample_filter.to(x.dtype)
         f_pad = (f.shape[-1] - 1) // 2
         if not self.fused_resample or w is None:
-            x = _upsample(x, f, f_pad) if self.up else _downsample(x, f, f_pad)
+            x = upsample(x, f, f_pad) if self.up else downsample(x, f, f_pad)
             return x if w is None else F.conv2d(x, w, b, padding=w_pad)
         if self.up:
-            return F.conv2d(_upsample(x, f, max(f_pad - w_pad, 0)), w, b, padding=max(w_pad - f_pad, 0))
-        return _downsample(F.conv2d(x, w, b, padding=w_pad + f_pad), f, 0)
+            return F.conv2d(upsample(x, f, max(f_pad - w_pad, 0)), w, b, padding=max(w_pad - f_pad, 0))
+        return downsample(F.conv2d(x, w, b, padding=w_pad + f_pad), f, 0)
 
 
-def _upsample(x: Tensor, f: Tensor, padding: int) -> Tensor:
+def upsample(x: Tensor, f: Tensor, padding: int) -> Tensor:
+    """[B, C, H, W] to twice the size by the filter f [1, 1, k, k]."""
     C = x.shape[1]
     return F.conv_transpose2d(x, (f * 4).expand(C, 1, -1, -1), stride=2, padding=padding, groups=C)
 
 
-def _downsample(x: Tensor, f: Tensor, padding: int) -> Tensor:
+def downsample(x: Tensor, f: Tensor, padding: int) -> Tensor:
+    """[B, C, H, W] to half the size by the filter f [1, 1, k, k]."""
     C = x.shape[1]
     return F.conv2d(x, f.expand(C, 1, -1, -1), stride=2, padding=padding, groups=C)
 

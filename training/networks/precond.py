@@ -1,4 +1,4 @@
-"""The four preconditionings: D(x; s) = c_skip x + c_out F(c_in x; c_noise)  (EDM, Table 1).
+"""The preconditionings: D(x; s) = c_skip x + c_out F(c_in x; c_noise)  (EDM, Table 1), and EDM2's.
 
 Each class is a `Denoiser`: called as D(x, sigma, class_labels=None) with x [B, C, H, W] and sigma a number, [] or [B];
 the result is float32 [B, C, H, W]; one call is one forward pass (1 F).
@@ -13,18 +13,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from training.loss import EDMLoss, Loss, VELoss, VPLoss
+from training.loss import EDM2Loss, EDMLoss, Loss, VELoss, VPLoss
 from training.networks.architecture import Architecture, Arguments, choice, flag, integer, number
 from training.networks.architectures import ARCHITECTURES
+from training.networks.mp_layers import MPConv, MPFourier
 
 Coefficients = tuple[Tensor | float, Tensor, Tensor | float, Tensor]  # c_skip, c_out, c_in, c_noise
 
 
 class Precond(nn.Module):
-    """What the four classes share: the call, labels, and the precision around F."""
+    """What the classes share: the call, labels, and the precision around F."""
 
+    wire_name: ClassVar[str | None] = None  # in EDM's pickles, where that is not the class's own name
+    model_name: ClassVar[str] = "model"  # the attribute of F, and so the prefix of its parameters
     option: ClassVar[str | None] = None  # its name at train.py --precond; None: it is not trained here
     loss: ClassVar[type[Loss] | None] = None
+    trained_with: ClassVar[Mapping[str, Any]] = {}  # arguments of a network that is trained here
     default_model: ClassVar[str]  # the architecture of a file that names none
     arguments: ClassVar[Arguments] = {  # which a network file may hold, beside those of the architecture
         "img_resolution": integer(1, 4096),
@@ -52,7 +56,8 @@ class Precond(nn.Module):
         self.use_fp16 = use_fp16
         self.sigma_min, self.sigma_max = 0.0, float("inf")
         out_channels = img_channels * self.out_factor
-        self.model = ARCHITECTURES[model_type](img_resolution, img_channels, out_channels, label_dim, **model_kwargs)
+        model = ARCHITECTURES[model_type](img_resolution, img_channels, out_channels, label_dim, **model_kwargs)
+        setattr(self, self.model_name, model)
 
     @classmethod
     def least_size(cls, kwargs: Mapping[str, Any]) -> tuple[int, int]:
@@ -61,7 +66,7 @@ class Precond(nn.Module):
 
     def decoder_blocks(self) -> dict[str, nn.Module]:
         """The blocks, by their paths, whose outputs describe the image at every scale; {} if it has none."""
-        return {f"model.{path}": block for path, block in self.model.decoder_blocks().items()}
+        return {f"{self.model_name}.{path}": block for path, block in self.model.decoder_blocks().items()}
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """(c_skip, c_out, c_in, c_noise) for sigma [B or 1, 1, 1, 1] in float32."""
@@ -85,7 +90,7 @@ class Precond(nn.Module):
         if self.label_dim:
             zeros = torch.zeros([1, self.label_dim], device=x.device)
             labels = zeros if class_labels is None else class_labels.to(torch.float32).reshape(-1, self.label_dim)
-        half = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
+        half = self.use_fp16 and not force_fp32 and not self.training and x.device.type == "cuda"
         c_skip, c_out, c_in, c_noise = self.coefficients(s)
         F_x = self.model(
             (c_in * x).to(torch.float16 if half else torch.float32), c_noise.flatten(), labels, augment_labels
@@ -120,6 +125,52 @@ class EDMPrecond(Precond):
     def coefficients(self, sigma: Tensor) -> Coefficients:
         norm2 = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / norm2, sigma * self.sigma_data / norm2.sqrt(), 1 / norm2.sqrt(), sigma.log() / 4
+
+
+class EDM2Precond(EDMPrecond):
+    """EDM's preconditioning, and what its loss has learned of each noise level: logvar(sigma), u(sigma) of Eq. 21.
+
+    Sampling needs no u(sigma).
+    """
+
+    wire_name, model_name = "Precond", "unet"
+    option, loss, default_model = "edm2", EDM2Loss, "EDM2UNet"
+    trained_with: ClassVar[Mapping[str, Any]] = {"use_fp16": False}
+    arguments: ClassVar[Arguments] = {
+        **Precond.arguments,
+        "sigma_data": number(1e-6, 1e6),
+        "logvar_channels": integer(1, 65536),
+    }
+    unet: Architecture
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = True,
+        sigma_data: float = 0.5,
+        logvar_channels: int = 128,
+        model_type: str = "EDM2UNet",
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(
+            img_resolution, img_channels, label_dim, use_fp16, sigma_data=sigma_data, model_type=model_type,
+            **model_kwargs,
+        )  # fmt: skip
+        self.logvar_fourier = MPFourier(logvar_channels)
+        self.logvar_linear = MPConv(logvar_channels, 1)
+
+    @property
+    def model(self) -> Architecture:  # type: ignore[override]
+        """F, which EDM2's files call `unet`."""
+        return self.unet
+
+    def logvar(self, sigma: Tensor) -> Tensor:
+        """u(sigma) for sigma [B or 1, 1, 1, 1], in its shape."""
+        c_noise = self.coefficients(sigma.to(torch.float32))[3]
+        with torch.autocast(sigma.device.type, enabled=False):
+            return self.logvar_linear(self.logvar_fourier(c_noise.flatten())).reshape(sigma.shape)
 
 
 class VPPrecond(Precond):

@@ -26,7 +26,6 @@ from rods.runs.sources import network_source
 from rods.schedules import SigmaWindow
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
 
-pytestmark = pytest.mark.usefixtures("restored_threads")
 CONDITIONAL = {"network": LABELLED, "steps": 4}
 
 
