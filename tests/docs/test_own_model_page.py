@@ -19,7 +19,7 @@ from pages import Page
 from scripts import bench, fit_gate
 
 PAGE = Page("how-to/own-model")
-FEWER = {"scripts/fit_gate": ["--steps=8", "--samples=32", "--trial=16", "--batch=16"], "generate": ["--steps=8"]}
+FEWER = {"scripts/fit_gate": ["--steps=8", "--samples=16", "--trial=16", "--batch=16"], "generate": ["--steps=8"]}
 
 
 def test_the_four_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_the_four_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     commands = re.findall(r"^    python (\S+)\.py (.*)$", PAGE.text, re.MULTILINE)
     assert [name for name, _ in commands] == ["scripts/fit_gate", "generate", "generate", "scripts/bench"]
     for name, line in commands:
-        options = [o.replace("--seeds=0-255", "--seeds=0-7") for o in shlex.split(line)] + FEWER.get(name, [])
+        options = [o.replace("--seeds=0-255", "--seeds=0-3") for o in shlex.split(line)] + FEWER.get(name, [])
         if name == "generate":
             output = generated(Path(), *options, network=None, steps=None)
         else:
@@ -45,7 +45,7 @@ def test_the_four_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             for part in ("Gate: the last", "numbers, at noise level", "real images", "sends", "off support"):
                 assert part in output
                 assert part in PAGE.text, "the page explains this line"
-    assert "8 seeds" in output
+    assert "4 seeds" in output
     restart = json.loads(Path("my-network.preset.json").read_text())["samplers"]["restart"]
     assert options_json(Path("out/restart"))["identity"]["threshold"] == restart["threshold"], (
         "found beside the network"

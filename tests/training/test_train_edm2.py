@@ -204,14 +204,15 @@ def test_the_loss_weighs_by_its_own_uncertainty() -> None:
 
 
 def test_an_architecture_brings_its_defaults_and_the_command_line_replaces_them(data: Path) -> None:
-    config = dry(data, "--arch=edm2")
+    small = "--cbase=4", "--cres=1"  # the dry run measures some steps
+    config = dry(data, "--arch=edm2", *small)
     assert config["network"]["class_name"] == "EDM2Precond"
     assert (config["lr"], config["lr_decay"], config["adam_beta2"]) == (0.01, 143_360_000, 0.99)
     assert (config["ema_stds"], config["ema_halflives"], config["augment"]) == ([0.05, 0.1], [], 0)
     assert (config["P_mean"], config["P_std"]) == (-0.4, 1)
     kwargs = config["network"]["init_kwargs"]
     assert (kwargs["dropout"], kwargs["sigma_data"], kwargs["use_fp16"]) == (0, 0.5, False)
-    config = dry(data, "--lr=.1", "--ema=.5", "--arch=edm2", "--p-mean=-1", "--lr-decay=0", "--precond=edm")
+    config = dry(data, "--lr=.1", "--ema=.5", "--arch=edm2", "--p-mean=-1", "--lr-decay=0", "--precond=edm", *small)
     assert config["network"]["class_name"] == "EDMPrecond"
     assert (config["lr"], config["P_mean"], config["ema_halflives"]) == (0.1, -1, [500_000])
     assert {"ema_stds", "lr_decay"}.isdisjoint(config)
@@ -221,7 +222,7 @@ def test_an_architecture_brings_its_defaults_and_the_command_line_replaces_them(
 
 def test_runs_of_edm_have_the_options_that_they_had(data: Path) -> None:
     """So that older runs are found again, and their files stay as they are."""
-    config = dry(data, "--augment=0")
+    config = dry(data, "--augment=0", "--cbase=4", "--cres=1")
     assert list(config) == [
         "data", "num_images", "network", "cond", "batch", "lr", "lr_rampup", "ema_halflives", "ema_rampup_ratio",
         "P_mean", "P_std", "augment", "xflip", "seed", "precision", "loss_scale", "grad_clip", "transfer", "resume",
