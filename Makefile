@@ -10,7 +10,7 @@ MIN_PYTHON := 3, 10
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
 
-demo: .venv/.installed ## sample hands with six samplers, count fingers, print a table, write an image
+demo: .venv/.installed ## sample hands with seven samplers, count fingers, print a table, write an image
 	@$(PY) scripts/demo.py
 
 test: .venv/.installed ## run the tests

@@ -201,7 +201,7 @@ def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pair
     if not set(base.seeds.tolist()) & set(other.seeds.tolist()):
         what = "labelled seed" if labelled else "seed"
         raise UserError(f"{run_a} and {run_b} have no {what} in common; sample and label the same seeds")
-    against = None if real is None else read_real(real, image_shape(base))
+    against = None if real is None else read_real(real, image_shape(base, other))
     sheet = None if pairs is None else pairs_sheet(base, other)
     if labelled:
         print_tables([base, other])

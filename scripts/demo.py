@@ -1,4 +1,4 @@
-"""The demo: hands from six samplers on the same seeds, fingers counted, what RODS repaired and what it cost."""
+"""The demo: hands from seven samplers on the same seeds, fingers counted, what RODS repaired and what it cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dnnlib.util import atomic_write
 from rods.bench.compare import Comparison, compare
 from rods.bench.labelled import LabelledRun, read_run
 from rods.bench.methods import Method, resolve
-from rods.bench.qualitative import Pair, control, pair_sheet, stacked, tone_line
+from rods.bench.qualitative import Pair, control, frame_of, pair_sheet, stacked, tone_line
 from rods.bench.run import Place, run_methods
 from rods.bench.stored import load_images
 from rods.bench.tables import outcome_table
@@ -32,7 +32,7 @@ from rods.eval.detection import auroc
 from rods.eval.labels import Label
 from rods.presets import Preset
 from rods.runs.images import save_png
-from rods.runs.presets import find_preset
+from rods.runs.presets import SUFFIX, find_preset, read_preset
 from rods.types import Denoiser
 from torch_utils.distributed import usable_cores
 from training.checkpoint import load_snapshot
@@ -44,22 +44,25 @@ NAMES = {(Label.HALLUCINATED, Label.VALID): "repaired", (Label.VALID, Label.HALL
 NAMES |= {(Label.HALLUCINATED, Label.HALLUCINATED): "still hallucinated", (Label.VALID, Label.VALID): "still valid"}
 
 
-def demo_preset(network: str) -> Preset:
-    """The preset of the network. UserError if it has none."""
+def demo_presets(network: str) -> tuple[Preset, Preset | None]:
+    """The preset of the network, and the one of its gate without labels, if any. UserError if it has none."""
     preset = find_preset(None, network=network, folder=MODELS)
     if preset is None:
         raise UserError(f"--network={network} has no preset in models/; make one with scripts/calibrate.py")
-    return preset
+    gate = MODELS / f"{network}-gate{SUFFIX}"
+    return preset, read_preset(gate) if gate.is_file() else None
 
 
-def demo_methods(task: Task, preset: Preset) -> list[Method]:
-    """Euler, Heun and the calibrated corrections, all with the same number of steps.
+def demo_methods(task: Task, preset: Preset, gate: Preset | None = None) -> list[Method]:
+    """Euler, the restarts by a gate without and with labels, Heun and the calibrated corrections, all of equal steps.
 
     H is measured once, with CAS: SAS goes without detection where the preset corrects every sample anyway.
     """
     every = getattr(preset.sampler("rods-sas", {}), "eps", None) == 0
-    names = ["euler", "heun", "rods-cas", "rods-sas-all" if every else "rods-sas", "overshoot"]
-    return [resolve(name, task, preset) for name in [*names, *(["restart"] if "restart" in preset.samplers else [])]]
+    restarts = [] if gate is None else [replace(resolve("restart", task, gate), name="restart-gate")]
+    restarts += [resolve("restart", task, preset)] if "restart" in preset.samplers else []
+    names = ["heun", "rods-cas", "rods-sas-all" if every else "rods-sas", "overshoot"]
+    return [resolve("euler", task, preset), *restarts, *(resolve(name, task, preset) for name in names)]
 
 
 def settings_line(method: Method) -> str:
@@ -88,7 +91,7 @@ def choose_pairs(
     say = task.faults or (lambda x: [""] * len(x))
     was, became = ([fault or "valid" for fault in say(x[ranked] / 127.5 - 1)] for x in (before, after))
     pairs = [
-        Pair(before[i], after[i], f"seed {seeds[i]}: {kinds[i]}\n{a} -> {b}", kinds[i] == "NEWLY BROKEN")
+        Pair(before[i], after[i], f"seed {seeds[i]}: {kinds[i]}\n{a} -> {b}", frame_of(base.labels[i], run.labels[i]))
         for i, a, b in zip(ranked, was, became, strict=True)
     ]
     return pairs, {k: kinds.count(k) for k in KINDS}
@@ -112,22 +115,21 @@ def detection_line(scores: np.ndarray, bad: np.ndarray) -> str:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
 @click.option("--outdir", type=Destination(), default=Path("out/demo"), help="Where the results go.")
 def main(**opts: Any) -> None:
-    """Sample the same seeds with Euler, Heun, RODS, overshoot and restart; count fingers; show pairs and price."""
+    """Sample the same seeds with Euler, gated restarts and rivals; count fingers; show pairs and price."""
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
     snapshot, outdir = load_snapshot(opts["network"]), opts["outdir"]
-    preset = demo_preset(snapshot.name)
     task = replace(TASKS["hands-32"](), num_steps=opts["steps"])
-    methods = demo_methods(task, preset)
+    methods = demo_methods(task, *demo_presets(snapshot.name))
     click.echo(f"Network {snapshot.describe()}\n{len(opts['seeds'])} seeds, {opts['steps']} steps; settings:")
-    for method in methods[2:]:
+    for method in methods[1:]:
         click.echo(settings_line(method))
 
     network = LoadedNetwork(cast(Denoiser, snapshot.net), snapshot.name, snapshot.sha256)
     run_methods(task, network, methods, opts["seeds"], out=outdir, batch=opts["batch"])
     place = Place(outdir, task.name, snapshot.name)
     runs = {m.name: read_run(place.run(m)).only(set(opts["seeds"])) for m in methods}
-    base, best = runs["euler"], runs.get("restart", runs["rods-cas"])
+    base, best = runs["euler"], next(runs[name] for name in ("restart-gate", "restart", "rods-cas") if name in runs)
     rows = [compare(base, run) for run in runs.values()]
     images = [images_of(run) for run in (base, best)]
     pairs, kinds = choose_pairs(task, base, best, images)
@@ -140,7 +142,7 @@ def main(**opts: Any) -> None:
         tone_line(best.name, control(task, *images)),
     ]
     click.echo("\n" + "\n".join(lines))
-    heading = f"Euler | {best.name} | what changed (green: added, red: removed). Red frame: newly broken."
+    heading = f"Euler, then {best.name}. Green frame: repaired. Red frame: newly broken."
     save_png(pair_sheet(pairs, heading=heading), outdir / "pairs.png")
     write_results(outdir, lines, [row_record(row, runs[row.name]) for row in rows])
     click.echo(f"\nPairs: {outdir / 'pairs.png'}   table: {outdir / 'demo.md'}   runs: {place.folder}")

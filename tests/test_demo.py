@@ -25,24 +25,23 @@ def test_demo_writes_a_picture_and_a_table_and_repeats_itself(tmp_path):
     again = run(*args)
     assert again == output, "what is there is not sampled again: times are those of the first run"
     assert (tmp_path / "a" / "pairs.png").read_bytes() == picture
-    names = ["euler", "heun", "rods-cas", "rods-sas-all", "overshoot"]
-    assert re.findall(r"^\| ([a-z-]+) +\|", output, re.MULTILINE)[:6] == ["sampler", *names]
+    names = ["euler", "restart-gate", "restart", "heun", "rods-cas", "rods-sas-all", "overshoot"]
+    assert re.findall(r"^\| ([a-z-]+) +\|", output, re.MULTILINE)[:8] == ["sampler", *names]
     assert "Tone control" in output
     assert "AUROC" in output
     with PIL.Image.open(tmp_path / "a" / "pairs.png") as pairs:
-        assert pairs.size[0] > 3 * 3 * 128
+        assert pairs.size[0] > 2 * 4 * 128
     rows = json.loads((tmp_path / "a" / "demo.json").read_text())["rows"]
-    assert rows[1]["forward"] == 7, "Heun: 2N - 1"
-    assert (rows[4]["forward"], rows[4]["backward"]) == (4, 0), "overshoot costs nothing"
-    assert rows[2]["recipe"]["rho"] == 4.0
+    assert rows[3]["forward"] == 7, "Heun: 2N - 1"
+    assert (rows[6]["forward"], rows[6]["backward"]) == (4, 0), "overshoot costs nothing"
+    assert rows[4]["recipe"]["rho"] == 4.0
 
 
 def test_the_demo_has_as_many_samplers_as_is_said_of_it():
-    preset = demo.demo_preset("hands-32")
-    assert len(demo.demo_methods(demo.TASKS["hands-32"](), preset)) == 6
+    assert len(demo.demo_methods(demo.TASKS["hands-32"](), *demo.demo_presets("hands-32"))) == 7
     for name in ("scripts/demo.py", "Makefile", "README.md", "docs/start.md"):
         assert set(re.findall(r"(\w+) samplers on|with (\w+) samplers", (ROOT / name).read_text())) <= {
-            ("six", ""), ("", "six"),
+            ("seven", ""), ("", "seven"),
         }  # fmt: skip
 
 

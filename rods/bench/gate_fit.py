@@ -224,10 +224,13 @@ def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
 
 
 def best_of(found: Sequence[Choice]) -> Choice:
-    """The choice that is fitted to the most numbers among those whose tail is near the heaviest."""
+    """The choice that is fitted to the most numbers among those whose tail is near the heaviest.
+
+    Of several the one at the lowest noise level, where most of the image is decided.
+    """
     heaviest = max(c.tail for c in found)
     near = [c for c in found if c.tail >= NEAR_BEST * heaviest]
-    return max(near, key=lambda c: (c.numbers, c.tail))
+    return max(near, key=lambda c: (c.numbers, -c.level.score_at))
 
 
 def chosen(f: Features, denoiser: AnyDenoiser) -> tuple[Choice, list[Choice]]:

@@ -57,9 +57,9 @@ class LabelledRun:
         return np.array([line["seed"] for line in self.samples], dtype=np.int64)  # [N]
 
     @property
-    def keys(self) -> list[str]:
-        """What tells whether two images are the same, bit for bit [N]."""
-        return [str(line.get("sha256") or line.get("pixels") or line.get("x")) for line in self.samples]
+    def keys(self) -> list[tuple[str, str]]:
+        """What tells whether two images are the same, bit for bit: its kind, and the checksum or the values [N]."""
+        return [_key(line) for line in self.samples]
 
     @cached_property
     def nfe(self) -> F64:
@@ -155,6 +155,11 @@ class LabelledRun:
         """The image [C, H, W] of a sample; None where its PNG is not there."""
         path = self.path / self.samples[i]["name"]
         return read_png(path) if path.is_file() else None
+
+
+def _key(line: Mapping[str, Any]) -> tuple[str, str]:
+    kind = next((kind for kind in ("sha256", "pixels", "x") if line.get(kind)), "")
+    return kind, str(line.get(kind))
 
 
 def is_finite(line: Mapping[str, Any]) -> bool:

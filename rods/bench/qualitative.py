@@ -16,13 +16,12 @@ from rods.bench.tasks.real_data import as_samples
 from rods.bench.tasks.tone_control import tone_control
 from rods.eval.correction import PairedOutcomes
 from rods.eval.labels import Label
-from rods.runs.images import U8, contact_sheet
+from rods.runs.images import RED, U8, Colour, contact_sheet
 
 MOST_PAIRS, SHOWN_SHARE = 24, 4  # of a sheet; every fourth changed pair is shown
 PALETTE = 64  # colours of a sheet in the report, which keeps its file small
 TILE = 128
-ADDED, REMOVED = (40, 200, 90), (230, 60, 40)
-VISIBLE = 24  # grey levels; smaller changes are not marked
+GREEN: Colour = (40, 150, 70)  # around what was repaired; red: newly broken
 
 
 @dataclass(frozen=True)
@@ -32,34 +31,22 @@ class Pair:
     before: U8  # [C, H, W]
     after: U8  # [C, H, W]
     caption: str  # lines below it
-    is_marked: bool  # with a red frame
+    frame: Colour | None = None  # around the image after
 
 
-def change_map(before: U8, after: U8) -> U8:
-    """`after` [C, H, W] in grey, what a correction made brighter in green and what it made darker in red [3, H, W]."""
-    grey = after.mean(axis=0)  # [H, W]
-    diff = grey - before.mean(axis=0)
-    strength = np.clip((np.abs(diff) - VISIBLE) / (96 - VISIBLE), 0, 1)[..., None] * (np.abs(diff) > VISIBLE)[..., None]
-    colour = np.where((diff > 0)[..., None], ADDED, REMOVED)
-    mixed = (1 - strength) * 0.6 * grey[..., None] + strength * colour
-    return np.asarray(mixed.astype(np.uint8).transpose(2, 0, 1))
+def pair_sheet(pairs: Sequence[Pair], *, heading: str = "", columns: int = 4) -> PIL.Image.Image:
+    """A contact sheet of images before and after, side by side."""
+    tiles = [tile for pair in pairs for tile in (pair.before, pair.after)]
+    captions = [text for pair in pairs for text in (pair.caption, "")]
+    frames = [frame for pair in pairs for frame in (None, pair.frame)]
+    return contact_sheet(tiles, captions, frames=frames, heading=heading, columns=2 * columns, min_tile=TILE, gap=6)
 
 
-def pair_sheet(pairs: Sequence[Pair], *, heading: str, columns: int = 3) -> PIL.Image.Image:
-    """A contact sheet of [before | after | change] triples."""
-    triples = []
-    for pair in pairs:
-        tiles = [pair.before, pair.after, change_map(pair.before, pair.after)]
-        triple = contact_sheet(tiles, columns=3, min_tile=TILE, gap=2, margin=0)
-        triples.append(np.asarray(triple).transpose(2, 0, 1))
-    return contact_sheet(
-        triples,
-        [pair.caption for pair in pairs],
-        marked=[pair.is_marked for pair in pairs],
-        heading=heading,
-        columns=columns,
-        gap=8,
-    )
+def frame_of(before: int, after: int) -> Colour | None:
+    """Green around what the labels call repaired, red around what they call newly broken."""
+    if (before, after) == (Label.HALLUCINATED, Label.VALID):
+        return GREEN
+    return RED if (before, after) == (Label.VALID, Label.HALLUCINATED) else None
 
 
 def png(sheet: PIL.Image.Image) -> bytes:
@@ -83,12 +70,12 @@ def changed_seeds(base: LabelledRun, run: LabelledRun) -> list[tuple[int, str]]:
 
 
 def changed_pair(task: Task, seed: int, change: str, before: U8, after: U8) -> Pair:
-    """A pair with what its task says of both images; newly broken ones are marked."""
+    """A pair with what its task says of both images."""
     caption = f"seed {seed}: {change}"
     if task.faults is not None:
         was, became = (fault or "valid" for fault in task.faults(as_samples(np.stack([before, after]))))
         caption += f"\n{was} -> {became}"
-    return Pair(before, after, caption, change != "repaired")
+    return Pair(before, after, caption, GREEN if change == "repaired" else RED)
 
 
 def control(task: Task, before: U8, after: U8) -> PairedOutcomes | None:
@@ -113,6 +100,6 @@ def sheet_of_changes(
 ) -> tuple[str, PIL.Image.Image]:
     """(heading, pair sheet) of a part of the seeds that a method repaired or broke."""
     shown = changed[::SHOWN_SHARE][:MOST_PAIRS]
-    heading = f"{method}: {len(shown)} of the {len(changed)} that changed (Euler | {method} | what changed)"
+    heading = f"{method}: {len(shown)} of the {len(changed)} that changed (Euler, then {method})"
     pairs = [changed_pair(task, seed, change, before[seed], after[seed]) for seed, change in shown]
     return heading, pair_sheet(pairs, heading=heading)

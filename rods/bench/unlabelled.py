@@ -10,17 +10,16 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
-from rods.bench.compare import common, total_variance, variance_kept
+from rods.bench.compare import changed_images, common, total_variance, variance_kept
 from rods.bench.labelled import POOLED, LabelledRun, pooled_levels, values_of
+from rods.bench.qualitative import Pair, frame_of, pair_sheet
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import Proportion, proportion_interval
 from rods.eval.frechet import frechet_distance
-from rods.eval.labels import Label
-from rods.runs.images import RED, U8, Colour, contact_sheet
+from rods.runs.images import U8
 from training.dataset import ImageDataset
 
 F64 = NDArray[np.float64]
-GREEN: Colour = (40, 150, 70)  # around what was repaired
 MOST_REAL = 10_000
 
 
@@ -73,12 +72,12 @@ class Changes:
         return said
 
 
-def image_shape(run: LabelledRun) -> tuple[int, ...]:
-    """[C, H, W] of a run's images. UserError where its PNGs are not there."""
-    image = run.image(0)
-    if image is None:
-        raise UserError(f"{run.path}: its PNGs are missing, so --real cannot be held against them; sample it again")
-    return image.shape
+def image_shape(*runs: LabelledRun) -> tuple[int, ...]:
+    """[C, H, W] of the runs' images, by a PNG of any. UserError where none is there."""
+    for image in (run.image(0) for run in runs):
+        if image is not None:
+            return image.shape
+    raise UserError(f"{runs[0].path}: its PNGs are missing, so --real cannot be held against them; sample it again")
 
 
 def read_real(path: str, shape: Sequence[int]) -> RealImages:
@@ -97,8 +96,7 @@ def read_real(path: str, shape: Sequence[int]) -> RealImages:
 def changes(base: LabelledRun, run: LabelledRun, real: RealImages | None = None) -> Changes:
     """What a run did to the baseline's images. Raises ValueError: no seed in common."""
     mine, theirs = common(base, run)
-    n, before, after = len(mine), base.keys, run.keys
-    changed = sum(before[i] != after[j] for i, j in zip(mine, theirs, strict=True))
+    n, changed = len(mine), int(changed_images(base, run, mine, theirs).sum())
     above = None
     threshold = run.options.get("threshold")
     if (
@@ -131,29 +129,22 @@ def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = 32) -> PIL.I
     no image changed, or the PNGs are not there.
     """
     mine, theirs = common(base, run)
-    before, after = base.keys, run.keys
-    both = [(i, j) for i, j in zip(mine, theirs, strict=True) if before[i] != after[j]]
+    differ = changed_images(base, run, mine, theirs)
+    both = [(i, j) for i, j, changed in zip(mine, theirs, differ, strict=True) if changed]
     if not both:
         raise UserError(f"{run.path} has no image that {base.path} has not; there is no pair to show")
     first, last = run.scores, run.own_scores
     if first is not None and last is not None:
         both.sort(key=lambda pair: last[pair[1]] - first[pair[1]])
-    tiles: list[U8 | None] = []
-    captions, frames = [], []
+    pairs = []
     for i, j in both[:most]:
-        tiles += [base.image(i), run.image(j)]
-        score = ("", "") if first is None or last is None else (f"{first[j]:.3g}", f"{last[j]:.3g}")
-        captions += [f"{int(base.seeds[i])}  {score[0]}", score[1]]
-        frames += [None, _frame(Label(int(base.labels[i])), Label(int(run.labels[j])))]
-    if any(tile is None for tile in tiles):
-        raise UserError(f"{base.path} and {run.path}: some PNGs are missing; sample them again")
-    return contact_sheet(tiles, captions, frames=frames, columns=8, min_tile=128, gap=6)
-
-
-def _frame(before: Label, after: Label) -> Colour | None:
-    if (before, after) == (Label.HALLUCINATED, Label.VALID):
-        return GREEN
-    return RED if (before, after) == (Label.VALID, Label.HALLUCINATED) else None
+        one, two = base.image(i), run.image(j)
+        if one is None or two is None:
+            raise UserError(f"{base.path} and {run.path}: some PNGs are missing; sample them again")
+        scores = "" if first is None or last is None else f": score {first[j]:.3g} -> {last[j]:.3g}"
+        frame = frame_of(int(base.labels[i]), int(run.labels[j]))
+        pairs.append(Pair(one, two, f"seed {int(base.seeds[i])}{scores}", frame))
+    return pair_sheet(pairs)
 
 
 def _frechet(a: F64, b: F64) -> float:

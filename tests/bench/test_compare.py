@@ -23,10 +23,11 @@ from rods.bench.compare import (
     variance_kept,
 )
 from rods.bench.labelled import LabelledRun
-from rods.bench.qualitative import ADDED, REMOVED, Pair, change_map, pair_sheet
+from rods.bench.qualitative import Pair, frame_of, pair_sheet
 from rods.bench.tables import detection_table, outcome_table, quality_table, share
 from rods.eval.correction import proportion_interval
 from rods.eval.labels import Label
+from rods.runs.images import RED
 
 CODES = {"w": Label.VALID, "b": Label.HALLUCINATED, "?": Label.UNCERTAIN}
 
@@ -188,20 +189,14 @@ def test_shares_are_written_with_their_interval():
     assert share(proportion_interval(0, 0)) == "none"
 
 
-def test_change_map_marks_additions_green_and_removals_red_and_nothing_else():
-    before = np.full([1, 1, 3], 100, np.uint8)
-    after = np.array([[[100, 230, 0]]], np.uint8)
-    unchanged, added, removed = change_map(before, after)[:, 0].T
-    assert tuple(unchanged) == (60, 60, 60)
-    assert tuple(added) == ADDED
-    assert tuple(removed) == REMOVED
-
-
-def test_marked_pairs_have_a_red_frame():
+def test_pairs_have_the_frame_of_what_became_of_them():
     tile = np.zeros([1, 4, 4], np.uint8)
+    assert frame_of(Label.VALID, Label.HALLUCINATED) == RED
+    assert frame_of(Label.HALLUCINATED, Label.VALID) not in (None, RED)
+    assert frame_of(Label.VALID, Label.VALID) is None
 
-    def red(is_marked: bool) -> int:
-        sheet = np.asarray(pair_sheet([Pair(tile, tile, "", is_marked)], heading=""))
-        return int((sheet == (230, 60, 40)).all(axis=2).sum())
+    def red(frame: tuple[int, int, int] | None) -> int:
+        sheet = np.asarray(pair_sheet([Pair(tile, tile, "seed 0", frame)]))
+        return int((sheet == RED).all(axis=2).sum())
 
-    assert red(True) > red(False) == 0
+    assert red(RED) > red(None) == 0

@@ -63,6 +63,8 @@ def test_the_choice_reads_most_among_the_heaviest_tails() -> None:
     assert best_of([alone, both, light]) is both, "the means of both kinds count"
     assert best_of([alone, choice(16, True, 3.3), light]) is alone
     assert best_of([light, choice(16, False, 5)]).width == 16, "a light tail is not chosen for what it reads"
+    late = replace(alone, level=Level(0.131, 0.12, 4, 0.2), tail=3.0)
+    assert best_of([alone, late]) is late
 
 
 def test_a_higher_threshold_is_replayed_as_a_run_would_go() -> None:

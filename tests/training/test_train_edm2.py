@@ -34,8 +34,6 @@ NETWORK = {"img_resolution": 16, "img_channels": 1, "model_type": "EDM2UNet", "m
            "num_blocks": 1, "logvar_channels": 8}  # fmt: skip
 
 
-
-
 def run(*args: object) -> tuple[int, str]:
     result = CliRunner().invoke(command.main, last_of_each(args))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
