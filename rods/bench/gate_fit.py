@@ -8,7 +8,7 @@ draw. What is chosen without labels: how many of the last blocks, and at which l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ U8 = NDArray[np.uint8]
 LEVELS = ((0.131, 0.12), (0.47, 0.3), (1.07, 0.6))  # (score_at, T): where samples are scored in flight, and read
 RIDGE = 1e-3  # larger ones are worse: the directions in which real data hardly vary tell most
 NEAR_BEST = 0.85  # of the heaviest tail: among choices as near as that, the one of the most numbers is taken
-MOST_NUMBERS = 512  # a quadratic form of more costs much to read, and tells no more
+MOST_NUMBERS, FEW_BLOCKS = 350, 4  # of more than so many blocks; a quadratic form of more tells no more
 OFF_SUPPORT = 0.01  # the share of real images above the second gate's limit, by which a restart is judged
-NO_SAMPLES = 1  # of LEVELS: where a gate reads that no sample of the network helped to choose
-REAL_PER_NUMBER = 3.0  # real images for each feature, below which their covariance is not to be trusted
-OWN_PER_NUMBER = 2.0  # the same of own samples
+FIXED = 1  # of LEVELS: where a gate reads that was not chosen
+OWN_PER_NUMBER = 2.0  # samples for each feature, below which a gate of both kinds is not tried
+ENOUGH_REAL, ENOUGH_OWN = 512, 256  # images of either kind, below which the tail chooses worse than a fixed choice
 NOISE_SEED = 7_000_000  # of real images' noise
 
 
@@ -190,13 +190,14 @@ def fitted(
 
 
 def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
-    """Every level and number of last blocks that the images are enough for, the heaviest tail first.
+    """Every level and number of last blocks, the heaviest tail first.
 
-    Judged on halves: a gate is fitted to one half of the real images, and where there are enough of both, another to
-    these and the samples with the shift between their means taken out; they score the other half. The more the scores
-    of samples have an upper tail, the better: a few samples that lie off the data's support, and most that do not. The
-    gate of both kinds has to have the heavier tail of the two. Separation itself is not asked for: it is also of the
-    network's style.
+    Few real images carry many features: the ridge stands for what they do not show, and fewer blocks find less at any
+    number of images. Judged on halves: a gate is fitted to one half of the real images, and where there are enough
+    samples, another to these and half of the samples with the shift between their means taken out; they score the other
+    half. The more the scores of samples have an upper tail, the better: a few samples that lie off the data's support,
+    and most that do not. The gate of both kinds has to have the heavier tail of the two. Separation itself is not asked
+    for: it is also of the network's style.
     """
     found = []
     (fit_real, held_real), (fit_own, held_own) = halves(len(next(iter(f.real.values())))), halves(f.num_own)
@@ -214,7 +215,7 @@ def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
         for last in range(1, len(f.blocks) + 1):
             columns = columns_of(f.widths, last)
             K = len(columns)
-            if last > 1 and (K > MOST_NUMBERS or len(fit_real) < REAL_PER_NUMBER * K):
+            if last > FEW_BLOCKS and K > MOST_NUMBERS:
                 break
             best = judged(level, last, columns, None)
             if f.num_own and len(fit_own) >= OWN_PER_NUMBER * K:
@@ -234,13 +235,14 @@ def best_of(found: Sequence[Choice]) -> Choice:
 
 
 def chosen(f: Features, denoiser: AnyDenoiser) -> tuple[Choice, list[Choice]]:
-    """The best choice and all of them; without samples, a fixed level and as many blocks as there are images for."""
+    """The best choice and all of them; with few images a fixed level and a little more than half of the blocks."""
     found = choices(f, denoiser)
-    if f.num_own:
+    if f.num_own >= ENOUGH_OWN and len(next(iter(f.real.values()))) >= ENOUGH_REAL:
         return best_of(found), found
-    level = f.levels[min(NO_SAMPLES, len(f.levels) - 1)]
-    mine = [c for c in found if c.level == level]
-    return max(mine, key=lambda c: len(c.blocks)), found
+    level = f.levels[min(FIXED, len(f.levels) - 1)]
+    wanted = len(f.blocks) // 2 + 1
+    alone = [replace(c, two_class=False) for c in found if c.level == level and len(c.blocks) <= wanted]
+    return max(alone, key=lambda c: len(c.blocks)), found
 
 
 def separation(real: Tensor, own: Tensor) -> float:
