@@ -19,9 +19,11 @@ from rods import guided
 from rods.base_samplers import Edm, Euler
 from rods.guidance import Guidance
 from rods.presets import Preset, parse_preset
+from rods.runs import estimate as estimates
 from rods.runs.chunk import Chunk, sample_chunk
 from rods.runs.images import to_uint8
 from rods.runs.presets import read_preset, write_preset
+from rods.runs.run import Job
 from rods.runs.sources import network_source
 from rods.schedules import SigmaWindow
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
@@ -41,6 +43,19 @@ def pixels(outdir: Path, seed: int) -> Any:
 
 
 # -- generate.py ------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_counts_the_evaluations_of_both_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "PATIENCE", 0.0)
+    dry = generated(
+        tmp_path / "out", "-n", "--seeds=0", "--guidance=2", "--guide=none", "--sampler=euler", **CONDITIONAL
+    )
+    assert "(8 F at least" in dry
+    net = load_denoiser(LABELLED)
+    jobs = [Job(denoiser=d, sampler=Euler(num_steps=4), chunks=[Chunk(0, (0,))], device=torch.device("cpu"))
+            for d in (net, guided(net, None, 2))]  # fmt: skip
+    one, two = (estimates.kept_by_an_image(job) for job in jobs)
+    assert one < two < 2.1 * one, "weights are there anyway, and are no image's"
 
 
 def test_the_images_are_those_of_the_guided_denoiser(tmp_path: Path) -> None:
