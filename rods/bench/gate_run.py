@@ -65,7 +65,7 @@ class Measuring:
         job = Job(denoiser=self.net, sampler=self.sampler, chunks=chunks, device=self.device,
                   network_sha256=self.snapshot.sha256, batch=self.batch)  # fmt: skip
         run = self.folder / f"euler-{self.sampler.num_steps}"
-        folder = OutputFolder(run, identity=job.identity())
+        folder = OutputFolder(run, identity=job.identity(), option="--out")
         about = {"network": self.snapshot.describe(), "torch": torch.__version__, "version": tool_version()}
         parts = []
         with folder.open(about), progress(samples, "samples") as bar:
@@ -132,7 +132,8 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
 
     Raises UserError: too few, of another shape, or without the network's classes.
     """
-    dataset = ImageDataset(path, cond=net.label_dim > 0, cache=False, option="--real")
+    needed = "the network has classes" if net.label_dim else ""
+    dataset = ImageDataset(path, cond=net.label_dim > 0, cache=False, option="--real", labels_needed=needed)
     shape = (net.img_channels, net.img_resolution, net.img_resolution)
     index = list(range(len(dataset)))
     if len(index) < LEAST_REAL:

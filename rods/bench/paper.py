@@ -131,13 +131,13 @@ class Experiment:
         if (channels := self.snapshot.header.init_kwargs["img_channels"]) not in CHANNELS:
             raise UserError(f"--network makes images of {channels} channels; a PNG has 1 or 3")
         for method in methods:
-            OutputFolder(self.path(method), identity=self.job(method).identity())
+            OutputFolder(self.path(method), identity=self.job(method).identity(), option="--out")
 
     def sample(self, methods: Sequence[str], *, say: Callable[[str], object]) -> None:
         """Makes what is missing of every method's images."""
         for method in methods:
             job = self.job(method)
-            folder = OutputFolder(self.path(method), identity=job.identity())
+            folder = OutputFolder(self.path(method), identity=job.identity(), option="--out")
             about = {"network": self.snapshot.describe(), "torch": torch.__version__, "version": tool_version()}
             with folder.open(about):
                 if missing := [c for c in job.chunks if not folder.is_done(job.names(c))]:
