@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from commands import LABELLED, SMALL, generate, generated, options_json, records, refusal, said
+from commands import LABELLED, SMALL, generate, generated, options_json, records, refusal, said, tiny
 from overridden import last_of_each
 
 from dnnlib.errors import UserError
@@ -184,6 +184,10 @@ def test_what_a_gate_cannot_be_fitted_to_is_one_line(tmp_path: Path, monkeypatch
 
     assert "--samples=1 " in refused_with("--samples=1")
     assert "--samples=1 " in refused_with("--samples=1", "--real=none", "--budget=2")
+    broken = f"--network={tiny(tmp_path / 'broken.safetensors', first_weight=float('nan'))}"
+    assert "32 of 32 samples of it is not finite" in refused_with(broken)
+    assert "64 of 64 real images is not finite" in refused_with(broken, "--samples=0")
+    assert "not finite" in refused_with(broken, "--real=none", "--budget=2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert "one process" in refused_with()
