@@ -270,7 +270,7 @@ def open_experiment(
     Raises UserError: no such network or preset.
     """
     snapshot = load_snapshot(network, device=device)
-    found = find_preset(preset, network=snapshot.name, folder=MODELS)
+    found = find_preset(preset, network=snapshot.name, folder=MODELS, source=snapshot.source)
     is_paper = found is not None and found.name in PAPER_PRESETS
     study = study_of(snapshot.name) if is_paper else STUDIES[usual.study]
     return Experiment(

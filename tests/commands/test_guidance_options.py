@@ -248,6 +248,17 @@ def test_fid_measures_the_guided_network(tmp_path: Path, weak: Path) -> None:
     assert all(np.array_equal(source.load(0)[seed, 0].numpy(), pixels(tmp_path, seed)) for seed in range(3))
 
 
+def test_fid_finds_the_preset_that_generate_finds(tmp_path: Path) -> None:
+    network = tiny(tmp_path / "mine.safetensors")
+    preset: dict[str, Any] = {"name": "mine", "network": "mine", "source": "", "samplers": {}}
+    preset["guidance"] = {"strength": 2, "guide": "none"}
+    (tmp_path / "mine.preset.json").write_text(json.dumps(preset))
+    measured = ["calc", "--num=2", "--metrics=inception-var", "--detector=pixels", f"--from-network={network}"]
+    result = CliRunner().invoke(fid.main, measured)
+    assert "--guide=none: without labels" in result.output
+    assert "--guide=none: without labels" in generate(tmp_path / "out", network=network)[1]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
