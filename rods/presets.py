@@ -55,7 +55,8 @@ class Preset:
     def quantile(self, scores: str, share: float) -> float:
         """The score that a share of the calibration's samples do not exceed. ValueError: no scores of that name."""
         if scores not in self.quantiles:
-            raise ValueError(f"preset {self.name} has no quantiles of {scores}; scripts/fit_gate.py writes some")
+            has = ", ".join(self.quantiles) or "none"
+            raise ValueError(f"preset {self.name} has no quantiles of {scores}; it has some of: {has}")
         values = torch.tensor(self.quantiles[scores], dtype=torch.float64)
         return float(torch.quantile(values, share))
 

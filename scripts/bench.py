@@ -198,17 +198,18 @@ def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pair
     """
     labelled = source is not None or any((run / LABELS_NAME).is_file() for run in (run_a, run_b))
     base, other = (read_run(path, source=source, labelled=labelled) for path in (run_a, run_b))
-    if not set(base.seeds.tolist()) & set(other.seeds.tolist()):
+    if not base.position().keys() & other.position().keys():
         what = "labelled seed" if labelled else "seed"
         raise UserError(f"{run_a} and {run_b} have no {what} in common; sample and label the same seeds")
     against = None if real is None else read_real(real, image_shape(base, other))
     sheet = None if pairs is None else pairs_sheet(base, other)
+    found = changes(base, other, against)
     if labelled:
         print_tables([base, other])
         click.echo()
     else:
         click.echo("No labels: nothing here says which images are hallucinated, only what changed.")
-    for line in changes(base, other, against).lines():
+    for line in found.lines():
         click.echo(line)
     if pairs is not None and sheet is not None:
         pairs.parent.mkdir(parents=True, exist_ok=True)

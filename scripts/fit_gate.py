@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -37,6 +38,7 @@ from training.checkpoint import load_snapshot
 
 KIND = "density-ratio"
 NUM_SEEDS = 1024
+LEAST_SAMPLES = 16  # of which quantiles and halves can be taken
 BACK = (2.24, 3.52, 5.38)  # noise levels to go back to, of which the trial chooses
 ALIKE = 0.02  # off-support shares that a trial cannot tell apart
 BACK_WITHOUT_IMAGES = 2.24  # where nothing tells how good a restart is
@@ -63,7 +65,7 @@ class Fit:
 @click.option("--dest", type=Destination(dir_okay=False), required=True,
               help="The preset that gets the gate and a restart; what else it has stays.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(0, 100_000), default=NUM_SEEDS,
-              help="The network's own samples to fit to; 0: real images alone.")  # fmt: skip
+              help=f"The network's own samples to fit to, {LEAST_SAMPLES} or more; 0: real images alone.")  # fmt: skip
 @click.option("--trial", "num_trial", type=click.IntRange(16, 100_000), default=128,
               help="Seeds on which restarts from several noise levels are tried, for the choice.")  # fmt: skip
 @click.option("--budget", type=click.FloatRange(1, 10, min_open=True), default=1.3,
@@ -85,6 +87,9 @@ def main(**opts: Any) -> None:
     """
     dest: Path = opts["dest"]
     check_folder_of(dest, option="--dest")
+    check_samples(opts)
+    if distributed.world_size() > 1:
+        raise UserError("torchrun: fit_gate.py runs as one process; start it by python")
     device = distributed.pick_device(opts["device"])
     torch.set_num_threads(opts["threads"] or distributed.usable_cores())
     torch.set_flush_denormal(True)
@@ -92,9 +97,9 @@ def main(**opts: Any) -> None:
     snapshot = load_snapshot(opts["network"], device=device)
     if old and old.network not in (None, snapshot.name):
         raise UserError(f"--dest={dest} is for network {old.network}, not {snapshot.name}; name another file")
+    if old and old.guidance:
+        raise UserError(f"--dest={dest} has guidance, and a gate is fitted to samples without it; name another file")
     m = Measuring(snapshot, Euler(num_steps=opts["steps"]), device, opts["batch"], opts["out"])
-    if opts["real"] == NO_IMAGES and not opts["samples"]:
-        raise UserError("--samples=0: without images, the network's own samples are all there is; leave it out")
     fit = fit_without_images(m, opts) if opts["real"] == NO_IMAGES else fit_to_images(m, opts)
 
     write_preset(dest, with_fit(old, snapshot.name, fit, m.sampler))
@@ -107,8 +112,8 @@ def main(**opts: Any) -> None:
     click.echo(f"Wrote {dest}. Next:")
     for sampler_name in ("euler", "restart"):
         click.echo(
-            f"  python generate.py --network={opts['network']} --preset={dest} --sampler={sampler_name} --seeds=0-63 "
-            f"--outdir=out/{sampler_name}"
+            f"  python generate.py --network={quote(opts['network'])} --preset={quote(str(dest))} "
+            f"--sampler={sampler_name} --seeds=0-63 --outdir=out/{sampler_name}"
         )
 
 
@@ -116,7 +121,7 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     """A density ratio, or one class, of the activations of real images, and a restart by it."""
     check_budget(opts, draws=1)
     images, labels = real_images(opts["real"], m.net)
-    blocks = decoder_blocks(m.snapshot.net)
+    blocks = decoder_blocks(m.snapshot.net, remedy=f"a gate reads them; use --real={NO_IMAGES}, whose LID reads none")
     with user_errors("--steps"):
         levels = levels_of(m.sampler.levels(m.net))
     f = m.features(images, labels, blocks, levels, opts["samples"])
@@ -171,6 +176,14 @@ def fit_without_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     found = percentiles(scores.tolist())
     quantiles = {RESTART_SCORES: found, to_text(detector): found}
     return Fit(replace(restart, threshold=best.threshold), best, source, quantiles, [asdict(best)])
+
+
+def check_samples(opts: dict[str, Any]) -> None:
+    """UserError for too few samples of the network."""
+    if opts["real"] == NO_IMAGES and not opts["samples"]:
+        raise UserError("--samples=0: without images, the network's own samples are all there is; leave it out")
+    if 0 < opts["samples"] < LEAST_SAMPLES:
+        raise UserError(f"--samples={opts['samples']} are too few; give {LEAST_SAMPLES} or more, or leave it out")
 
 
 def check_budget(opts: dict[str, Any], draws: int) -> None:

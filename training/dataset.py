@@ -22,12 +22,21 @@ class ImageDataset:
 
     Args:
         option: the option that named `path`, for messages.
+        labels_needed: why `cond`, where that is no option of the command.
     Raises:
         UserError: no such path, no images, one that cannot be decoded or is not 8-bit grey or RGB, images of several
             shapes, labels that are missing, of several kinds, or leave out a class.
     """
 
-    def __init__(self, path: str | Path, *, cond: bool = False, cache: bool = True, option: str = "--data") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        cond: bool = False,
+        cache: bool = True,
+        option: str = "--data",
+        labels_needed: str = "",
+    ) -> None:
         self.path = Path(path)
         self._files = ImageFiles(self.path, option=option)
         self._names = self._files.names
@@ -37,7 +46,8 @@ class ImageDataset:
         self._labels: np.ndarray | None = None
         self.label_dim = 0
         if cond:
-            self._labels, self.label_dim = self._read_labels()
+            remedy = f"label every image, for {labels_needed}" if labels_needed else "label every image or use --cond=0"
+            self._labels, self.label_dim = self._read_labels(remedy)
 
     @property
     def name(self) -> str:
@@ -89,17 +99,16 @@ class ImageDataset:
         labels = torch.from_numpy(self._labels[indices])
         return images, torch.nn.functional.one_hot(labels, self.label_dim).float() if labels.ndim == 1 else labels
 
-    def _read_labels(self) -> tuple[np.ndarray, int]:
+    def _read_labels(self, remedy: str) -> tuple[np.ndarray, int]:
         """(int64 [N] or float32 [N, L], L)"""
-        table = self._files.labels(remedy="mend it or use --cond=0")
+        table = self._files.labels(remedy=f"mend it: {remedy}")
         if table is None:
             lacks = f"no labels in its {LABELS_NAME}" if self._files.labels_name() else f"no {LABELS_NAME}"
-            raise UserError(f"--cond=1 needs labels, and {self._files.where} has {lacks}; use --cond=0")
+            raise UserError(f"{self._files.where} has {lacks}; {remedy}")
         where = f"{LABELS_NAME} of {self._files.where}"
         if missing := [n for n in self._names if n not in table]:
             raise UserError(
-                f"{where} has no label for {len(missing)} of {len(self)} images, such as {shown(missing[0])}; "
-                "label every image or use --cond=0"
+                f"{where} has no label for {len(missing)} of {len(self)} images, such as {shown(missing[0])}; {remedy}"
             )
         return label_array([table[n] for n in self._names], self._names, where)
 

@@ -178,9 +178,9 @@ def filtered_rate(run: LabelledRun) -> float:
 
 
 def common(base: LabelledRun, run: LabelledRun) -> tuple[list[int], list[int]]:
-    """The places in either of the seeds that both have, in the order of the first."""
+    """The places in either of the images that both have, by seed, or by seed and row; in the order of the first."""
     place = run.position()
-    both = [(i, place[int(seed)]) for i, seed in enumerate(base.seeds) if int(seed) in place]
+    both = [(i, place[name]) for name, i in base.position().items() if name in place]
     if not both:
         raise ValueError(f"{run.path} and {base.path} have no seed in common; run both on the same --seeds")
     return [i for i, _ in both], [j for _, j in both]
@@ -255,7 +255,7 @@ def step_aurocs(run: LabelledRun, base: LabelledRun) -> list[tuple[float, float]
         return []
     levels, scores = run.step_scores
     place = base.position()
-    rows = [(i, place[int(seed)]) for i, seed in enumerate(run.seeds[: len(scores)]) if int(seed) in place]
+    rows = [(i, place[name]) for name, i in run.position().items() if i < len(scores) and name in place]
     labels = base.labels[[j for _, j in rows]]
     sure, bad = labels != Label.UNCERTAIN, labels == Label.HALLUCINATED
     own = scores[[i for i, _ in rows]]

@@ -2,7 +2,7 @@
 
 Both go the same way. A sample is scored in flight, at D(x_t), or finished; a real image is noised to that level and
 denoised once, or taken as it is. Then the activations of the decoder's blocks are read at the noise level T with one
-draw. What is chosen without labels: how many of the last blocks, and at which level (`choose`).
+draw. What is chosen without labels: how many of the last blocks, and at which level (`chosen`).
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Measuring:
         job = Job(denoiser=self.net, sampler=self.sampler, chunks=chunks, device=self.device,
                   network_sha256=self.snapshot.sha256, batch=self.batch)  # fmt: skip
         run = self.folder / f"euler-{self.sampler.num_steps}"
-        folder = OutputFolder(run, identity=job.identity())
+        folder = OutputFolder(run, identity=job.identity(), option="--out")
         about = {"network": self.snapshot.describe(), "torch": torch.__version__, "version": tool_version()}
         parts = []
         with folder.open(about), progress(samples, "samples") as bar:
@@ -79,7 +79,9 @@ class Measuring:
                 parts.append(read_arrays(path))
                 bar.update(len(chunk.seeds))
             folder.finish()
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        check_finite(found, "samples of it")
+        return found
 
     def features(
         self, images: U8, labels: Tensor | None, blocks: tuple[str, ...], levels: Sequence[Level], samples: int
@@ -108,6 +110,7 @@ class Measuring:
         shown = activations(bind(self.net, 1, one), x, x.new_tensor(1.0), x[None], blocks)
         widths = tuple(p.shape[1] for p in shown)
         real = read_arrays(path)
+        check_finite(real, "real images")
         return Features(levels, blocks, widths, by_level(levels, real), by_level(levels, own) if own else {})
 
     def own_scores(self, samples: int, detector: Detector) -> F64:
@@ -132,7 +135,8 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
 
     Raises UserError: too few, of another shape, or without the network's classes.
     """
-    dataset = ImageDataset(path, cond=net.label_dim > 0, cache=False, option="--real")
+    needed = "the network has classes" if net.label_dim else ""
+    dataset = ImageDataset(path, cond=net.label_dim > 0, cache=False, option="--real", labels_needed=needed)
     shape = (net.img_channels, net.img_resolution, net.img_resolution)
     index = list(range(len(dataset)))
     if len(index) < LEAST_REAL:
@@ -146,6 +150,13 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     if images.shape[1:] != shape:
         raise UserError(f"--real={path}: images of shape {list(images.shape[1:])}, and the network makes {list(shape)}")
     return cast(U8, images), labels if net.label_dim else None
+
+
+def check_finite(arrays: Mapping[str, F64], what: str) -> None:
+    """UserError where a row of an array has a value that is not finite: nothing can be fitted to it."""
+    for values in arrays.values():
+        if broken := int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum()):
+            raise UserError(f"--network: what it makes of {broken} of {len(values)} {what} is not finite; use another")
 
 
 def progress(total: int, what: str) -> tqdm[None]:

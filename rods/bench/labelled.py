@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from dnnlib.errors import UserError
 from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
 from dnnlib.util import atomic_write
 from rods.labels.labels import VERDICTS, ImageLabel, read_labels
-from rods.runs.folder import read_lines
+from rods.runs.folder import image_key, read_lines
 from rods.runs.images import U8, read_png
 
 F64 = NDArray[np.float64]
@@ -121,12 +121,17 @@ class LabelledRun:
     def groups(self) -> tuple[F64, F64, F64]:
         """Size [K], sum of values [K, D] and sum of squares [K] of groups of samples: what total variances need.
 
-        A point is a group of its own; images come in the groups of features.jsonl.
+        A point is a group of its own; images come in the groups of features.jsonl, and where only a part of a group is
+        of this run, from their PNGs. Raises UserError: no image is there.
         """
         if self.is_points:
             return np.ones(len(self)), self.features, (self.features**2).sum(axis=1)
-        mine = {line["name"] for line in self.samples}
-        groups = [group for group in self._groups if set(group["names"]) <= mine]
+        mine = {line["name"]: self.file(i) for i, line in enumerate(self.samples) if is_finite(line)}
+        groups = [group for group in self._groups if mine.keys() >= set(group["names"])]
+        rest = mine.keys() - {name for group in groups for name in group["names"]}
+        groups += grouped(self.path, {name: mine[name] for name in rest if (self.path / mine[name]).is_file()})
+        if not groups:
+            raise UserError(f"{self.path}: none of its images is there; sample it again")
         sizes = np.array([len(group["names"]) for group in groups], dtype=np.float64)
         means = np.stack([np.frombuffer(base64.b64decode(g["mean"]), dtype="<f2") for g in groups])
         squares = np.array([np.array(group["sq"], dtype=np.float64).sum() for group in groups])
@@ -134,26 +139,34 @@ class LabelledRun:
 
     @cached_property
     def _groups(self) -> list[Mapping[str, Any]]:
-        return feature_lines(self.path, [line["name"] for line in self.samples if is_finite(line)])
+        files = {line["name"]: self.file(i) for i, line in enumerate(self.samples) if is_finite(line)}
+        return feature_lines(self.path, files)
 
     def only(self, seeds: set[int]) -> LabelledRun:
         """The samples of these seeds."""
         index = [i for i, seed in enumerate(self.seeds.tolist()) if seed in seeds]
         if len(index) == len(self):
             return self
-        samples = [self.samples[i] for i in index]
-        modes = None if self.modes is None else self.modes[index]
-        timing = [chunk for chunk in self.timing if set(chunk["seeds"]) <= seeds]
-        return LabelledRun(self.path, self.name, self.is_score, self.options, samples, self.labels[index], modes,
-                           timing, self.machines)  # fmt: skip
+        return replace(self.at(index), timing=[chunk for chunk in self.timing if set(chunk["seeds"]) <= seeds])
 
-    def position(self) -> dict[int, int]:
-        """Where each seed is in the run."""
-        return {int(seed): i for i, seed in enumerate(self.seeds)}
+    def at(self, index: Sequence[int]) -> LabelledRun:
+        """The samples at these places, in this order."""
+        if list(index) == list(range(len(self))):
+            return self
+        modes = None if self.modes is None else self.modes[index]
+        return replace(self, samples=[self.samples[i] for i in index], labels=self.labels[index], modes=modes)
+
+    def position(self) -> dict[str, int]:
+        """Where each image is in the run, by its name without a folder of --subdirs."""
+        return {image_key(line["name"]): i for i, line in enumerate(self.samples)}
+
+    def file(self, i: int) -> str:
+        """Where the image of a sample is in the run's folder, a rejected one too."""
+        return str(self.samples[i].get("file", self.samples[i]["name"]))
 
     def image(self, i: int) -> U8 | None:
         """The image [C, H, W] of a sample; None where its PNG is not there."""
-        path = self.path / self.samples[i]["name"]
+        path = self.path / self.file(i)
         return read_png(path) if path.is_file() else None
 
 
@@ -226,22 +239,27 @@ def _text(path: Path) -> str:
 # -- features.jsonl ---------------------------------------------------------------------------------------------------
 
 
-def feature_lines(run: Path, names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The lines of features.jsonl; images that it lacks are read and added, by groups in the order of their names."""
+def feature_lines(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The lines of features.jsonl for files by image name; images that it lacks are read and added (see `grouped`)."""
     path = run / FEATURES_NAME
     found: list[Mapping[str, Any]] = [json.loads(text) for text in _text(path).splitlines()]
     known = {name for group in found for name in group["names"]}
-    missing = sorted(set(names) - known)
+    missing = {name: file for name, file in files.items() if name not in known}
     if not missing:
         return found
-    if absent := [name for name in missing if not (run / name).is_file()]:
+    if absent := sorted(file for file in missing.values() if not (run / file).is_file()):
         raise UserError(f"{run}: {absent[0]} is missing, and {FEATURES_NAME} does not have it; sample it again")
-    for start in range(0, len(missing), GROUP):
-        part = missing[start : start + GROUP]
-        found.append(group_line(part, np.stack([read_png(run / name) for name in part])))
+    found += grouped(run, missing)
     with atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found))
     return found
+
+
+def grouped(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """Lines of features.jsonl for the files of a run by image name, by groups in the order of the names."""
+    names = sorted(files)
+    parts = [names[start : start + GROUP] for start in range(0, len(names), GROUP)]
+    return [group_line(part, np.stack([read_png(run / files[name]) for name in part])) for part in parts]
 
 
 def group_line(names: Sequence[str], images: U8) -> dict[str, Any]:

@@ -131,13 +131,13 @@ class Experiment:
         if (channels := self.snapshot.header.init_kwargs["img_channels"]) not in CHANNELS:
             raise UserError(f"--network makes images of {channels} channels; a PNG has 1 or 3")
         for method in methods:
-            OutputFolder(self.path(method), identity=self.job(method).identity())
+            OutputFolder(self.path(method), identity=self.job(method).identity(), option="--out")
 
     def sample(self, methods: Sequence[str], *, say: Callable[[str], object]) -> None:
         """Makes what is missing of every method's images."""
         for method in methods:
             job = self.job(method)
-            folder = OutputFolder(self.path(method), identity=job.identity())
+            folder = OutputFolder(self.path(method), identity=job.identity(), option="--out")
             about = {"network": self.snapshot.describe(), "torch": torch.__version__, "version": tool_version()}
             with folder.open(about):
                 if missing := [c for c in job.chunks if not folder.is_done(job.names(c))]:
@@ -270,7 +270,7 @@ def open_experiment(
     Raises UserError: no such network or preset.
     """
     snapshot = load_snapshot(network, device=device)
-    found = find_preset(preset, network=snapshot.name, folder=MODELS)
+    found = find_preset(preset, network=snapshot.name, folder=MODELS, source=snapshot.source)
     is_paper = found is not None and found.name in PAPER_PRESETS
     study = study_of(snapshot.name) if is_paper else STUDIES[usual.study]
     return Experiment(

@@ -53,11 +53,11 @@ class Judged:
     auroc: float
 
 
-def decoder_blocks(network: torch.nn.Module) -> tuple[str, ...]:
+def decoder_blocks(network: torch.nn.Module, *, remedy: str = "name its modules by --blocks") -> tuple[str, ...]:
     """The paths of the decoder's blocks: what the image is made of, at every size. UserError where there are none."""
     paths = tuple(network.decoder_blocks()) if isinstance(network, Precond) else ()
     if not paths:
-        raise UserError("--network has no decoder blocks; name its modules by --blocks")
+        raise UserError(f"--network has no decoder blocks; {remedy}")
     return paths
 
 

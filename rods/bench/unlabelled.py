@@ -9,9 +9,9 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, counted
 from rods.bench.compare import changed_images, common, total_variance, variance_kept
-from rods.bench.labelled import POOLED, LabelledRun, pooled_levels, values_of
+from rods.bench.labelled import POOLED, LabelledRun, is_finite, pooled_levels, values_of
 from rods.bench.qualitative import Pair, frame_of, pair_sheet
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import Proportion, proportion_interval
@@ -50,10 +50,13 @@ class Changes:
     nfe: tuple[float, float]  # F + B an image, of the baseline and of the run
     variance_kept: Estimate  # total variance as a ratio to the baseline's
     nearness: Nearness | None  # None without real images
+    left_out: int = 0  # seeds that both have, and of which one of them has no image
 
     def lines(self) -> list[str]:
         """Sentences for people."""
-        said = [f"{self.n} seeds: {self.changed.k} images changed ({_percent(self.changed)})"]
+        said = [f"{counted(self.n, 'seed')}: {counted(self.changed.k, 'image')} changed ({_percent(self.changed)})"]
+        if self.left_out:
+            said.append(f"left out: {counted(self.left_out, 'seed')} of which a run has no image (dropped, not finite)")
         if self.above:
             before, after = self.above
             said.append(
@@ -64,7 +67,8 @@ class Changes:
             f"NFE an image: {self.nfe[0]:.1f} before, {self.nfe[1]:.1f} after ({self.nfe[1] / self.nfe[0]:.2f}x)"
         )
         v = self.variance_kept
-        said.append(f"variance kept: {v.value:.3f}" + (f" ({v.low:.3f} to {v.high:.3f})" if v.low == v.low else ""))
+        if v.value == v.value:  # one image has none
+            said.append(f"variance kept: {v.value:.3f}" + (f" ({v.low:.3f} to {v.high:.3f})" if v.low == v.low else ""))
         if self.nearness:
             one, two = self.nearness.variance, self.nearness.frechet
             said.append(f"variance as a ratio to the real images': {one[0]:.3f} before, {one[1]:.3f} after")
@@ -73,11 +77,19 @@ class Changes:
 
 
 def image_shape(*runs: LabelledRun) -> tuple[int, ...]:
-    """[C, H, W] of the runs' images, by a PNG of any. UserError where none is there."""
-    for image in (run.image(0) for run in runs):
+    """[C, H, W] of the runs' images, by a PNG of any. UserError where none is there, or they are points."""
+    check_pictures(*runs, option="--real")
+    for image in (run.image(i) for run in runs for i in range(len(run))):
         if image is not None:
             return image.shape
     raise UserError(f"{runs[0].path}: its PNGs are missing, so --real cannot be held against them; sample it again")
+
+
+def check_pictures(*runs: LabelledRun, option: str) -> None:
+    """UserError where a run's samples are points."""
+    for run in runs:
+        if run.is_points:
+            raise UserError(f"{option}: the samples of {run.path} are points and have no images; leave it out")
 
 
 def read_real(path: str, shape: Sequence[int]) -> RealImages:
@@ -94,9 +106,14 @@ def read_real(path: str, shape: Sequence[int]) -> RealImages:
 
 
 def changes(base: LabelledRun, run: LabelledRun, real: RealImages | None = None) -> Changes:
-    """What a run did to the baseline's images. Raises ValueError: no seed in common."""
-    mine, theirs = common(base, run)
-    n, changed = len(mine), int(changed_images(base, run, mine, theirs).sum())
+    """What a run did to the baseline's images: everything is of the seeds of which both have an image.
+
+    Raises ValueError: no seed in common. UserError: no image of one in common, images of different shapes, or a single
+    one to hold against real images.
+    """
+    base, run, left_out = with_images(base, run)
+    n, places = len(base), list(range(len(base)))
+    changed = int(changed_images(base, run, places, places).sum())
     above = None
     threshold = run.options.get("threshold")
     if (
@@ -105,10 +122,12 @@ def changes(base: LabelledRun, run: LabelledRun, real: RealImages | None = None)
         and run.scores is not None
         and run.own_scores is not None
     ):
-        over = [int((scores[theirs] > threshold).sum()) for scores in (run.scores, run.own_scores)]
+        over = [int((scores > threshold).sum()) for scores in (run.scores, run.own_scores)]
         above = proportion_interval(over[0], n), proportion_interval(over[1], n)
     nearness = None
     if real is not None:
+        if n < 2:
+            raise UserError(f"--real: {run.path} and {base.path} share one image; a distance needs two or more")
         variances = [total_variance(one.groups()) / real.total_variance for one in (base, run)]
         distances = [_frechet(one.features, real.features) for one in (base, run)]
         nearness = Nearness((variances[0], variances[1]), (distances[0], distances[1]))
@@ -119,7 +138,21 @@ def changes(base: LabelledRun, run: LabelledRun, real: RealImages | None = None)
         (float(base.nfe.sum(axis=1).mean()), float(run.nfe.sum(axis=1).mean())),
         variance_kept(base, run),
         nearness,
+        left_out,
     )
+
+
+def with_images(base: LabelledRun, run: LabelledRun) -> tuple[LabelledRun, LabelledRun, int]:
+    """Both runs' samples of the seeds of which both have an image, in one order, and how many others they share."""
+    mine, theirs = common(base, run)
+    pairs = zip(mine, theirs, strict=True)
+    both = [(i, j) for i, j in pairs if is_finite(base.samples[i]) and is_finite(run.samples[j])]
+    if not both:
+        raise UserError(f"{run.path} and {base.path} have images of no seed in common; sample the same seeds")
+    one, two = base.at([i for i, _ in both]), run.at([j for _, j in both])
+    if one.is_points != two.is_points or one.groups()[1].shape[1] != two.groups()[1].shape[1]:
+        raise UserError(f"{run.path} and {base.path} have samples of different shapes; compare runs of equal ones")
+    return one, two, len(mine) - len(both)
 
 
 def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = 32) -> PIL.Image.Image:
@@ -128,21 +161,22 @@ def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = 32) -> PIL.I
     With labels the frame is green around what was repaired and red around what was newly broken. Raises UserError where
     no image changed, or the PNGs are not there.
     """
-    mine, theirs = common(base, run)
-    differ = changed_images(base, run, mine, theirs)
-    both = [(i, j) for i, j, changed in zip(mine, theirs, differ, strict=True) if changed]
+    check_pictures(base, run, option="--pairs")
+    base, run, _ = with_images(base, run)
+    places = list(range(len(base)))
+    both = [i for i, differs in enumerate(changed_images(base, run, places, places)) if differs]
     if not both:
         raise UserError(f"{run.path} has no image that {base.path} has not; there is no pair to show")
     first, last = run.scores, run.own_scores
     if first is not None and last is not None:
-        both.sort(key=lambda pair: last[pair[1]] - first[pair[1]])
+        both.sort(key=lambda i: last[i] - first[i])
     pairs = []
-    for i, j in both[:most]:
-        one, two = base.image(i), run.image(j)
+    for i in both[:most]:
+        one, two = base.image(i), run.image(i)
         if one is None or two is None:
             raise UserError(f"{base.path} and {run.path}: some PNGs are missing; sample them again")
-        scores = "" if first is None or last is None else f": score {first[j]:.3g} -> {last[j]:.3g}"
-        frame = frame_of(int(base.labels[i]), int(run.labels[j]))
+        scores = "" if first is None or last is None else f": score {first[i]:.3g} -> {last[i]:.3g}"
+        frame = frame_of(int(base.labels[i]), int(run.labels[i]))
         pairs.append(Pair(one, two, f"seed {int(base.seeds[i])}{scores}", frame))
     return pair_sheet(pairs)
 

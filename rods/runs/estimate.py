@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+
 import torch
 from torch import Tensor, nn
 
+from rods.denoiser import bind
 from rods.runs.chunk import Chunk, ChunkResult
 from rods.runs.run import Job, sample_job
 from torch_utils.machine import kept_for_backward, largest_measured, must_fit, peak_memory, size_text, timed
@@ -22,6 +26,7 @@ def estimate(job: Job, *, ranks: int = 1) -> list[str]:
     """
     with torch.no_grad(), must_fit(f"--batch={job.batch} does not fit in the memory of {job.device}; use less"):
         at_once, seconds = largest_measured(lambda rows: evaluate(job, blank(job, rows)), job.batch, job.device)
+        forward = evaluate(job, blank(job, 1))  # F of an evaluation: a guided network's are of two networks
         alone = timed(lambda: evaluate(job, blank(job, 1)), job.device)
     rate = seconds / at_once  # of an image among many, which is faster than one alone
     memory = [f"{size_text(peak_memory(job.device))} with {at_once} of {job.batch} images at once"]
@@ -35,21 +40,30 @@ def estimate(job: Job, *, ranks: int = 1) -> list[str]:
             rows = job.probe_batch or job.batch
             memory.append(f"{size_text(rows * kept_by_an_image(job))} for backward passes of {rows} at once")
     else:
-        each, how = job.sampler.num_steps * rate, f"{job.sampler.num_steps} F at least, and no B; no image was sampled"
+        least = job.sampler.num_steps * forward
+        each, how = job.sampler.num_steps * rate, f"{least} F at least, and no B; no image was sampled"
     images = -(-sum(len(job.names(chunk)) for chunk in job.chunks) // ranks)
     return [
-        f"Time: about {duration(images * each)} for {images:,} images on each rank ({how}; an F took {alone:.2g} s, "
-        f"with {at_once} images at once {rate:.2g} s an image)",
+        f"Time: about {duration(images * each)} for {images:,} images on each rank ({how}; an F took "
+        f"{alone / forward:.2g} s, with {at_once} images at once {rate / forward:.2g} s an image)",
         f"Memory: about {', and '.join(memory)} (measured)",
     ]
 
 
 def kept_by_an_image(job: Job) -> int:
     """Bytes that a backward pass to one image needs."""
-    net = job.denoiser
-    with kept_for_backward(net.parameters() if isinstance(net, nn.Module) else ()) as kept:
+    with kept_for_backward(parameters(job.denoiser)) as kept:
         evaluate(job, blank(job, 1).requires_grad_(True))
     return kept()
+
+
+def parameters(denoiser: object) -> Iterator[Tensor]:
+    """Those of a network, or of all networks of which a denoiser is made."""
+    if isinstance(denoiser, nn.Module):
+        yield from denoiser.parameters()
+    elif is_dataclass(denoiser):
+        for part in fields(denoiser):
+            yield from parameters(getattr(denoiser, part.name))
 
 
 def blank(job: Job, rows: int) -> Tensor:
@@ -58,9 +72,10 @@ def blank(job: Job, rows: int) -> Tensor:
     return torch.zeros(rows, *shape, device=job.device)
 
 
-def evaluate(job: Job, x: Tensor) -> None:
-    """D(x; 1), as the run evaluates it."""
+def evaluate(job: Job, x: Tensor) -> int:
+    """D(x; 1), as the run evaluates it. Returns how many F an image took."""
     dtype, label_dim = DTYPES[job.dtype], int(job.denoiser.label_dim)  # type: ignore[attr-defined]
-    labels = [torch.zeros(len(x), label_dim, device=x.device)] if label_dim else []
+    denoise = bind(job.denoiser, len(x), torch.zeros(len(x), label_dim, device=x.device) if label_dim else None)
     with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-        job.denoiser(x, torch.ones([], device=x.device), *labels)
+        denoise(x, torch.ones([], device=x.device))
+    return int(denoise.forward[0])

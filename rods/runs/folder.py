@@ -34,29 +34,32 @@ class OutputFolder:
 
     `identity` is what decides the images' bytes: a folder holds images of one identity. A finished chunk leaves its
     lines in a part file; `finish` merges the parts into `samples.jsonl`. Run again, finished images are left alone.
+    `option` is what named the folder, for messages.
 
     Raises UserError: `outdir` holds images of another identity, or of another program.
     """
 
-    def __init__(self, outdir: str | os.PathLike[str], *, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, outdir: str | os.PathLike[str], *, identity: Mapping[str, Any], option: str = "--outdir"
+    ) -> None:
         if not os.fspath(outdir):
-            raise UserError("--outdir is empty; name a folder")
-        self.outdir, self.identity = Path(outdir), dict(identity)
+            raise UserError(f"{option} is empty; name a folder")
+        self.outdir, self.identity, self.option = Path(outdir), dict(identity), option
         if self.outdir.is_file():
-            raise UserError(f"--outdir={outdir} is a file; name a folder")
+            raise UserError(f"{option}={outdir} is a file; name a folder")
         old = read_identity(self.outdir / OPTIONS_NAME)
         if old is not None:
             old = legacy.identity(old)
         if old is None and (strange := _strangers(self.outdir)):
             raise UserError(
-                f"--outdir={outdir} holds {strange[0]} and no {OPTIONS_NAME} that says how it was made; "
-                "name another --outdir"
+                f"{option}={outdir} holds {strange[0]} and no {OPTIONS_NAME} that says how it was made; "
+                f"name another {option}"
             )
         if old is not None and (changed := [k for k in {**old, **identity} if old.get(k) != self.identity.get(k)]):
             k = changed[0]
             raise UserError(
-                f"--outdir={outdir} holds images made with {flag(k)}={old.get(k)}, not {self.identity.get(k)}; "
-                "repeat what made them, or name another --outdir"
+                f"{option}={outdir} holds images made with {flag(k)}={old.get(k)}, not {self.identity.get(k)}; "
+                f"repeat what made them, or name another {option}"
             )
 
     @contextmanager
@@ -67,9 +70,8 @@ class OutputFolder:
         """
         with self._remedy("name another folder"):
             self.outdir.mkdir(parents=True, exist_ok=True)
-        with alone(
-            self.outdir, busy=f"--outdir={self.outdir}: another run is writing to it; wait, or name another --outdir"
-        ):
+        busy = f"{self.option}={self.outdir}: another run is writing to it; wait, or name another {self.option}"
+        with alone(self.outdir, busy=busy):
             with self._remedy("name another folder"):
                 self._tidy()
                 content = json.dumps({"identity": self.identity, **about}, indent=2) + "\n"
@@ -164,7 +166,7 @@ class OutputFolder:
         try:
             yield
         except OSError as e:
-            raise UserError(f"--outdir={self.outdir} cannot be written: {e.strerror or e}; {remedy}") from None
+            raise UserError(f"{self.option}={self.outdir} cannot be written: {e.strerror or e}; {remedy}") from None
 
 
 def image_key(name: str) -> str:

@@ -12,8 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from commands import LABELLED, SMALL, generate, generated, options_json, records, refusal, said
+from commands import LABELLED, SMALL, generate, generated, options_json, records, refusal, said, tiny
+from overridden import last_of_each
 
+from dnnlib.errors import UserError
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import Choice, FlightFeatures, Level, best_of, halves, levels_of, separation, tail_heaviness
 from rods.bench.readout_fit import decoder_blocks
@@ -105,7 +107,10 @@ def test_a_network_with_classes_reads_the_images_labels(tmp_path: Path) -> None:
     options = [f"--network={LABELLED}", f"--real={real}", "--steps=8", "--batch=16", "--samples=16", "--trial=16",
                "--threads=1", "--device=cpu", f"--out={tmp_path / 'out'}",
                f"--dest={tmp_path / 'a.preset.json'}"]  # fmt: skip
-    assert "labels" in refusal(command.main, *options), "the images have none"
+    told = refusal(command.main, *options)
+    assert "no dataset.json" in told
+    assert "the network has classes" in told
+    assert "--cond" not in told, "an option that this command has not"
     names = sorted(path.name for path in real.iterdir())
     (real / "dataset.json").write_text(json.dumps({"labels": [[name, i % 4] for i, name in enumerate(names)]}))
     said(command.main, *options)
@@ -153,7 +158,7 @@ def test_without_images_limits_are_shares_of_calibration_samples(tmp_path: Path)
     for wrong, names in {
         ("--sampler=euler", "--restart-share=.3"): "--restart-share",
         ("--sampler=restart", "--restart-share=.3", "--threshold=1"): "--threshold",
-        ("--sampler=euler", "--accept=tvf<50%"): "no quantiles of tvf",
+        ("--sampler=euler", "--accept=tvf<50%"): "it has some of: restart, lid",
         ("--sampler=euler", "--accept=lid<150%"): "150%",
         ("--sampler=restart", "--restart-share=.3", "--preset=none"): "--restart-share",
         ("--sampler=euler", "--accept=lid<50%", "--preset=none"): "needs a preset",
@@ -167,3 +172,35 @@ def test_too_few_images_are_one_line(tmp_path: Path) -> None:
     real = real_folder(tmp_path / "real", net, 10)
     options = f"--network={SMALL}", f"--real={real}", f"--dest={tmp_path / 'a.preset.json'}"
     assert re.search(r"--real.*64 or more", said(command.main, *options, code=2))
+
+
+def test_what_a_gate_cannot_be_fitted_to_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, dest = real_folder(tmp_path / "real", load_denoiser(SMALL), 64), tmp_path / "a.preset.json"
+    options = [f"--network={SMALL}", f"--real={real}", "--steps=8", "--samples=32", "--trial=16", "--batch=16",
+               "--threads=1", "--device=cpu", f"--out={tmp_path / 'out'}", f"--dest={dest}"]  # fmt: skip
+
+    def refused_with(*others: str) -> str:
+        return refusal(command.main, *last_of_each([*options, *others]))
+
+    assert "--samples=1 " in refused_with("--samples=1")
+    assert "--samples=1 " in refused_with("--samples=1", "--real=none", "--budget=2")
+    broken = f"--network={tiny(tmp_path / 'broken.safetensors', first_weight=float('nan'))}"
+    assert "32 of 32 samples of it is not finite" in refused_with(broken)
+    assert "64 of 64 real images is not finite" in refused_with(broken, "--samples=0")
+    assert "not finite" in refused_with(broken, "--real=none", "--budget=2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "one process" in refused_with()
+    monkeypatch.undo()
+    said(command.main, *options)
+    told = refused_with("--batch=8")
+    assert "--out=" in told
+    assert "--outdir" not in told
+    preset = json.loads(dest.read_text())
+    dest.write_text(json.dumps({**preset, "guidance": {"strength": 2, "guide": "noisier"}}))
+    assert "guidance" in refused_with()
+
+
+def test_a_network_without_decoder_blocks_is_one_line() -> None:
+    with pytest.raises(UserError, match="no decoder blocks; use another"):
+        decoder_blocks(torch.nn.Linear(2, 2), remedy="use another")

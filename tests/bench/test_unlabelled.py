@@ -14,6 +14,7 @@ from rods.bench.labelled import read_run
 from rods.bench.unlabelled import changes, pairs_sheet, read_real
 from rods.labels.labels import ImageLabel, write_labels
 from scripts.bench import main as bench
+from training.model_zoo import find_model
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,35 @@ def test_the_command_without_labels(runs: tuple[Path, Path], real: Path, tmp_pat
         assert sheet.size[0] > 128
 
 
+def test_only_images_that_both_runs_have_are_compared(runs: tuple[Path, Path], real: Path, tmp_path: Path) -> None:
+    """Other seeds, a folder for every thousand, images that a filter dropped or put aside."""
+    euler = ("--sampler=euler", "--preset=none")
+    generated(tmp_path / "later", *euler, "--seeds=4-40", "--subdirs", steps=4)
+    output = said(bench, "compare", runs[0], tmp_path / "later", f"--real={real}")
+    assert "4 seeds: 0 images changed" in output
+    assert "variance kept: 1.000" in output, "of the four alone, and not of the 37"
+
+    generated(tmp_path / "scored", *euler, "--filter=tvf", "--filter-threshold=inf", "--seeds=0-7", steps=4)
+    lines = [json.loads(line) for line in (tmp_path / "scored" / "samples.jsonl").read_text().splitlines()]
+    some = ("--filter=tvf", f"--filter-threshold={sorted(line['filter_score'] for line in lines)[4]}", "--seeds=0-7")
+    generated(tmp_path / "aside", *euler, *some, "--rejected", steps=4)
+    assert (tmp_path / "aside" / "rejected").is_dir()
+    assert "8 seeds: 0 images changed" in said(bench, "compare", runs[0], tmp_path / "aside", f"--real={real}")
+    generated(tmp_path / "dropped", *euler, *some, steps=4)
+    output = said(bench, "compare", tmp_path / "dropped", runs[0], f"--real={real}")
+    assert "5 seeds: 0 images changed" in output
+    assert "left out: 3 seeds" in output
+
+
+def test_rows_of_a_seed_that_draws_a_batch_are_compared_one_by_one(tmp_path: Path) -> None:
+    rows = ("--seeding=per-batch", "--batch=4", "--seeds=0-1")
+    for name in ("a", "b"):
+        generated(tmp_path / name, "--sampler=euler", *rows, steps=2)
+    assert " 0 images changed" in said(bench, "compare", tmp_path / "a", tmp_path / "b")
+    generated(tmp_path / "alone", "--sampler=euler", "--seeds=0-1", steps=2)
+    assert "no seed in common" in refusal(bench, "compare", tmp_path / "a", tmp_path / "alone")
+
+
 def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], real: Path, tmp_path: Path) -> None:
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
@@ -90,3 +120,15 @@ def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], real: Path
     ):
         assert names in refusal(bench, "compare", *options)
     assert not (tmp_path / "p.png").exists()
+    generated(tmp_path / "one", "--sampler=euler", "--seeds=3", steps=4)
+    assert "--real" in refusal(bench, "compare", tmp_path / "one", runs[0], f"--real={real}")
+    assert "nan" not in said(bench, "compare", tmp_path / "one", runs[0])
+    points = find_model("grid25-0", made_by="-")
+    generated(tmp_path / "points", "--sampler=euler", "--seeds=0-3", network=points, steps=4)
+    for option, wrong in (("--real", real), ("--pairs", tmp_path / "p.png")):
+        told = refusal(bench, "compare", tmp_path / "points", tmp_path / "points", f"{option}={wrong}")
+        assert option in told
+        assert "points" in told
+    assert "different shapes" in refusal(bench, "compare", tmp_path / "points", runs[0])
+    generated(tmp_path / "none", "--sampler=euler", "--filter=tvf", "--filter-threshold=-1", "--seeds=0-3", steps=4)
+    assert "images of no seed" in refusal(bench, "compare", tmp_path / "none", runs[0])

@@ -19,9 +19,11 @@ from rods import guided
 from rods.base_samplers import Edm, Euler
 from rods.guidance import Guidance
 from rods.presets import Preset, parse_preset
+from rods.runs import estimate as estimates
 from rods.runs.chunk import Chunk, sample_chunk
 from rods.runs.images import to_uint8
 from rods.runs.presets import read_preset, write_preset
+from rods.runs.run import Job
 from rods.runs.sources import network_source
 from rods.schedules import SigmaWindow
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
@@ -41,6 +43,19 @@ def pixels(outdir: Path, seed: int) -> Any:
 
 
 # -- generate.py ------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_counts_the_evaluations_of_both_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "PATIENCE", 0.0)
+    dry = generated(
+        tmp_path / "out", "-n", "--seeds=0", "--guidance=2", "--guide=none", "--sampler=euler", **CONDITIONAL
+    )
+    assert "(8 F at least" in dry
+    net = load_denoiser(LABELLED)
+    jobs = [Job(denoiser=d, sampler=Euler(num_steps=4), chunks=[Chunk(0, (0,))], device=torch.device("cpu"))
+            for d in (net, guided(net, None, 2))]  # fmt: skip
+    one, two = (estimates.kept_by_an_image(job) for job in jobs)
+    assert one < two < 2.1 * one, "weights are there anyway, and are no image's"
 
 
 def test_the_images_are_those_of_the_guided_denoiser(tmp_path: Path) -> None:
@@ -231,6 +246,17 @@ def test_fid_measures_the_guided_network(tmp_path: Path, weak: Path) -> None:
     assert source.what.endswith(", 3 seeds, 0 to 2")
     assert f", --guidance=2 --guide={weak} --guidance-interval=0.1,5, " in source.what
     assert all(np.array_equal(source.load(0)[seed, 0].numpy(), pixels(tmp_path, seed)) for seed in range(3))
+
+
+def test_fid_finds_the_preset_that_generate_finds(tmp_path: Path) -> None:
+    network = tiny(tmp_path / "mine.safetensors")
+    preset: dict[str, Any] = {"name": "mine", "network": "mine", "source": "", "samplers": {}}
+    preset["guidance"] = {"strength": 2, "guide": "none"}
+    (tmp_path / "mine.preset.json").write_text(json.dumps(preset))
+    measured = ["calc", "--num=2", "--metrics=inception-var", "--detector=pixels", f"--from-network={network}"]
+    result = CliRunner().invoke(fid.main, measured)
+    assert "--guide=none: without labels" in result.output
+    assert "--guide=none: without labels" in generate(tmp_path / "out", network=network)[1]
 
 
 @pytest.mark.parametrize(
