@@ -171,7 +171,10 @@ def print_tables(runs: Sequence[LabelledRun]) -> None:
     rows = [compare_runs(runs[0], one) for one in runs]
     click.echo(outcome_table([row for row in rows if not row.is_score]).markdown())
     if scores := [row for row in rows if row.is_score]:
-        click.echo("\n" + detection_table(scores, rows[0]).markdown())
+        found = detection_table(scores, rows[0])
+        click.echo("\n" + found.markdown())
+        if len(found.rows) < len(scores):
+            click.echo("A score's line needs hallucinated and valid images among these; sample more seeds.")
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

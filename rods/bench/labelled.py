@@ -121,12 +121,14 @@ class LabelledRun:
     def groups(self) -> tuple[F64, F64, F64]:
         """Size [K], sum of values [K, D] and sum of squares [K] of groups of samples: what total variances need.
 
-        A point is a group of its own; images come in the groups of features.jsonl.
+        A point is a group of its own; images come in the groups of features.jsonl, of which only whole ones count.
         """
         if self.is_points:
             return np.ones(len(self)), self.features, (self.features**2).sum(axis=1)
         mine = {line["name"] for line in self.samples}
         groups = [group for group in self._groups if set(group["names"]) <= mine]
+        if not groups:
+            return np.zeros(0), np.zeros((0, 0)), np.zeros(0)
         sizes = np.array([len(group["names"]) for group in groups], dtype=np.float64)
         means = np.stack([np.frombuffer(base64.b64decode(g["mean"]), dtype="<f2") for g in groups])
         squares = np.array([np.array(group["sq"], dtype=np.float64).sum() for group in groups])
