@@ -1,7 +1,7 @@
 """The samplers without a correction, and what all samplers have in common.
 
 A sampler is a frozen dataclass whose fields are its options: rods/config.py makes command lines, presets and JSON of
-them. `steps` yields its trajectory; `sample` runs it to its end.
+them. `along` yields its steps from a state on a noise grid, `steps` from latents; `sample` runs it to its end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_STEPS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A sampler and all of its options. A subclass has `steps`; `sample` runs it to its end.
+    """A sampler and all of its options. A subclass has `along`, its steps; `sample` runs it to its end.
 
     Raises ValueError, as "option: what is wrong; remedy", for a value that is out of range.
     """

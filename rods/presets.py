@@ -49,8 +49,16 @@ class Preset:
         return self.detect_eps[name] if own else None
 
     def sampler(self, name: str, given: Mapping[str, Any]) -> Sampler:
-        """The sampler of a name: this preset's options for it, if any, with `given` over them. Raises as `build`."""
-        return changed(self.samplers[name], given) if name in self.samplers else build(name, given)
+        """The sampler of a name: this preset's options for it, if any, with `given` over them.
+
+        Raises as `build`, and for another detector without a threshold: the preset's is of its own detector's scores.
+        """
+        if (own := self.samplers.get(name)) is None:
+            return build(name, given)
+        limit = "eps" if hasattr(own, "eps") else "threshold"
+        if "detector" in given and limit not in given and given["detector"] != getattr(own, "detector", None):
+            raise ValueError(f"{limit}: preset {self.name} has one for another detector; give one (inf: only record)")
+        return changed(own, given)
 
     def quantile(self, scores: str, share: float) -> float:
         """The score that a share of the calibration's samples do not exceed. ValueError: no scores of that name."""

@@ -31,7 +31,8 @@ class Restart(Sampler):
     A new image is kept if its score is below (1 - margin) times the one kept so far; what is still above the threshold
     goes back again. Other samples are those of the base sampler (`Euler`, or `Edm` without churn for heun), bit for
     bit. `threshold` is absolute and belongs to the detector and the network: inf only records the scores, -inf sends
-    every sample back. No detector but one of the whole run reads levels above `sigma_r`. `score_at` > 0: in flight.
+    every sample back. `score_at` > 0: in flight. A detector that reads steps up to a finite noise level (`max_sigma`)
+    must find them in a restart too: that level is at most `sigma_r`.
 
     Cost: the base sampler's, and the score's; for a flagged sample in each round the steps from `sigma_r` to
     `score_at`, what `inside` spends in them, and the score's again.
@@ -90,15 +91,15 @@ class Restart(Sampler):
         for step in scored:
             yield step
         assert step.verdict is not None
-        x, risk = step.x_next, step.verdict.scores  # [B, C, H, W], [B]
+        x, risk = step.x_next, step.verdict.scores  # [B, C, H, W] finished, or at the level head[-1]; [B]
         for _ in range(self.rounds):
             index = (risk > self.threshold).nonzero().flatten()  # [b]; an image that is not a number is not above
             if len(index) == 0:
                 break
-            rows, x_kept = denoise.rows(index), x[index]
-            x_back = x_kept + added * rows.draw(x_kept)
-            again = trajectory(rows, x_back, levels, correct=self.inside, solver=self.solver)
-            for step in self._scored(rows, again, noise, (1 - self.margin) * risk[index]):
+            denoise_flagged, x_flagged = denoise.rows(index), x[index]
+            x_back = x_flagged + added * denoise_flagged.draw(x_flagged)
+            again = trajectory(denoise_flagged, x_back, levels, correct=self.inside, solver=self.solver)
+            for step in self._scored(denoise_flagged, again, noise, (1 - self.margin) * risk[index]):
                 yield replace(step, rows=index)
             assert step.verdict is not None
             kept = step.verdict.kept
@@ -114,18 +115,18 @@ class Restart(Sampler):
 
         The image that is scored is the state after the last step, or, where that is still noisy, that step's D(x_t).
         """
-        own = noise[:, denoise.index.to(noise.device)]
-        follower = self.detector.follow(denoise, own, solver=self.solver)
-        ahead: Step | None = None
+        own_noise = noise[:, denoise.index.to(noise.device)]  # [num_draws, b, C, H, W] of [num_draws, B, ...]
+        follower = self.detector.follow(denoise, own_noise, solver=self.solver)
+        pending: Step | None = None  # held back until it is known whether it is the last
         for step in steps:
-            if ahead is not None:
-                yield ahead
+            if pending is not None:
+                yield pending
             follower.add(step)
-            ahead = step
-        assert ahead is not None, "a run has steps"
-        scores = follower.score(ahead.x_next if ahead.sigma_next == 0 else ahead.denoised)
+            pending = step
+        assert pending is not None, "a run has steps"
+        scores = follower.score(pending.x_next if pending.sigma_next == 0 else pending.denoised)
         kept = torch.ones_like(scores, dtype=torch.bool) if below is None else scores < below
-        yield replace(ahead, verdict=Verdict(scores, kept))
+        yield replace(pending, verdict=Verdict(scores, kept))
 
     def _head(self, sigmas: Tensor) -> Tensor:
         """The noise levels down to the first that is at most `score_at`; all of them [N + 1] where that is 0."""

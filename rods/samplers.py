@@ -173,7 +173,8 @@ def edm_sampler(
         latents: [B, C, H, W], unit normal; scaled here.
         class_labels: None or [B, label_dim].
         randn_like: called once per step on the float64 state, also where no noise is added.
-        sigma_min, sigma_max: clipped to the denoiser's range.
+        sigma_min: clipped to the denoiser's range.
+        sigma_max: clipped to the denoiser's range.
     Returns:
         Images [B, C, H, W], float64, detached.
     Raises:

@@ -65,7 +65,7 @@ class Step:
     sigma_next: Tensor  # [] noise level of x_next
     x: Tensor  # [B, C, H, W] state before the step, after the churn if there is any
     x_next: Tensor  # [B, C, H, W] state after the step
-    at: Tensor  # [B, C, H, W] where the network was evaluated: x, or the worst point of a row held between probes
+    at: Tensor  # [B, C, H, W] where the network was evaluated: x, or another point that a corrector put in its place
     denoised: Tensor  # [B, C, H, W] D(at; sigma)
     d: Tensor  # [B, C, H, W] the denoiser's own direction there, (at - denoised) / sigma
     d_used: Tensor  # [B, C, H, W] the direction taken; equal to d bit for bit in rows that are not flagged

@@ -171,7 +171,10 @@ def print_tables(runs: Sequence[LabelledRun]) -> None:
     rows = [compare_runs(runs[0], one) for one in runs]
     click.echo(outcome_table([row for row in rows if not row.is_score]).markdown())
     if scores := [row for row in rows if row.is_score]:
-        click.echo("\n" + detection_table(scores, rows[0]).markdown())
+        found = detection_table(scores, rows[0])
+        click.echo("\n" + found.markdown())
+        if len(found.rows) < len(scores):
+            click.echo("A score's line needs hallucinated and valid images among these; sample more seeds.")
 
 
 @main.command(cls=Command, context_settings={"show_default": True})
@@ -211,7 +214,9 @@ def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pair
         click.echo("No labels: nothing here says which images are hallucinated, only what changed.")
     for line in found.lines():
         click.echo(line)
-    if pairs is not None and sheet is not None:
+    if pairs is not None and sheet is None:
+        click.echo(f"No image changed, so that there is no pair to draw: {pairs} was not written")
+    elif pairs is not None and sheet is not None:
         pairs.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet, pairs)
         click.echo(f"Wrote {pairs}")

@@ -34,9 +34,9 @@ def redrawn(seed: int, attempt: int) -> int:
 class SeedStreams:
     """One generator per seed (seed mod 2^32), each feeding `rows_per_seed` rows of a batch of B rows.
 
-    Draws, in this order, give the numbers of the original: latents (float32), one class for conditional networks, then
-    the float64 noise of each step. With `rows_per_seed` > 1 a seed's generator draws its rows together, which is how
-    the RODS paper seeded whole batches.
+    Draws, in this order, give the numbers of EDM's generate.py: latents (float32), one class for conditional networks,
+    then the float64 noise of each step. With `rows_per_seed` > 1 a seed's generator draws its rows together, which is
+    how the RODS paper seeded whole batches.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device, *, rows_per_seed: int = 1, on_cpu: bool = False):
@@ -48,9 +48,8 @@ class SeedStreams:
     def second(self) -> SeedStreams:
         """The second stream of each seed, from its beginning: what correctors and restarts draw.
 
-        It never moves the numbers of the first, which are EDM's.
-
-        Its generators have the seeds (seed mod 2^32) xor 0x524F4453.
+        It never moves the numbers of the first, which are EDM's. Its generators have the seeds
+        (seed mod 2^32) xor 0x524F4453.
         """
         return self._other(SECOND)
 

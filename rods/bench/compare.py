@@ -203,7 +203,12 @@ def relative_reduction(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> f
 
 
 def total_variance(groups: tuple[F64, F64, F64], weights: F64 | None = None) -> float:
-    """Variance summed over pixels, from sizes [K], sums [K, D] and squares [K] of groups taken `weights` [K] times."""
+    """Variance summed over pixels, from sizes [K], sums [K, D] and squares [K] of groups taken `weights` [K] times.
+
+    Not a number where there is no group.
+    """
+    if not len(groups[0]):
+        return float("nan")
     w = np.ones(len(groups[0])) if weights is None else weights
     n, total, squares = w @ groups[0], w @ groups[1], w @ groups[2]
     return float(squares / n - (total / n) @ (total / n))
@@ -236,9 +241,11 @@ def judged_scores(base: LabelledRun, run: LabelledRun) -> tuple[F64, NDArray[np.
     return run.scores[theirs][sure], labels[sure] == Label.HALLUCINATED
 
 
-def detection(base: LabelledRun, run: LabelledRun) -> Detection:
-    """How well a run's scores tell the baseline's hallucinated images from its valid ones."""
+def detection(base: LabelledRun, run: LabelledRun) -> Detection | None:
+    """How well a run's scores tell the baseline's hallucinated images from its valid ones; None: there are neither."""
     s, bad = judged_scores(base, run)
+    if not len(s):
+        return None
     return Detection(
         auroc=bootstrap(lambda i: auroc(s[i], bad[i]), len(s)),
         average_precision=bootstrap(lambda i: average_precision(s[i], bad[i]), len(s)),

@@ -122,7 +122,7 @@ class LabelledRun:
         """Size [K], sum of values [K, D] and sum of squares [K] of groups of samples: what total variances need.
 
         A point is a group of its own; images come in the groups of features.jsonl, and where only a part of a group is
-        of this run, from their PNGs. Raises UserError: no image is there.
+        of this run, from their PNGs, if these are there.
         """
         if self.is_points:
             return np.ones(len(self)), self.features, (self.features**2).sum(axis=1)
@@ -131,7 +131,7 @@ class LabelledRun:
         rest = mine.keys() - {name for group in groups for name in group["names"]}
         groups += grouped(self.path, {name: mine[name] for name in rest if (self.path / mine[name]).is_file()})
         if not groups:
-            raise UserError(f"{self.path}: none of its images is there; sample it again")
+            return np.zeros(0), np.zeros((0, 0)), np.zeros(0)
         sizes = np.array([len(group["names"]) for group in groups], dtype=np.float64)
         means = np.stack([np.frombuffer(base64.b64decode(g["mean"]), dtype="<f2") for g in groups])
         squares = np.array([np.array(group["sq"], dtype=np.float64).sum() for group in groups])

@@ -150,23 +150,24 @@ def with_images(base: LabelledRun, run: LabelledRun) -> tuple[LabelledRun, Label
     if not both:
         raise UserError(f"{run.path} and {base.path} have images of no seed in common; sample the same seeds")
     one, two = base.at([i for i, _ in both]), run.at([j for _, j in both])
-    if one.is_points != two.is_points or one.groups()[1].shape[1] != two.groups()[1].shape[1]:
+    widths = {run.groups()[1].shape[1] for run in (one, two)} - {0}  # 0: no image is there
+    if one.is_points != two.is_points or len(widths) > 1:
         raise UserError(f"{run.path} and {base.path} have samples of different shapes; compare runs of equal ones")
     return one, two, len(mine) - len(both)
 
 
-def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = 32) -> PIL.Image.Image:
-    """Changed images beside the baseline's, before and after, the largest fall of the score first.
+def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = 32) -> PIL.Image.Image | None:
+    """Changed images beside the baseline's, before and after, the largest fall of the score first; None: none changed.
 
     With labels the frame is green around what was repaired and red around what was newly broken. Raises UserError where
-    no image changed, or the PNGs are not there.
+    the PNGs are not there.
     """
     check_pictures(base, run, option="--pairs")
     base, run, _ = with_images(base, run)
     places = list(range(len(base)))
     both = [i for i, differs in enumerate(changed_images(base, run, places, places)) if differs]
     if not both:
-        raise UserError(f"{run.path} has no image that {base.path} has not; there is no pair to show")
+        return None
     first, last = run.scores, run.own_scores
     if first is not None and last is not None:
         both.sort(key=lambda i: last[i] - first[i])

@@ -23,8 +23,10 @@ def frechet_distance(
     numbers. A total below 0 is rounding, and is 0.
 
     Args:
-        mean1, mean2: [d].
-        cov1, cov2: [d, d], symmetric and positive semi-definite.
+        mean1: [d].
+        cov1: [d, d], symmetric and positive semi-definite.
+        mean2: [d].
+        cov2: as cov1.
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or a matrix that is not a covariance.
     Cost: two symmetric eigendecompositions and the singular values of one matrix, of d x d or smaller.

@@ -73,12 +73,12 @@ def sample_chunk(
 ) -> ChunkResult:
     """Sample one chunk of seeds.
 
-    The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the original's order:
-    latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the steps, from the
-    sampler's own stream. `dtype` other than float32 runs the network under autocast; the state stays float64.
-    `detectors` score the images; their draws are from the third stream, so that no image depends on them. `observers`
-    see every finished step of the whole batch. `micro_batches`, which chunks may share, says how many rows the network
-    gets at once where not all fit in memory. Cost: that of the sampler and of the detectors.
+    The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the order of EDM's
+    generate.py: latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the
+    steps, from the sampler's own stream. `dtype` other than float32 runs the network under autocast; the state stays
+    float64. `detectors` score the images; their draws are from the third stream, so that no image depends on them.
+    `observers` see every finished step of the whole batch. `micro_batches`, which chunks may share, says how many rows
+    the network gets at once where not all fit in memory. Cost: that of the sampler and of the detectors.
     Raises ValueError: `class_index` outside the network's classes; a detector that needs what the sampler cannot show.
     """
     streams, latents, labels, classes = drawn_start(denoiser, chunk, device, class_index, on_cpu=rng_on_cpu)

@@ -58,7 +58,9 @@ def test_what_changed_and_what_it_cost(runs: tuple[Path, Path], real: Path) -> N
 
 def test_pairs_are_framed_by_their_labels(runs: tuple[Path, Path], tmp_path: Path) -> None:
     base, run = (read_run(path, labelled=False) for path in runs)
-    plain = pairs_sheet(base, run).convert("RGB")
+    sheet = pairs_sheet(base, run)
+    assert sheet is not None
+    plain = sheet.convert("RGB")
     assert plain.width > plain.height
     green = (40, 150, 70)
     assert green not in {colour for _, colour in plain.getcolors(1 << 16)}
@@ -114,11 +116,11 @@ def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], real: Path
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     for options, names in (
-        ([str(runs[0]), str(runs[0]), f"--pairs={tmp_path / 'p.png'}"], "no pair"),
         ([str(runs[0]), str(runs[1]), f"--real={tmp_path}"], "--real"),
         ([str(runs[0]), str(runs[1]), "--labels=person 1"], "labels.jsonl"),
     ):
         assert names in refusal(bench, "compare", *options)
+    assert "No image changed" in said(bench, "compare", runs[0], runs[0], f"--pairs={tmp_path / 'p.png'}")
     assert not (tmp_path / "p.png").exists()
     generated(tmp_path / "one", "--sampler=euler", "--seeds=3", steps=4)
     assert "--real" in refusal(bench, "compare", tmp_path / "one", runs[0], f"--real={real}")

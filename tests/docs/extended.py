@@ -30,7 +30,7 @@ PAGE = Page("extending")
 def test_help_has_them() -> None:
     text = " ".join(CliRunner().invoke(main, ["--help"]).output.split())
     assert "--weight FLOAT straighten: Share of the direction of the step before." in text
-    assert "lmi, noise-length, readout, density-ratio." in text
+    assert "lmi, roughness, noise-length, readout, density-ratio." in text
     assert "|straighten|heun-overshoot]" in text
     assert "heun-overshoot: How far the denoised image is overshot" in text
     assert "straighten" in text[text.index("--inside") : text.index("--kappa")]
@@ -44,7 +44,8 @@ def test_the_commands_run_and_complete_themselves(command: list[str], tmp_path: 
     generated(tmp_path, *options, steps=10)
     assert files(tmp_path) == before
     identity = options_json(tmp_path)["identity"]
-    assert "noise-length" in json.dumps(identity) or identity["sampler"] in command[0] or "straighten" in str(identity)
+    ours = ("noise-length", "roughness", "straighten", "heun-overshoot")
+    assert any(name in json.dumps(identity) for name in ours)
 
 
 def test_a_preset_holds_them(tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_a_wrong_option_is_one_line(options: list[str], said: str, tmp_path: Pat
 
 def test_the_benchmark_has_rows_for_them() -> None:
     assert METHODS["noise-length"].is_score
+    assert METHODS["roughness"].is_score
     assert METHODS["straighten"].sampler == "straighten"
     assert "heun-overshoot" in METHODS
 

@@ -7,7 +7,10 @@ import pytest
 import registries
 
 COST = {
-    "test_laws_of_detectors": {"noise-length": lambda detector, inside: (inside, 0)},
+    "test_laws_of_detectors": {
+        "noise-length": lambda detector, inside: (inside, 0),
+        "roughness": lambda detector, inside: (0, 0),
+    },
     "test_laws_of_samplers": {
         "straighten": lambda sampler, record, inside: (sampler.num_steps, 0),
         "heun-overshoot": lambda sampler, record, inside: (2 * sampler.num_steps - 1, 0),

@@ -10,7 +10,7 @@ from pathlib import Path
 from pages import Page
 from vectors import ROOT
 
-NAMES = ("noise-length", "straighten", "heun-overshoot")
+NAMES = ("roughness", "noise-length", "straighten", "heun-overshoot")
 
 
 def test_what_the_page_adds_is_there_and_keeps_the_laws(tmp_path: Path) -> None:

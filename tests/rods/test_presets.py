@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from vectors import GOLDEN, ROOT
 
-from rods import Cas, Edm, Lid, Overshoot, Readout, Restart, RodsCas, Sas, Tvf, legacy
-from rods.config import to_json
+from rods import Cas, Edm, LambdaMax, Lid, Overshoot, Readout, Restart, RodsCas, Sas, Tvf, legacy
+from rods.config import build, to_json
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
 from rods.runs.presets import read_preset
 
@@ -193,3 +193,18 @@ def test_an_identity_that_is_none_of_now_stays_as_it_is() -> None:
     assert legacy.identity(chosen) == {**chosen, "filter": "readout<=0.5", "filter_sha256": READOUT.digest}
     plain = {**to_json(RodsCas(eps=0.1, rho=1)), "dtype": "float32"}
     assert legacy.identity(plain) == plain
+
+
+def test_a_threshold_is_not_taken_for_another_detectors_scores() -> None:
+    samplers = {
+        "restart": build("restart", {"threshold": 0.2, "sigma_r": 5.38, "detector": Lid(1.2, 4)}),
+        "rods-cas": build("rods-cas", {"eps": 0.1, "rho": 1}),
+    }
+    preset = Preset("mine", None, "a test", samplers)
+    with pytest.raises(ValueError, match=r"^threshold: preset mine has one for another detector"):
+        preset.sampler("restart", {"detector": Tvf()})
+    with pytest.raises(ValueError, match=r"^eps: preset mine has one for another detector"):
+        preset.sampler("rods-cas", {"detector": LambdaMax()})
+    assert preset.sampler("restart", {"detector": Lid(1.2, 4)}) == samplers["restart"]
+    given: Any = preset.sampler("restart", {"detector": Tvf(), "threshold": 0.01})
+    assert (given.detector, given.threshold, given.sigma_r) == (Tvf(), 0.01, 5.38)

@@ -55,7 +55,7 @@ def levels(unit: F32) -> F32:
     The mid-grey starts half way between the extremes and moves to the middle of the two medians, so that a stray
     bright pixel does not decide.
     """
-    ordered = np.sort(unit.reshape(len(unit), -1), axis=1)  # [N, H*W]
+    ordered = np.sort(unit.reshape(len(unit), unit.shape[1] * unit.shape[2]), axis=1)  # [N, H*W]
     rows, P = np.arange(len(unit)), ordered.shape[1]
     low, high = ordered[:, 0], ordered[:, -1]
     for _ in range(3):
