@@ -37,7 +37,7 @@ better, ↓ those in which lower is. Intervals of shares are exact (Clopper and 
 seeds (of the total variance of images, over chunks of seeds), 95 %. NFE: network evaluations per image, F forward and
 B vector-Jacobian products. Time: the median over chunks of the ratio to Euler's time for the same chunk in the same
 run."""
-NO_FIGURES = f"The charts are left out: matplotlib is not installed (`{REMEDY}`)."
+NO_FIGURES = f"The charts are left out: matplotlib is not installed; {REMEDY}."
 LABEL_WORDS = {"surely bad": "hallucinated", "surely well": "valid", "ambiguous": "uncertain"}  # of audit files
 
 
