@@ -115,7 +115,10 @@ def build(sampler: str, values: Mapping[str, Any]) -> Sampler:
             raise ValueError(f"{name}: unknown option of {sampler}; it has {', '.join(known)}")
     merged = {**{name: o.default for name, o in known.items()}, **values}
     if missing := [name for name, value in merged.items() if value is REQUIRED]:
-        raise ValueError(f"{missing[0]}: {sampler} needs a value for it; calibrate one or use a preset")
+        raise ValueError(
+            f"{missing[0]}: {sampler} needs a value for it; give one, or a preset: scripts/fit_gate.py makes "
+            "one for a restart, scripts/calibrate.py for the others"
+        )
     if issubclass(kind, NamedCorrector):
         own = {f.name: merged.pop(f.name) for f in fields(kind)}  # type: ignore[arg-type]
         return Corrected(correct=kind(**own), **merged)

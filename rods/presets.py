@@ -64,7 +64,10 @@ class Preset:
         """The score that a share of the calibration's samples do not exceed. ValueError: no scores of that name."""
         if scores not in self.quantiles:
             has = ", ".join(self.quantiles) or "none"
-            raise ValueError(f"preset {self.name} has no quantiles of {scores}; it has some of: {has}")
+            raise ValueError(
+                f"preset {self.name} has no quantiles of {scores}, but of: {has}; "
+                "scripts/fit_gate.py --real=none writes those of lid"
+            )
         values = torch.tensor(self.quantiles[scores], dtype=torch.float64)
         return float(torch.quantile(values, share))
 

@@ -34,7 +34,7 @@ from rods.bench.stored import AUDIT_NAME, read_sections
 from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
-from rods.bench.unlabelled import changes, image_shape, pairs_sheet, read_real
+from rods.bench.unlabelled import MOST_PAIRS, changes, image_shape, pairs_sheet, read_real
 from rods.labels.labels import LABELS_NAME
 from rods.presets import Preset
 from rods.runs.images import save_png
@@ -219,7 +219,8 @@ def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pair
     elif pairs is not None and sheet is not None:
         pairs.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet, pairs)
-        click.echo(f"Wrote {pairs}")
+        shown, changed = min(found.changed.k, MOST_PAIRS), found.changed.k
+        click.echo(f"Wrote {pairs}: {shown} of {changed} pairs, the largest falls of the score")
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

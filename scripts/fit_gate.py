@@ -40,6 +40,7 @@ KIND = "density-ratio"
 NUM_SEEDS = 1024
 LEAST_SAMPLES = 16  # of which quantiles and halves can be taken
 BACK = (2.24, 3.52, 5.38)  # noise levels to go back to, of which the trial chooses
+FEW_REAL = 300  # images, below which a gate is weak and its other half says nothing of one in a hundred
 ALIKE = 0.02  # off-support shares that a trial cannot tell apart
 BACK_WITHOUT_IMAGES = 2.24  # where nothing tells how good a restart is
 MOST_RESTARTED = 0.5  # of the samples, without images: whatever the budget
@@ -102,7 +103,7 @@ def main(**opts: Any) -> None:
     m = Measuring(snapshot, Euler(num_steps=opts["steps"]), device, opts["batch"], opts["out"])
     fit = fit_without_images(m, opts) if opts["real"] == NO_IMAGES else fit_to_images(m, opts)
 
-    write_preset(dest, with_fit(old, snapshot.name, fit, m.sampler))
+    write_preset(dest, with_fit(old, beside_preset(dest, "").name, snapshot.name, fit, m.sampler))
     write_log(beside_preset(dest, ".gate.jsonl"), fit)
     best, steps = fit.forecast, opts["steps"]
     click.echo(
@@ -110,11 +111,14 @@ def main(**opts: Any) -> None:
         f"image ({best.nfe / steps:.2f}x Euler's)"
     )
     click.echo(f"Wrote {dest}. Next:")
-    for sampler_name in ("euler", "restart"):
+    runs = [quote(f"out/{beside_preset(dest, '').name}-{sampler}") for sampler in ("euler", "restart")]
+    for sampler, run in zip(("euler", "restart"), runs, strict=True):
         click.echo(
             f"  python generate.py --network={quote(opts['network'])} --preset={quote(str(dest))} "
-            f"--sampler={sampler_name} --seeds=0-63 --outdir=out/{sampler_name}"
+            f"--sampler={sampler} --seeds=0-255 --outdir={run}"
         )
+    real = "" if opts["real"] == NO_IMAGES else f" --real={quote(opts['real'])}"
+    click.echo(f"  python scripts/bench.py compare {' '.join(runs)}{real} --pairs=out/pairs.png")
 
 
 def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
@@ -126,12 +130,20 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
         levels = levels_of(m.sampler.levels(m.net))
     f = m.features(images, labels, blocks, levels, opts["samples"])
     choice, tried = chosen(f, m.net)
-    gate, second, lowest, limit = gates_of(f, choice, m.net, opts["alpha"])
+    gate, second, lowest, off_limit = gates_of(f, choice, m.net, opts["alpha"])
+    limit: float | None = off_limit
     click.echo(
         f"Gate: the last {len(choice.blocks)} of {len(blocks)} decoder blocks, {len(gate.mean)} numbers, at noise "
         f"level {choice.level.score_at:g}, fitted to {len(halves(len(images))[0])} real images "
         + (f"and {f.num_own} samples" if choice.two_class else "alone")
+        + "; the other half sets the threshold"
     )
+    if len(images) < FEW_REAL:
+        limit = None
+        click.echo(
+            f"{len(images)} real images make a weak gate: look at the pairs before you trust it, and give {FEW_REAL} "
+            "or more if you can. Off support is not told"
+        )
     found: list[tuple[Forecast, Restart, Trial]] = []
     for sigma_r in BACK:
         restart = Restart(threshold=lowest, sigma_r=sigma_r, detector=gate, score_at=choice.level.score_at,
@@ -140,14 +152,12 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
         found.append((within_budget(trial, limit, opts), restart, trial))
     least = min(forecast.off_support or 0 for forecast, _, _ in found)
     alike = [one for one in found if (one[0].off_support or 0) <= least + ALIKE]
-    best, restart, trial = max(
-        alike, key=lambda one: one[0].sigma_r
-    )  # what is drawn from there depends least on before
+    # What is drawn from a higher level depends less on what was there before.
+    best, restart, trial = max(alike, key=lambda one: one[0].sigma_r)
     source = (
         f"{KIND}: scripts/fit_gate.py, {len(images)} real images of {Path(opts['real']).name}, {f.num_own} samples "
         f"from seed {FIRST_SEED}, network {m.snapshot.sha256[:12]}, budget {opts['budget']:g}, alpha "
-        f"{opts['alpha']:g}; {forecast_text(best, opts)}, off support {best.off_support_before:.1%} before, "
-        f"{best.off_support:.1%} after"
+        f"{opts['alpha']:g}; {forecast_text(best, opts)}"
     )
     log = [{"score_at": c.level.score_at, "sigma": c.level.sigma, "blocks": len(c.blocks), "two_class": c.two_class,
             "tail": c.tail, "separation": c.separation} for c in tried]  # fmt: skip
@@ -198,26 +208,33 @@ def within_budget(trial: Trial, limit: float | None, opts: dict[str, Any]) -> Fo
     found = trial.forecast(trial.within(opts["budget"] * opts["steps"]), limit)
     click.echo(
         f"Restart from {trial.sigma_r:g}: threshold {found.threshold:.4g} sends {found.restarted:.1%} back, "
-        f"{found.nfe:.1f} F an image"
-        + (f"; off support {found.off_support_before:.1%} before, {found.off_support:.1%} after" if limit else "")
+        f"{found.nfe:.1f} F an image" + off_support_text(found, opts)
     )
     return found
+
+
+def off_support_text(found: Forecast, opts: dict[str, Any]) -> str:
+    """With counts, for a trial of a hundred seeds says little of a per cent; empty without a second gate."""
+    if found.off_support_before is None or found.off_support is None:
+        return ""
+    before, after = (round(share * opts["num_trial"]) for share in (found.off_support_before, found.off_support))
+    return f"; off support {before} of {opts['num_trial']} before, {after} after"
 
 
 def forecast_text(best: Forecast, opts: dict[str, Any]) -> str:
     return (
         f"forecast of {opts['num_trial']} seeds from {FIRST_TRIAL}: {best.restarted:.1%} sent back, {best.nfe:.1f} F "
-        "an image"
+        "an image" + off_support_text(best, opts)
     )
 
 
-def with_fit(old: Preset | None, network: str, fit: Fit, sampler: Euler) -> Preset:
+def with_fit(old: Preset | None, name: str, network: str, fit: Fit, sampler: Euler) -> Preset:
     """The preset with this restart, and its gate, in the place of what it had of either."""
     gate = fit.restart.detector
     fitted = {} if isinstance(gate, Lid) else {KIND: gate}
     if old is None:
         samplers = {"euler": sampler, "restart": fit.restart}
-        return Preset(network, network, fit.source, samplers, fitted=fitted, quantiles=fit.quantiles)
+        return Preset(name, network, fit.source, samplers, fitted=fitted, quantiles=fit.quantiles)
     replaced = (f"{KIND}: ", "restart: scripts/fit_gate.py")
     others = [part for part in old.source.split(" | ") if part and not part.startswith(replaced)]
     return replace(

@@ -160,7 +160,9 @@ def check_finite(arrays: Mapping[str, F64], what: str) -> None:
 
 
 def progress(total: int, what: str) -> tqdm[None]:
-    """A bar that counts images, where somebody looks."""
+    """A bar that counts images, or a line where nobody looks: what comes next takes minutes."""
+    if not sys.stderr.isatty():
+        print(f"{what}: {counted(total, 'image')} ...", file=sys.stderr, flush=True)
     return tqdm(total=total, unit="img", desc=what, disable=not sys.stderr.isatty())
 
 

@@ -21,6 +21,7 @@ from training.dataset import ImageDataset
 
 F64 = NDArray[np.float64]
 MOST_REAL = 10_000
+MOST_PAIRS = 32  # of a sheet
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class Changes:
 
     def lines(self) -> list[str]:
         """Sentences for people."""
-        said = [f"{counted(self.n, 'seed')}: {counted(self.changed.k, 'image')} changed ({_percent(self.changed)})"]
+        said = [f"{counted(self.n, 'seed')}: {counted(self.changed.k, 'image')} changed, {_percent(self.changed)}"]
         if self.left_out:
             said.append(f"left out: {counted(self.left_out, 'seed')} of which a run has no image (dropped, not finite)")
         if self.above:
             before, after = self.above
             said.append(
-                f"above the gate's own threshold: {_percent(before)} before, {_percent(after)} after (the gate chose "
-                "the images, so it judges itself here)"
+                f"above the gate's own threshold: {_percent(before)} before, {_percent(after)} after; the gate "
+                "chose the images, so it judges itself here"
             )
         said.append(
             f"NFE an image: {self.nfe[0]:.1f} before, {self.nfe[1]:.1f} after ({self.nfe[1] / self.nfe[0]:.2f}x)"
@@ -156,7 +157,7 @@ def with_images(base: LabelledRun, run: LabelledRun) -> tuple[LabelledRun, Label
     return one, two, len(mine) - len(both)
 
 
-def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = 32) -> PIL.Image.Image | None:
+def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = MOST_PAIRS) -> PIL.Image.Image | None:
     """Changed images beside the baseline's, before and after, the largest fall of the score first; None: none changed.
 
     With labels the frame is green around what was repaired and red around what was newly broken. Raises UserError where
@@ -187,4 +188,4 @@ def _frechet(a: F64, b: F64) -> float:
 
 
 def _percent(share: Proportion) -> str:
-    return f"{share.rate:.1%}, {share.low:.1%} to {share.high:.1%}"
+    return f"{share.rate:.1%} ({share.low:.1%} to {share.high:.1%})"

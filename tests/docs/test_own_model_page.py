@@ -42,7 +42,7 @@ def test_the_four_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             main = {"scripts/fit_gate": fit_gate.main, "scripts/bench": bench.main}[name]
             output = said(main, *options)
         if name == "scripts/fit_gate":
-            for part in ("Gate: the last", "numbers, at noise level", "real images", "sends", "off support"):
+            for part in ("Gate: the last", "numbers, at noise level", "real images", "sends", "Forecast"):
                 assert part in output
                 assert part in PAGE.text, "the page explains this line"
     assert "4 seeds" in output
