@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tools import gpu_check
+from tools import gpu_check, gpu_sections
 from tools.gpu_sections import options
 from tools.gpu_sections.common import Section, plain, psnr, relative
 
 
 def section(folder: Path) -> Section:
     return Section(torch.device("cpu"), True, folder / "section.json")
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(gpu_sections.__path__)])
+def test_every_section_finds_what_it_imports(name: str) -> None:
+    assert importlib.import_module(f"tools.gpu_sections.{name}")
 
 
 def test_every_execution_option_has_a_value() -> None:

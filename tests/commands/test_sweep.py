@@ -147,7 +147,7 @@ def harmless(kind: click.ParamType) -> str:
         return str(kind.choices[0])
     if isinstance(kind, click.Path) and kind.exists:
         return "a-file" if kind.file_okay else "."
-    return "out"
+    return "0.1" if isinstance(kind, click.types.FloatParamType) else "out"
 
 
 @pytest.mark.parametrize(("command", "param", "value"), cases(fast=True))

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from training.presets import PRESETS, network_kwargs
 
-from rods import edm_sampler, euler_sampler, restart_sampler, rods_sampler
+from rods import Lid, edm_sampler, euler_sampler, restart_sampler, rods_sampler
 from tools.gpu_sections.common import Section, arithmetic
 from training.execution import compiled, set_layout
-from training.networks import NETWORKS
+from training.networks import PRECONDS
+from training.recipes import RECIPES, network_kwargs
 
 FFHQ, HANDS = ("ffhq-64-ve", 64), ("hands-128-ve", 128)
 STEPS = 10
@@ -25,12 +25,12 @@ VARIANTS = ("fp32", "default", "bf16", "bf16 channels last", "bf16 weights")
 
 def build(section: Section, preset: tuple[str, int]) -> nn.Module:
     """The architecture of a preset with random weights; a small one with --quick."""
-    options: dict[str, Any] = dict(PRESETS[preset[0]])
+    options: dict[str, Any] = dict(RECIPES[preset[0]])
     if section.quick:
         options |= {"cbase": 8, "blocks": 1, "attn": ()}
     resolution = 16 if section.quick else preset[1]
     torch.manual_seed(0)
-    net = NETWORKS["EDMPrecond"](**network_kwargs(options, img_resolution=resolution, img_channels=3))
+    net = PRECONDS["EDMPrecond"](**network_kwargs(options, img_resolution=resolution, img_channels=3))
     return net.to(section.device).eval().requires_grad_(False)
 
 
@@ -93,7 +93,7 @@ def probe(net: nn.Module, x: Tensor) -> Callable[[], Any]:
 def samplers(net: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
     """Ten steps of each, the window 10-60 %: as many of its steps in proportion as half of 40."""
     rods: dict[str, Any] = {"method": "cas", "eps": 0.0, "rho": 4.0, "window": (0.1, 0.6), "num_steps": STEPS}
-    again: dict[str, Any] = {"sigma_r": 5.0, "rounds": 1, "num_steps": STEPS, "draws": 2}
+    again: dict[str, Any] = {"sigma_r": 5.0, "rounds": 1, "num_steps": STEPS, "detector": Lid(draws=2)}
     return {
         "euler": lambda: euler_sampler(net, x, num_steps=STEPS),
         "heun": lambda: edm_sampler(net, x, num_steps=STEPS),

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from training.presets import PRESETS, network_kwargs
-from training.run import Run
 
 from tools.gpu_sections.common import Section
 from tools.gpu_sections.speed import HANDS, best_of, flops
 from training.config import Execution, TrainConfig
 from training.feed import Batch
+from training.recipes import RECIPES, network_kwargs
+from training.trainer import Trainer
 
 
 def random_batch(B: int, R: int) -> Batch:
@@ -27,13 +27,13 @@ def training_runs(section: Section, variants: dict[str, tuple[str, int, Executio
     """The optimiser step of hands-128-ve, EMA and all, on batches that lie ready in memory."""
     for name, (precision, B, execution) in variants.items():
         with section.part(name):
-            options: dict[str, Any] = {**PRESETS[HANDS[0]], "augment": 0}
+            options: dict[str, Any] = {**RECIPES[HANDS[0]], "augment": 0}
             if section.quick:
                 options |= {"cbase": 8, "blocks": 1, "attn": ()}
             R = 16 if section.quick else HANDS[1]
             kwargs = network_kwargs(options, img_resolution=R, img_channels=3)
             network = {"class_name": "EDMPrecond", "init_kwargs": kwargs}
-            run = Run(TrainConfig("", 1, network, batch=B, precision=precision), section.device, execution)
+            run = Trainer(TrainConfig("", 1, network, batch=B, precision=precision), section.device, execution)
             batch = random_batch(B, R)
             start = time.perf_counter()
             step = partial(run.step, [batch])
