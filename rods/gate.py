@@ -31,6 +31,8 @@ from rods.denoiser import BoundDenoiser, main_of
 from rods.detectors import Detector, Needs, noise_level
 from rods.types import AnyDenoiser
 
+MOST_SUMMED = 64
+"""Features whose products are summed one by one, as they always were: scores of readouts stay the same to the bit."""
 LARGEST = 40.0
 """Exponents of the logistic function end here, so that scores above all others stay apart from 1."""
 
@@ -200,7 +202,10 @@ class ActivationDetector(Detector):
         value = self.bias + (z * p.new_tensor(self.linear)).sum(dim=1)
         if self.quadratic:
             first = z[:, : self.width]  # [B, k]
-            value = value + ((first @ self._form.to(z)) * first).sum(dim=1)
+            if self.width <= MOST_SUMMED:
+                value = value + (products(first) * p.new_tensor(self.quadratic)).sum(dim=1)
+            else:
+                value = value + ((first @ self._form.to(z)) * first).sum(dim=1)
         return value
 
     def of(self, p: Tensor) -> Tensor:
