@@ -134,16 +134,15 @@ class BoundDenoiser:
 
     @property
     def sigma_min(self) -> float:
-        return float(getattr(self.denoiser, "sigma_min", 0.0))
+        return sigma_range(self.denoiser)[0]
 
     @property
     def sigma_max(self) -> float:
-        return float(getattr(self.denoiser, "sigma_max", inf))
+        return sigma_range(self.denoiser)[1]
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The level as the network knows it; the identity where it does not say."""
-        known = getattr(self.denoiser, "round_sigma", None)
-        return sigma if known is None else torch.as_tensor(known(sigma)).to(sigma)
+        return rounded_sigma(self.denoiser, sigma)
 
     def rows(self, index: Tensor) -> BoundDenoiser:
         """The same network for the rows `index` [b'] of this one."""
@@ -157,6 +156,17 @@ class BoundDenoiser:
         """
         whole: Tensor = self.randn_like(x.new_empty(len(self.forward), *x.shape[1:]))
         return whole[self.index.to(x.device)]
+
+
+def sigma_range(denoiser: AnyDenoiser) -> tuple[float, float]:
+    """The noise levels that a denoiser says it knows; 0 and inf where it does not say."""
+    return float(getattr(denoiser, "sigma_min", 0.0)), float(getattr(denoiser, "sigma_max", inf))
+
+
+def rounded_sigma(denoiser: AnyDenoiser, sigma: Tensor) -> Tensor:
+    """A level as a denoiser knows it; the identity where it does not say."""
+    known = getattr(denoiser, "round_sigma", None)
+    return sigma if known is None else torch.as_tensor(known(sigma)).to(sigma)
 
 
 class Combined:

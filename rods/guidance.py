@@ -19,7 +19,7 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
-from rods.denoiser import BoundDenoiser, Combined
+from rods.denoiser import BoundDenoiser, Combined, rounded_sigma, sigma_range
 from rods.dropout import Dropout
 from rods.schedules import SigmaWindow
 from rods.schema import digits
@@ -43,15 +43,14 @@ class _OfMain(Combined):
 
     @property
     def sigma_min(self) -> float:
-        return float(getattr(self.main, "sigma_min", 0.0))
+        return sigma_range(self.main)[0]
 
     @property
     def sigma_max(self) -> float:
-        return float(getattr(self.main, "sigma_max", inf))
+        return sigma_range(self.main)[1]
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        known = getattr(self.main, "round_sigma", None)
-        return sigma if known is None else torch.as_tensor(known(sigma)).to(sigma)
+        return rounded_sigma(self.main, sigma)
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,11 +87,11 @@ class Guided(_OfMain):
 
     @property
     def sigma_min(self) -> float:
-        return max(super().sigma_min, float(getattr(self.guide, "sigma_min", 0.0)))
+        return max(super().sigma_min, sigma_range(self.guide)[0])
 
     @property
     def sigma_max(self) -> float:
-        return min(super().sigma_max, float(getattr(self.guide, "sigma_max", inf)))
+        return min(super().sigma_max, sigma_range(self.guide)[1])
 
     def evaluate(self, denoise: BoundDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
         D = denoise.of(self.main)(x, sigma)

@@ -48,6 +48,10 @@ class Preset:
         own = name in self.detect_eps and sampler == self.samplers.get(name)
         return self.detect_eps[name] if own else None
 
+    def applies_to(self, sampler: str, *, by_score: bool = False) -> bool:
+        """Whether it says anything of a run by this sampler; `by_score`: one that asks for a detector's weights."""
+        return sampler in self.samplers or by_score or self.guidance is not None
+
     def sampler(self, name: str, given: Mapping[str, Any]) -> Sampler:
         """The sampler of a name: this preset's options for it, if any, with `given` over them.
 

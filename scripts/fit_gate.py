@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
@@ -91,9 +90,7 @@ def main(**opts: Any) -> None:
     check_samples(opts)
     if distributed.world_size() > 1:
         raise UserError("torchrun: fit_gate.py runs as one process; start it by python")
-    device = distributed.pick_device(opts["device"])
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
-    torch.set_flush_denormal(True)
+    device = distributed.begin(opts["device"], opts["threads"])
     old = read_preset(dest, option="--dest") if dest.exists() else None
     snapshot = load_snapshot(opts["network"], device=device)
     if old and old.network not in (None, snapshot.name):
@@ -129,7 +126,7 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     with user_errors("--steps"):
         levels = levels_of(m.sampler.levels(m.net))
     f = m.features(images, labels, blocks, levels, opts["samples"])
-    choice, tried = chosen(f, m.net)
+    choice, tried = chosen(f)
     gate, second, lowest, off_limit = gates_of(f, choice, m.net, opts["alpha"])
     limit: float | None = off_limit
     click.echo(

@@ -120,19 +120,24 @@ def reference(task: Task, n: int) -> Reference:
 
 def distances(features: F64, modes: NDArray[np.int64] | None, real: Reference) -> Distances:
     """Features [N, d] and modes [N] of a set against real data. Raises ValueError for fewer than two samples."""
-    mine, theirs = FeatureStatistics(features.shape[1]), FeatureStatistics(features.shape[1])
-    mine.add(features)
-    theirs.add(real.features)
     distance = ratio = float("nan")
     if modes is not None and real.mode_shares is not None and (modes >= 0).any():
         distance = total_variation(mode_shares(modes, len(real.mode_shares)), real.mode_shares)
         ratio = spread_within(features, modes) / real.within_mode_std
     return Distances(
-        frechet_distance(mine.mean, mine.cov, theirs.mean, theirs.cov),
+        frechet(features, real.features),
         kid(features[:KID_SAMPLES], real.features[:KID_SAMPLES]),
         distance,
         ratio,
     )
+
+
+def frechet(a: F64, b: F64) -> float:
+    """The Fréchet distance of two sets of features [N, d], [M, d]. Raises ValueError for fewer than two of either."""
+    one, two = FeatureStatistics(a.shape[1]), FeatureStatistics(b.shape[1])
+    one.add(a)
+    two.add(b)
+    return frechet_distance(one.mean, one.cov, two.mean, two.cov)
 
 
 def compare(base: LabelledRun, run: LabelledRun, *, real: Reference | None = None) -> Comparison:

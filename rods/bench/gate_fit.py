@@ -168,14 +168,28 @@ class Features:
     own: dict[float, Tensor]
 
     @property
+    def num_real(self) -> int:
+        return len(next(iter(self.real.values())))
+
+    @property
     def num_own(self) -> int:
         return len(next(iter(self.own.values()))) if self.own else 0
 
 
 def fitted(
-    f: Features, level: Level, last: int, denoiser: AnyDenoiser, real: Tensor, own: Tensor | None, *, same_mean: bool
+    f: Features,
+    level: Level,
+    last: int,
+    real: Tensor,
+    own: Tensor | None,
+    *,
+    same_mean: bool = False,
+    network: str = "0" * 12,
 ) -> DensityRatio:
-    """The gate of the last blocks at a level, of real images [n] and own samples [m] by index."""
+    """The gate of the last blocks at a level, of real images [n] and own samples [m] by index.
+
+    `network` is the blocks' `fingerprint`, which a gate that leaves this file needs.
+    """
     columns, blocks = columns_of(f.widths, last), f.blocks[-last:]
     return density_ratio(
         f.real[level.score_at][real][:, columns],
@@ -183,13 +197,13 @@ def fitted(
         blocks=blocks,
         sigma=level.sigma,
         draws=1,
-        network=fingerprint(network_of(denoiser), blocks),
+        network=network,
         ridge=RIDGE,
         same_mean=same_mean,
     )
 
 
-def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
+def choices(f: Features) -> list[Choice]:
     """Every level and number of last blocks, the heaviest tail first.
 
     Few real images carry many features: the ridge stands for what they do not show, and fewer blocks find less at any
@@ -200,10 +214,10 @@ def choices(f: Features, denoiser: AnyDenoiser) -> list[Choice]:
     for: it is also of the network's style.
     """
     found = []
-    (fit_real, held_real), (fit_own, held_own) = halves(len(next(iter(f.real.values())))), halves(f.num_own)
+    (fit_real, held_real), (fit_own, held_own) = halves(f.num_real), halves(f.num_own)
 
     def judged(level: Level, last: int, columns: Tensor, own: Tensor | None) -> Choice:
-        gate = fitted(f, level, last, denoiser, fit_real, own, same_mean=own is not None)
+        gate = fitted(f, level, last, fit_real, own, same_mean=own is not None)
         tail = apart = float("nan")
         if f.num_own:
             scores = gate.of(f.own[level.score_at][held_own][:, columns])
@@ -234,10 +248,10 @@ def best_of(found: Sequence[Choice]) -> Choice:
     return max(near, key=lambda c: (c.numbers, -c.level.score_at))
 
 
-def chosen(f: Features, denoiser: AnyDenoiser) -> tuple[Choice, list[Choice]]:
+def chosen(f: Features) -> tuple[Choice, list[Choice]]:
     """The best choice and all of them; with few images a fixed level and a little more than half of the blocks."""
-    found = choices(f, denoiser)
-    if f.num_own >= ENOUGH_OWN and len(next(iter(f.real.values()))) >= ENOUGH_REAL:
+    found = choices(f)
+    if f.num_own >= ENOUGH_OWN and f.num_real >= ENOUGH_REAL:
         return best_of(found), found
     level = f.levels[min(FIXED, len(f.levels) - 1)]
     wanted = len(f.blocks) // 2 + 1
@@ -262,10 +276,11 @@ def gates_of(
     last, level = len(choice.blocks), choice.level
     columns = columns_of(f.widths, last)
     real = f.real[level.score_at]
-    first_half, second_half = halves(len(real))
+    first_half, second_half = halves(f.num_real)
     every, odd = (torch.arange(f.num_own), halves(f.num_own)[1]) if choice.two_class else (None, None)
-    gate = fitted(f, level, last, denoiser, first_half, every, same_mean=False)
-    second = fitted(f, level, last, denoiser, second_half, odd, same_mean=False)
+    network = fingerprint(network_of(denoiser), choice.blocks)
+    gate = fitted(f, level, last, first_half, every, network=network)
+    second = fitted(f, level, last, second_half, odd, network=network)
     return (
         gate,
         second,

@@ -24,7 +24,7 @@ from rods.denoiser import bind
 from rods.detectors import Detector
 from rods.gate import ActivationDetector, activations
 from rods.restart import Restart
-from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_start, sample_chunk
+from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
 from rods.runs.run import Job, write_chunk
 from rods.runs.trajectories import Strips
@@ -89,8 +89,8 @@ class Measuring:
         """The activations of real images [N, C, H, W] with labels [N, label_dim] or None, and of own samples."""
 
         def in_flight(chunk: Chunk) -> tuple[ChunkResult, dict[str, F64]]:
-            drawn = drawn_start(self.net, chunk, self.device)[2]
-            flight = FlightFeatures(self.net, drawn, blocks, levels, chunk.seeds)
+            labels = drawn_labels(self.net, chunk, self.device)
+            flight = FlightFeatures(self.net, labels, blocks, levels, chunk.seeds)
             done = sample_chunk(self.net, chunk, self.sampler, device=self.device, observers=[flight])
             return done, {str(t): p.numpy() for t, p in flight.found.items()}
 

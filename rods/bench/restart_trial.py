@@ -15,7 +15,7 @@ from torch import Tensor
 from rods.bench.gate_fit import features
 from rods.gate import ActivationDetector
 from rods.restart import Restart
-from rods.runs.chunk import Chunk, drawn_start, sample_chunk
+from rods.runs.chunk import Chunk, drawn_labels, sample_chunk
 from rods.types import Denoiser, Step
 from torch_utils.rng import SeedStreams
 
@@ -103,7 +103,7 @@ def run_trial(
     rounds, spent = 0, 0
     base = len(restart.levels(net)) + restart.detector.num_draws
     for chunk in chunks:
-        opinions = [SecondOpinion(net, drawn_start(net, chunk, device)[2], second, chunk.seeds)] if second else []
+        opinions = [SecondOpinion(net, drawn_labels(net, chunk, device), second, chunk.seeds)] if second else []
         done = sample_chunk(net, chunk, restart, device=device, observers=opinions)
         for record in done.records:
             assert record.restart is not None, "a restart keeps records"

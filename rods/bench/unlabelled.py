@@ -10,12 +10,11 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError, counted
-from rods.bench.compare import changed_images, common, total_variance, variance_kept
+from rods.bench.compare import changed_images, common, frechet, total_variance, variance_kept
 from rods.bench.labelled import POOLED, LabelledRun, is_finite, pooled_levels, values_of
 from rods.bench.qualitative import Pair, frame_of, pair_sheet
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import Proportion, proportion_interval
-from rods.eval.frechet import frechet_distance
 from rods.runs.images import U8
 from training.dataset import ImageDataset
 
@@ -130,7 +129,7 @@ def changes(base: LabelledRun, run: LabelledRun, real: RealImages | None = None)
         if n < 2:
             raise UserError(f"--real: {run.path} and {base.path} share one image; a distance needs two or more")
         variances = [total_variance(one.groups()) / real.total_variance for one in (base, run)]
-        distances = [_frechet(one.features, real.features) for one in (base, run)]
+        distances = [frechet(one.features, real.features) for one in (base, run)]
         nearness = Nearness((variances[0], variances[1]), (distances[0], distances[1]))
     return Changes(
         n,
@@ -181,10 +180,6 @@ def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = MOST_PAIRS) 
         frame = frame_of(int(base.labels[i]), int(run.labels[i]))
         pairs.append(Pair(one, two, f"seed {int(base.seeds[i])}{scores}", frame))
     return pair_sheet(pairs)
-
-
-def _frechet(a: F64, b: F64) -> float:
-    return frechet_distance(a.mean(axis=0), np.cov(a.T), b.mean(axis=0), np.cov(b.T))
 
 
 def _percent(share: Proportion) -> str:

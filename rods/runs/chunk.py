@@ -124,6 +124,11 @@ def drawn_start(
     return streams, latents, torch.eye(label_dim, device=device)[chosen], list(chosen)
 
 
+def drawn_labels(denoiser: AnyDenoiser, chunk: Chunk, device: torch.device) -> Tensor | None:
+    """The labels [B, label_dim] that a chunk's seeds draw; None, without a draw, for a network without classes."""
+    return drawn_start(denoiser, chunk, device)[2] if denoiser.label_dim else None  # type: ignore[attr-defined]
+
+
 def _follow(
     detector: Detector, denoise: BoundDenoiser, latents: Tensor, sampler: Sampler, streams: SeedStreams
 ) -> Follower:

@@ -209,12 +209,20 @@ def with_restart_share(
         raise UserError(f"--restart-share is for --sampler=restart; --sampler={sampler} does not restart")
     if clash := [flag(name) for name in ("threshold", "detector", "score_at") if name in given]:
         raise UserError(f"--restart-share is of the preset's own scores; leave it or {' and '.join(clash)} out")
+    return {
+        **given,
+        "threshold": preset_quantile(preset, RESTART_SCORES, 1 - share, asked=f"--restart-share={share:g}"),
+    }
+
+
+def preset_quantile(preset: Preset | None, scores: str, share: float, *, asked: str) -> float:
+    """`Preset.quantile`; UserError, naming what was asked, where there is no preset or it has no such scores."""
     if preset is None:
-        raise UserError(f"--restart-share={share:g} needs a preset with quantiles; scripts/fit_gate.py writes one")
+        raise UserError(f"{asked} needs a preset with quantiles; scripts/fit_gate.py writes one")
     try:
-        return {**given, "threshold": preset.quantile(RESTART_SCORES, 1 - share)}
+        return preset.quantile(scores, share)
     except ValueError as e:
-        raise UserError(f"--restart-share={share:g}: {e}") from None
+        raise UserError(f"{asked}: {e}") from None
 
 
 def _value(option: Option, value: Any, preset: Preset | None) -> Any:

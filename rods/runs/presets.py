@@ -57,7 +57,7 @@ def preset_notes(
     """
     if preset is None:
         return []
-    applies = sampler in preset.samplers or by_score or preset.guidance is not None
+    applies = preset.applies_to(sampler, by_score=by_score)
     if asked and not applies:
         has = ", ".join(preset.samplers) or "none"
         raise UserError(f"--preset={asked} has no settings for --sampler={sampler}; it has some for: {has}")

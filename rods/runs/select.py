@@ -19,7 +19,7 @@ from rods.gate import ActivationDetector
 from rods.micro_batches import MicroBatches
 from rods.presets import Preset
 from rods.runs.chunk import Chunk, ChunkResult, check_detector, sample_chunk
-from rods.runs.options import ValueText, detector_option, respell
+from rods.runs.options import ValueText, detector_option, preset_quantile, respell
 from rods.types import AnyDenoiser, TriesRecord
 from torch_utils.rng import LARGEST_REDRAWN, MOST_TRIES, redrawn
 
@@ -204,12 +204,7 @@ def _percentage(detector: Detector, percent: float, preset: Preset | None) -> fl
     """The score below which so many of a hundred of the preset's calibration samples are. Raises UserError."""
     if not 0 <= percent <= 100:
         raise UserError(f"--accept: {percent:g}% is not a percentage; give 0% to 100%")
-    if preset is None:
-        raise UserError(f"--accept: {percent:g}% needs a preset with quantiles; scripts/fit_gate.py writes one")
-    try:
-        return preset.quantile(to_text(detector), percent / 100)
-    except ValueError as e:
-        raise UserError(f"--accept: {e}") from None
+    return preset_quantile(preset, to_text(detector), percent / 100, asked=f"--accept: {percent:g}%")
 
 
 def _filter(opts: Mapping[str, Any], preset: Preset | None) -> Filter | None:

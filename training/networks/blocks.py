@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -125,6 +125,24 @@ class UNet(Architecture):
     num_blocks: int  # of a level of the encoder; the decoder has one more
     enc: nn.ModuleDict
     dec: nn.ModuleDict
+
+    def traverse(self, x: Tensor, emb: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Down the encoder and up the decoder, where `join` brings in what the encoder had at the same place."""
+        skips = []
+        for level, r in enumerate(self.resolutions):
+            x = self.enc[f"{r}x{r}_conv"](x) if level == 0 else self.enc[f"{r}x{r}_down"](x, emb)
+            skips.append(x)
+            for i in range(self.num_blocks):
+                x = self.enc[f"{r}x{r}_block{i}"](x, emb)
+                skips.append(x)
+        for level, r in reversed(list(enumerate(self.resolutions))):
+            if level == len(self.resolutions) - 1:
+                x = self.dec[f"{r}x{r}_in1"](self.dec[f"{r}x{r}_in0"](x, emb), emb)
+            else:
+                x = self.dec[f"{r}x{r}_up"](x, emb)
+            for i in range(self.num_blocks + 1):
+                x = self.dec[f"{r}x{r}_block{i}"](join(x, skips.pop()), emb)
+        return x
 
     @classmethod
     def least_size(cls, kwargs: Mapping[str, Any]) -> tuple[int, int]:

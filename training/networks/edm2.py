@@ -242,18 +242,5 @@ class EDM2UNet(UNet):
     ) -> Tensor:
         emb = self.embed(c_noise, class_labels)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # the ones stand for the biases that no layer has
-        skips = []
-        for level, r in enumerate(self.resolutions):
-            x = self.enc[f"{r}x{r}_conv"](x) if level == 0 else self.enc[f"{r}x{r}_down"](x, emb)
-            skips.append(x)
-            for i in range(self.num_blocks):
-                x = self.enc[f"{r}x{r}_block{i}"](x, emb)
-                skips.append(x)
-        for level, r in reversed(list(enumerate(self.resolutions))):
-            if level == len(self.resolutions) - 1:
-                x = self.dec[f"{r}x{r}_in1"](self.dec[f"{r}x{r}_in0"](x, emb), emb)
-            else:
-                x = self.dec[f"{r}x{r}_up"](x, emb)
-            for i in range(self.num_blocks + 1):
-                x = self.dec[f"{r}x{r}_block{i}"](mp_cat(x, skips.pop(), self.concat_balance), emb)
+        x = self.traverse(x, emb, lambda x, skip: mp_cat(x, skip, self.concat_balance))
         return self.out_conv(x, gain=self.out_gain)

@@ -279,18 +279,5 @@ class DhariwalUNet(UNet):
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         emb = self.embed(noise_labels, class_labels, augment_labels)
-        skips = []
-        for level, r in enumerate(self.resolutions):
-            x = self.enc[f"{r}x{r}_conv"](x) if level == 0 else self.enc[f"{r}x{r}_down"](x, emb)
-            skips.append(x)
-            for i in range(self.num_blocks):
-                x = self.enc[f"{r}x{r}_block{i}"](x, emb)
-                skips.append(x)
-        for level, r in reversed(list(enumerate(self.resolutions))):
-            if level == len(self.resolutions) - 1:
-                x = self.dec[f"{r}x{r}_in1"](self.dec[f"{r}x{r}_in0"](x, emb), emb)
-            else:
-                x = self.dec[f"{r}x{r}_up"](x, emb)
-            for i in range(self.num_blocks + 1):
-                x = self.dec[f"{r}x{r}_block{i}"](torch.cat([x, skips.pop()], dim=1), emb)
+        x = self.traverse(x, emb, lambda x, skip: torch.cat([x, skip], dim=1))
         return self.out_conv(silu(self.out_norm(x)))
