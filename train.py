@@ -98,7 +98,14 @@ def check_options(opts: dict[str, Any], ctx: click.Context, device: torch.device
         if setting not in settings and is_given(option):
             name = f"--{option.replace('_', '-')}={opts[option]}"
             raise UserError(f"{name}: --precond={opts['precond']} has no such setting; leave it out")
-    if opts["augment"] and "augment_dim" not in ARCHITECTURES[ARCH_OPTIONS[opts["arch"]]["model_type"]].arguments:
+    arguments = ARCHITECTURES[ARCH_OPTIONS[opts["arch"]]["model_type"]].arguments
+    if opts["label_dropout"]:
+        name = f"--label-dropout={opts['label_dropout']}"
+        if not opts["cond"]:
+            raise UserError(f"{name}: there are no classes to drop; give --cond=1, or use --label-dropout=0")
+        if "label_dropout" not in arguments:
+            raise UserError(f"{name}: --arch={opts['arch']} has no such setting; use --label-dropout=0")
+    if opts["augment"] and "augment_dim" not in arguments:
         raise UserError(f"--augment={opts['augment']}: --arch={opts['arch']} is not told of it; use --augment=0")
     if is_given("ema") and is_given("ema_std"):
         raise UserError("--ema and --ema-std are two kinds of averages; give one of them")

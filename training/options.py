@@ -133,6 +133,12 @@ _NETWORK = (
     ),
     click.option("--dropout", type=Number(0, max=1, open="max"), default=0.13, help="Dropout probability."),
     click.option(
+        "--label-dropout",
+        type=Number(0, max=1, open="max"),
+        default=0.0,
+        help="Share of the images that are trained without their class, so that --guide=none can guide by it.",
+    ),
+    click.option(
         "--sigma-data",
         metavar="auto|X",
         type=Number(0, open="min", word="auto"),

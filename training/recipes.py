@@ -79,6 +79,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "hands-128-ve": {**_FFHQ_64, "cres": (1, 2, 2, 2, 2)},
     "hands-32": _HANDS_32,
     "mnist-32": {**_HANDS_32, "dropout": 0.05, "duration": 0.25},
+    "mnist-32-cond": {**_HANDS_32, "cond": True, "label_dropout": 0.1, "dropout": 0.05, "duration": 0.25, "snap": 2},
     "mnist-32-edm2": _MNIST_32_EDM2,
     "shapes-64": {**_HANDS_32, "cbase": 8, "attn": (16, 8), "duration": 0.2},
     "hands-64r": {**_HANDS_32, "cbase": 8, "cres": (1, 2, 4, 8), "xflip": True, "duration": 0.2},
@@ -88,7 +89,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 PIXELS: dict[str, int] = {
     **dict.fromkeys(("cifar10-32-vp", "cifar10-32-cond-vp", "cifar10-32-ve", "cifar10-32-cond-ve"), 32),
     **dict.fromkeys(("ffhq-64-ve", "afhqv2-64-ve", "shapes-64", "hands-64r"), 64),
-    **dict.fromkeys(("hands-32", "mnist-32", "mnist-32-edm2"), 32),
+    **dict.fromkeys(("hands-32", "mnist-32", "mnist-32-cond", "mnist-32-edm2"), 32),
     "hands-128-ve": 128,
 }
 """How many pixels across the images are that each recipe was made for."""
@@ -103,6 +104,7 @@ SOURCES: dict[str, str] = {
     "hands-128-ve": "ours: ffhq-64-ve with one more level for 128x128 (RODS, B.1: EDM's defaults on 11k-hands)",
     "hands-32": "ours: drawn hands at 32x32 on two CPU cores",
     "mnist-32": "ours: hands-32 with some dropout, for the benchmark's handwritten digits",
+    "mnist-32-cond": "ours: mnist-32 with classes, a tenth of them dropped for classifier-free guidance",
     "mnist-32-edm2": "ours: a small class-conditional EDM2 network for handwritten digits, on one CPU core",
     "shapes-64": "ours: hands-32 with half of its channels, for Simple Shapes at 64x64",
     "hands-64r": "ours: shapes-64 with more channels at 8x8 and mirrored images, for rendered hands at 64x64",
@@ -116,8 +118,8 @@ def network_kwargs(
     """The constructor arguments of the network that these options of train.py ask for.
 
     Args:
-        options: `arch` and, where given and not None, `cbase`, `cres`, `blocks`, `attn`, `dropout` and `augment`;
-            others are passed over. A recipe will do.
+        options: `arch` and, where given and not None, `cbase`, `cres`, `blocks`, `attn`, `dropout`,
+            `label_dropout` and `augment`; others are passed over. A recipe will do.
     """
     arch = ARCH_OPTIONS[options["arch"]]
     known = ARCHITECTURES[arch["model_type"]].arguments
@@ -127,4 +129,6 @@ def network_kwargs(
             kwargs[name] = list(value) if isinstance(value, tuple) else value
     if options.get("augment"):
         kwargs["augment_dim"] = NUM_LABELS
+    if options.get("label_dropout"):  # left out where it is 0, as in the runs that knew no such option
+        kwargs["label_dropout"] = options["label_dropout"]
     return kwargs

@@ -523,6 +523,41 @@ def test_resume_starts_another_run_from_a_whole_state(data: Path, whole: Path, t
 # --- more than the defaults -----------------------------------------------------------------------------------------
 
 
+def test_dropped_labels_change_the_training_and_guide_by_none(data: Path, tmp_path: Path) -> None:
+    plain, dropped = (
+        trained(data, tmp_path / name, STEPS_8, "--cond=1", *more)
+        for name, more in {"plain": (), "dropped": ("--label-dropout=.9",)}.items()
+    )
+    assert newest(dropped).options["network"]["init_kwargs"]["label_dropout"] == 0.9
+    assert "label_dropout" not in newest(plain).options["network"]["init_kwargs"]  # runs of before go on
+    weights = [load_file(run_dir / SNAPSHOT) for run_dir in (plain, dropped)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+    net = load_denoiser(dropped / SNAPSHOT)
+    x, label = torch.randn(2, 1, 16, 16), torch.eye(net.label_dim)[[0, 0]]
+    assert torch.equal(net(x, 1.0, label), net(x, 1.0, label))  # nothing is dropped while sampling
+    args = [f"--network={dropped / SNAPSHOT}", "--seeds=0-1", "--steps=3", "--guidance=2", "--guide=none"]
+    result = CliRunner().invoke(generate.main, [*args, f"--outdir={tmp_path / 'images'}"])
+    assert (result.exit_code, len(list((tmp_path / "images").rglob("*.png")))) == (0, 2), result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "Error: --label-dropout=0.1: there are no classes to drop; give --cond=1, or use --label-dropout=0"),
+        (
+            ("--cond=1", "--arch=edm2"),
+            "Error: --label-dropout=0.1: --arch=edm2 has no such setting; use --label-dropout=0",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_dropped_are_refused(
+    data: Path, tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    assert refused(f"--data={data}", f"--outdir={tmp_path / 'out'}", "--label-dropout=.1", *args) == message
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("precond", ["vp", "ve"])
 def test_the_other_preconditionings_train_and_sample(data: Path, tmp_path: Path, precond: str) -> None:
     run_dir = trained(data, tmp_path, "--duration=8e-6", f"--precond={precond}", "--augment=.5")
@@ -755,8 +790,8 @@ def test_the_options_are_these() -> None:
     assert given == (
         "--adam-beta2 --arch --attn --augment --batch --batch-gpu --bench --blocks --cache --cbase --channels-last "
         "--compile --cond --cres --data --desc --device --dropout --dry-run --dump --duration --ema --ema-std --fp16 "
-        "--grad-clip --grid --keep-states --lr --lr-decay --lr-rampup --ls --max-bad-steps --nosubdir --outdir "
-        "--p-mean --p-std --precision --precond --preset --resume --seed --sigma-data --snap --threads --tick "
+        "--grad-clip --grid --keep-states --label-dropout --lr --lr-decay --lr-rampup --ls --max-bad-steps --nosubdir "
+        "--outdir --p-mean --p-std --precision --precond --preset --resume --seed --sigma-data --snap --threads --tick "
         "--transfer --val --workers --xflip -n"
     )
     defaults = {p.name: p.default for p in command.main.params}
