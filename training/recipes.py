@@ -50,6 +50,7 @@ _HANDS_32 = {  # small enough for two CPU cores: 1.2 M parameters, .24 GFLOP an 
     "tick": 2.0,
     "snap": 10,
 }
+_MNIST_32 = {**_HANDS_32, "dropout": 0.05, "duration": 0.25}
 
 _MNIST_32_EDM2 = {  # small enough for one CPU core: 0.8 M parameters
     "arch": "edm2",
@@ -78,8 +79,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "afhqv2-64-ve": {**_FFHQ_64, "dropout": 0.25},
     "hands-128-ve": {**_FFHQ_64, "cres": (1, 2, 2, 2, 2)},
     "hands-32": _HANDS_32,
-    "mnist-32": {**_HANDS_32, "dropout": 0.05, "duration": 0.25},
-    "mnist-32-cond": {**_HANDS_32, "cond": True, "label_dropout": 0.1, "dropout": 0.05, "duration": 0.25, "snap": 2},
+    "mnist-32": _MNIST_32,
+    "mnist-32-cond": {**_MNIST_32, "cond": True, "label_dropout": 0.1, "snap": 2},
     "mnist-32-edm2": _MNIST_32_EDM2,
     "shapes-64": {**_HANDS_32, "cbase": 8, "attn": (16, 8), "duration": 0.2},
     "hands-64r": {**_HANDS_32, "cbase": 8, "cres": (1, 2, 4, 8), "xflip": True, "duration": 0.2},
