@@ -69,6 +69,7 @@ _MNIST_32_EDM2 = {  # small enough for one CPU core: 0.8 M parameters
     "tick": 2.0,
     "snap": 2,
 }
+_HANDS_32_EDM2 = {**_MNIST_32_EDM2, "cond": False, "p_mean": -0.6, "p_std": 1.3, "duration": 0.2}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "cifar10-32-vp": {"arch": "ddpmpp", "cond": False, **_CIFAR10},
@@ -79,6 +80,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "afhqv2-64-ve": {**_FFHQ_64, "dropout": 0.25},
     "hands-128-ve": {**_FFHQ_64, "cres": (1, 2, 2, 2, 2)},
     "hands-32": _HANDS_32,
+    "hands-32-edm2": _HANDS_32_EDM2,
     "mnist-32": _MNIST_32,
     "mnist-32-cond": {**_MNIST_32, "cond": True, "label_dropout": 0.1, "snap": 2},
     "mnist-32-edm2": _MNIST_32_EDM2,
@@ -90,7 +92,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 PIXELS: dict[str, int] = {
     **dict.fromkeys(("cifar10-32-vp", "cifar10-32-cond-vp", "cifar10-32-ve", "cifar10-32-cond-ve"), 32),
     **dict.fromkeys(("ffhq-64-ve", "afhqv2-64-ve", "shapes-64", "hands-64r"), 64),
-    **dict.fromkeys(("hands-32", "mnist-32", "mnist-32-cond", "mnist-32-edm2"), 32),
+    **dict.fromkeys(("hands-32", "hands-32-edm2", "mnist-32", "mnist-32-cond", "mnist-32-edm2"), 32),
     "hands-128-ve": 128,
 }
 """How many pixels across the images are that each recipe was made for."""
@@ -104,6 +106,7 @@ SOURCES: dict[str, str] = {
     "afhqv2-64-ve": "EDM, Appendix F: AFHQv2 64x64, NCSN++",
     "hands-128-ve": "ours: ffhq-64-ve with one more level for 128x128 (RODS, B.1: EDM's defaults on 11k-hands)",
     "hands-32": "ours: drawn hands at 32x32 on two CPU cores",
+    "hands-32-edm2": "ours: mnist-32-edm2 without classes, for drawn hands",
     "mnist-32": "ours: hands-32 with some dropout, for the benchmark's handwritten digits",
     "mnist-32-cond": "ours: mnist-32 with classes, a tenth of them dropped for classifier-free guidance",
     "mnist-32-edm2": "ours: a small class-conditional EDM2 network for handwritten digits, on one CPU core",

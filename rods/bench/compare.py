@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rods.bench.labelled import POOLED, LabelledRun, pooled_levels
 from rods.bench.task import Task
 from rods.eval.bootstrap import Estimate, bootstrap
-from rods.eval.correction import PairedOutcomes, paired_outcomes
+from rods.eval.correction import PairedOutcomes, Proportion, paired_outcomes, proportion_interval
 from rods.eval.detection import (
     Confusion,
     Curve,
@@ -77,6 +77,7 @@ class Comparison:
     n: int
     is_score: bool  # a detector that leaves the baseline's images as they are
     outcomes: PairedOutcomes
+    another_class: Proportion | None  # images of a class that was not asked for; None: none was asked for
     relative_reduction: Estimate  # of the hallucination rate: 1 - after / before
     variance_kept: Estimate  # total variance over the set, summed over pixels, as a ratio to the baseline's
     changed: float  # share of the images that are not the baseline's own
@@ -154,6 +155,9 @@ def compare(base: LabelledRun, run: LabelledRun, *, real: Reference | None = Non
         n=len(mine),
         is_score=run.is_score,
         outcomes=paired_outcomes(before, after),
+        another_class=proportion_interval(int(run.another_class[theirs].sum()), len(theirs))
+        if run.has_classes
+        else None,
         relative_reduction=bootstrap(
             lambda i: relative_reduction(before[i] == Label.HALLUCINATED, after[i] == Label.HALLUCINATED), len(mine)
         ),

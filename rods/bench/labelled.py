@@ -25,7 +25,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from dnnlib.errors import UserError
 from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
 from dnnlib.util import atomic_write
-from rods.labels.labels import VERDICTS, ImageLabel, read_labels
+from rods.labels.labels import ANOTHER_CLASS, VERDICTS, ImageLabel, read_labels
 from rods.runs.folder import image_key, read_lines
 from rods.runs.images import U8, read_png
 
@@ -46,6 +46,7 @@ class LabelledRun:
     samples: Sequence[Mapping[str, Any]]  # lines of samples.jsonl [N]
     labels: NDArray[np.int8]  # codes of rods.eval.labels.Label [N]
     modes: NDArray[np.int64] | None  # [N], -1 for none
+    another_class: NDArray[np.bool_]  # [N], of the hallucinated: those of a class that was not asked for
     timing: Sequence[Mapping[str, Any]]  # of chunks
     machines: Sequence[Mapping[str, Any]]
 
@@ -65,6 +66,11 @@ class LabelledRun:
     def nfe(self) -> F64:
         """F and B of each sample [N, 2]."""
         return np.array([[line["forward"], line["backward"]] for line in self.samples], dtype=np.float64)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its samples were asked to be of a class."""
+        return self.samples[0].get("class") is not None
 
     @property
     def has_restarts(self) -> bool:
@@ -154,7 +160,8 @@ class LabelledRun:
         if list(index) == list(range(len(self))):
             return self
         modes = None if self.modes is None else self.modes[index]
-        return replace(self, samples=[self.samples[i] for i in index], labels=self.labels[index], modes=modes)
+        return replace(self, samples=[self.samples[i] for i in index], labels=self.labels[index], modes=modes,
+                       another_class=self.another_class[index])  # fmt: skip
 
     def position(self) -> dict[str, int]:
         """Where each image is in the run, by its name without a folder of --subdirs."""
@@ -220,6 +227,7 @@ def read_run(path: Path, *, source: str | None = None, labelled: bool = True) ->
             samples,
             np.array([VERDICTS.index(label.label) for label in own], dtype=np.int8),
             None if None in modes else np.array(modes, dtype=np.int64),
+            np.array([(label.fault or "").startswith(ANOTHER_CLASS) for label in own], dtype=np.bool_),
             [line for line in timing if "seconds" in line],
             [line for line in timing if "seconds" not in line],
         )

@@ -24,7 +24,7 @@ from rods.bench.methods import BASELINE, Method
 from rods.bench.task import LoadedNetwork, Task
 from rods.detectors import curvature_index
 from rods.eval.labels import Label
-from rods.labels.labels import LABELS_NAME, VERDICTS, ImageLabel, read_labels, write_labels
+from rods.labels.labels import ANOTHER_CLASS, LABELS_NAME, VERDICTS, ImageLabel, read_labels, write_labels
 from rods.micro_batches import MicroBatches
 from rods.runs.chunk import Chunk, cut_chunks
 from rods.runs.folder import OutputFolder, read_lines
@@ -236,13 +236,15 @@ def _labels(task: Task, run: Path, lines: Sequence[Mapping[str, Any]]) -> list[I
     if finite:
         x = samples_of(run, finite)
         codes, modes = task.label(x), None if task.kinds is None else task.kinds(x)
+        others = _of_another_class(task, finite, codes, modes)
         bad_ones = np.flatnonzero(codes == Label.HALLUCINATED)
         told = task.faults(x[bad_ones]) if task.faults is not None and len(bad_ones) else ()
         faults = dict(zip(bad_ones.tolist(), told, strict=False))
+        faults |= {i: f"{ANOTHER_CLASS}: {seen}" for i, seen in others.items()}
         for i, line in enumerate(finite):
             found.append(ImageLabel(
                 line["name"],
-                VERDICTS[codes[i]],
+                VERDICTS[Label.HALLUCINATED if i in others else codes[i]],
                 source_of(task),
                 None if modes is None else int(modes[i]),
                 faults.get(i) or None,
@@ -251,6 +253,17 @@ def _labels(task: Task, run: Path, lines: Sequence[Mapping[str, Any]]) -> list[I
     mode = None if task.kinds is None else -1
     bad = VERDICTS[Label.HALLUCINATED]
     return found + [ImageLabel(line["name"], bad, source_of(task), mode) for line in lines if not is_finite(line)]
+
+
+def _of_another_class(
+    task: Task, lines: Sequence[Mapping[str, Any]], codes: NDArray[np.int8], modes: NDArray[np.int64] | None
+) -> dict[int, int]:
+    """The valid samples that show another class than their record's, and the class that they show."""
+    if not task.kinds_are_classes or modes is None:
+        return {}
+    asked = [line.get("class") for line in lines]
+    valid = np.flatnonzero(codes == Label.VALID).tolist()
+    return {i: int(modes[i]) for i in valid if asked[i] is not None and modes[i] != asked[i]}
 
 
 def samples_of(run: Path, lines: Sequence[Mapping[str, Any]]) -> F64:

@@ -45,6 +45,7 @@ def outcome_table(rows: Sequence[Comparison]) -> Table:
             (
                 row.name,
                 share(o.hallucinated_after),
+                share(row.another_class) if row.another_class else "",
                 f"{100 * o.uncertain_after.rate:.1f} %",
                 *changes,
                 estimate(row.variance_kept),
@@ -56,6 +57,7 @@ def outcome_table(rows: Sequence[Comparison]) -> Table:
     headings = (
         "sampler",
         "hallucination rate ↓ (95 %)",
+        "of them of another class ↓",
         "uncertain",
         "repaired ↑, of the hallucinated",
         "newly broken ↓, of the valid",
@@ -66,7 +68,12 @@ def outcome_table(rows: Sequence[Comparison]) -> Table:
         "NFE ratio ↓",
         "time ratio ↓",
     )
-    return Table(headings, tuple(lines))
+    return without_empty_columns(headings, lines)
+
+
+def without_empty_columns(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    keep = [i for i in range(len(headings)) if any(line[i] for line in lines)]
+    return Table(tuple(headings[i] for i in keep), tuple(tuple(line[i] for i in keep) for line in lines))
 
 
 def quality_table(rows: Sequence[Comparison], real: Reference, *, features: str) -> Table:
@@ -90,8 +97,7 @@ def quality_table(rows: Sequence[Comparison], real: Reference, *, features: str)
         "within-mode std (1: real data's)",
         "images changed",
     )
-    keep = [i for i in range(len(headings)) if any(line[i] for line in lines)]
-    return Table(tuple(headings[i] for i in keep), tuple(tuple(line[i] for i in keep) for line in lines))
+    return without_empty_columns(headings, lines)
 
 
 def detection_table(rows: Sequence[Comparison], baseline: Comparison) -> Table:

@@ -95,6 +95,7 @@ class Task:
     real: Callable[[int, int], F64]  # (n, seed) -> held-out real data in the network's range; never training data;
     # fewer than n where there are no more (mnist)
     audit: Audit
+    kinds_are_classes: bool = False  # a valid sample of a class-conditional network must be of the kind asked for
     is_picture: bool = True  # False: points, which have no tone and are drawn as a scatter plot
     calibration_seeds: range = range(1_000_000, 1_000_512)
     report_seeds: range = range(512)

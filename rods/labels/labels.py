@@ -18,6 +18,7 @@ from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 
 LABELS_NAME = "labels.jsonl"
+ANOTHER_CLASS = "another class"  # the fault of a valid image of a class that was not asked for
 VERDICTS = ("uncertain", "valid", "hallucinated")  # in the order of the codes of rods.eval.labels.Label
 
 

@@ -52,7 +52,9 @@ def made(
     ]
     codes = np.array([CODES[c] for c in labels], dtype=np.int8)
     timing = [{"seeds": [first], "seconds": s, "baseline_seconds": 2.0} for s in seconds]
-    return LabelledRun(Path(name), name, is_score, options or {}, samples, codes, None, timing, [])
+    return LabelledRun(
+        Path(name), name, is_score, options or {}, samples, codes, None, np.zeros(len(x), dtype=bool), timing, []
+    )
 
 
 BASE = made("euler", "bbww?", [0, 0, 9, 9, 1], seconds=(2.0, 2.0, 2.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,14 @@ from small_tasks import PICTURES
 
 from dnnlib.errors import UserError
 from rods import guided
+from rods.bench.compare import compare
 from rods.bench.labelled import read_run
 from rods.bench.methods import read_experiments, resolve
-from rods.bench.run import Place, run_methods
+from rods.bench.run import Place, label_run, run_methods
+from rods.bench.tables import outcome_table
+from rods.eval.labels import Label
 from rods.guidance import Guidance, Noisier
+from rods.labels.labels import LABELS_NAME, read_labels
 from rods.presets import Preset
 from rods.runs.chunk import Chunk, sample_chunk
 from rods.runs.images import to_uint8
@@ -71,3 +77,29 @@ def test_a_presets_guidance_is_every_methods_but_for_those_that_say_otherwise() 
 def test_options_that_are_wrong(given: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         resolve("euler", PICTURES, given=given)
+
+
+def test_a_valid_image_of_another_class_than_was_asked_for_is_hallucinated(tmp_path: Path) -> None:
+    network = PICTURES.networks["exact"]()
+    euler = resolve("euler", PICTURES)
+    run_methods(PICTURES, network, [euler], list(range(16)), out=tmp_path, batch=16)
+    run = Place(tmp_path, "bars", "exact").run(euler)
+    plain = read_run(run)
+    assert plain.modes is not None
+    assert "of them of another class ↓" not in outcome_table([compare(plain, plain)]).headings
+    lines = [json.loads(text) for text in (run / "samples.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["class"] = 0  # as a class-conditional network's records say what was asked for
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / LABELS_NAME).unlink()
+    label_run(replace(PICTURES, kinds_are_classes=True), run)
+    found, labels = read_run(run), read_labels(run)
+    wrong = (plain.labels == Label.VALID) & (plain.modes == 1)
+    assert 0 < wrong.sum() < (plain.labels == Label.VALID).sum()
+    assert np.array_equal(found.another_class, wrong)
+    assert np.array_equal(found.labels, np.where(wrong, Label.HALLUCINATED, plain.labels))
+    assert {labels[found.samples[i]["name"]].fault for i in np.flatnonzero(wrong)} == {"another class: 1"}
+    row = compare(found, found)
+    assert row.another_class is not None
+    assert row.another_class.k == wrong.sum()
+    assert "of them of another class ↓" in outcome_table([row]).headings

@@ -15,7 +15,8 @@ from training.networks import ARCH_OPTIONS, PRECOND_OPTIONS
 from training.recipes import PIXELS, RECIPES, SOURCES, network_kwargs
 from training.schema import check_init_kwargs
 
-CHANNELS = {"hands-32": 1, "mnist-32": 1, "mnist-32-edm2": 1, "shapes-64": 1, "hands-64r": 1}
+GREY = ("hands-32", "hands-32-edm2", "mnist-32", "mnist-32-cond", "mnist-32-edm2", "shapes-64", "hands-64r")
+CHANNELS = dict.fromkeys(GREY, 1)
 
 
 def size_of(name: str) -> int:

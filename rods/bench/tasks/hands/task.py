@@ -20,8 +20,8 @@ U8 = NDArray[np.uint8]
 AUDIT_SEED = 1_000_001  # the network was trained on seed 0
 MAX_FALSE_FLAGS, MIN_FOUND = 0.005, 0.97  # the bars of the benchmark
 PLANTED = (3, 4, 6, 7)  # fingers
-NETWORKS = ("hands-32", "hands-32-1")  # of training seeds 0 and 1
-MADE_BY = "python train.py --preset=hands-32 --data=data/hands-32.zip"
+MADE_BY = "python train.py --preset={} --data=data/hands-32.zip --outdir=training-runs"
+NETWORKS = {"hands-32": "hands-32", "hands-32-1": "hands-32 --seed=1", "hands-32-edm2": "hands-32-edm2"}  # by recipe
 
 
 def real_hands(n: int, seed: int) -> F64:
@@ -54,11 +54,13 @@ def _draw(indices: Sequence[int], seed: int, resolution: int) -> U8:
 
 
 def hands_32() -> Task:
-    """The task on the embedded networks."""
+    """The task on the embedded networks, and one of EDM2's kind."""
     return Task(
         name="hands-32",
         title="Drawn hands, 32x32: five fingers?",
-        networks={name: partial(embedded_network, name, made_by=MADE_BY) for name in NETWORKS},
+        networks={
+            name: partial(embedded_network, name, made_by=MADE_BY.format(recipe)) for name, recipe in NETWORKS.items()
+        },
         label=label_hands,
         kinds=None,
         num_kinds=0,

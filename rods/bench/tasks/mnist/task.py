@@ -14,7 +14,8 @@ from rods.bench.tasks.mnist.data import PLANTED, U8, Int, plant_errors
 from rods.bench.tasks.mnist.labeller import label_digits
 from rods.eval.labels import Label
 
-NETWORK_MADE_BY = "python train.py --preset=mnist-32 --data=data/mnist-32.zip --outdir=training-runs"
+MADE_BY = "python train.py --preset={} --data=data/mnist-32.zip --outdir=training-runs"
+NETWORKS = ("mnist-32", "mnist-32-cond")
 AUDIT_SEED = 1_000_001
 OF_EACH_ERROR = 200  # whose tone is changed
 
@@ -51,14 +52,15 @@ def audit(*, num: int = 1_000, num_planted: int = 1_000) -> list[AuditLine]:
 
 
 def mnist() -> Task:
-    """The task on the network mnist-32."""
+    """The task on the network mnist-32, and a class-conditional one."""
     return Task(
         name="mnist",
         title="Real digits (MNIST), 32x32: any digit?",
-        networks={"mnist-32": partial(embedded_network, "mnist-32", made_by=NETWORK_MADE_BY)},
+        networks={name: partial(embedded_network, name, made_by=MADE_BY.format(name)) for name in NETWORKS},
         label=label_digits,
         kinds=labeller.classes,
         num_kinds=data.CLASSES,
+        kinds_are_classes=True,
         real=data.real_digits,
         audit=audit,
         faults=labeller.faults,
