@@ -93,10 +93,13 @@ class Guided(_OfMain):
     def sigma_max(self) -> float:
         return min(super().sigma_max, sigma_range(self.guide)[1])
 
+    def is_guided(self, sigma: float) -> bool:
+        """Whether the guide is evaluated at this noise level."""
+        return self.strength != 1 and (self.interval is None or self.interval.lo <= sigma <= self.interval.hi)
+
     def evaluate(self, denoise: BoundDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
         D = denoise.of(self.main)(x, sigma)
-        is_outside = self.interval is not None and not self.interval.lo <= float(sigma) <= self.interval.hi
-        if self.strength == 1 or is_outside:
+        if not self.is_guided(float(sigma)):
             return D
         D_guide = denoise.of(self.guide, labelled=getattr(self.guide, "label_dim", 0) > 0)(x, sigma)
         return D_guide + self.strength * (D - D_guide)

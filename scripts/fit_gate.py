@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -29,9 +29,12 @@ from rods.bench.readout_fit import decoder_blocks
 from rods.bench.restart_trial import Forecast, Trial
 from rods.config import to_text
 from rods.detectors import Detector, Lid
+from rods.guidance import Guidance
 from rods.presets import RESTART_SCORES, Preset, percentiles
 from rods.restart import Restart
+from rods.runs.guidance import add_guidance_options, guidance_option, guidance_text, guided_network
 from rods.runs.presets import beside_preset, read_preset, write_preset
+from rods.types import Denoiser
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
 
@@ -74,6 +77,7 @@ class Fit:
               help="The largest share of real images that may be sent back, whatever the budget.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(8, 1000), default=40, help="Sampling steps.")
 @click.option("--batch", type=click.IntRange(1, 100_000), default=64, help="Images per chunk.")
+@add_guidance_options
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to run.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads [default: all cores].")
 @click.option("--out", type=Destination(file_okay=False), default=Path("out/gate"),
@@ -95,17 +99,22 @@ def main(**opts: Any) -> None:
     snapshot = load_snapshot(opts["network"], device=device)
     if old and old.network not in (None, snapshot.name):
         raise UserError(f"--dest={dest} is for network {old.network}, not {snapshot.name}; name another file")
-    if old and old.guidance:
-        raise UserError(f"--dest={dest} has guidance, and a gate is fitted to samples without it; name another file")
-    m = Measuring(snapshot, Euler(num_steps=opts["steps"]), device, opts["batch"], opts["out"])
+    guidance = checked_guidance(opts, old)
+    guided = guided_network(cast(Denoiser, snapshot.net), guidance, device=device)
+    sampler = Euler(num_steps=opts["steps"])
+    guided.check(sampler)
+    m = Measuring(snapshot, guided, sampler, device, opts["batch"], opts["out"])
     fit = fit_without_images(m, opts) if opts["real"] == NO_IMAGES else fit_to_images(m, opts)
 
-    write_preset(dest, with_fit(old, beside_preset(dest, "").name, snapshot.name, fit, m.sampler))
+    new = with_fit(old, beside_preset(dest, "").name, snapshot.name, fit, m.sampler)
+    if guidance and not guidance.is_self:
+        guidance = replace(guidance, sha256=guided.identity["guide_sha256"])
+    write_preset(dest, replace(new, guidance=guidance))
     write_log(beside_preset(dest, ".gate.jsonl"), fit)
-    best, steps = fit.forecast, opts["steps"]
+    best = fit.forecast
     click.echo(
         f"Forecast: {best.restarted:.1%} of the images go back to noise level {best.sigma_r:g}, {best.nfe:.1f} F an "
-        f"image ({best.nfe / steps:.2f}x Euler's)"
+        f"image ({best.nfe / m.euler_cost:.2f}x Euler's)"
     )
     click.echo(f"Wrote {dest}. Next:")
     runs = [quote(f"out/{beside_preset(dest, '').name}-{sampler}") for sampler in ("euler", "restart")]
@@ -118,9 +127,32 @@ def main(**opts: Any) -> None:
     click.echo(f"  python scripts/bench.py compare {' '.join(runs)}{real} --pairs=out/pairs.png")
 
 
+def checked_guidance(opts: dict[str, Any], old: Preset | None) -> Guidance | None:
+    """The guidance of the samples, which the preset gets. UserError where it has another, or a file not beside it."""
+    guidance, dest = guidance_option(opts, old), opts["dest"]
+    if guidance and not guidance.is_self and "://" not in guidance.guide:
+        if Path(guidance.guide).resolve().parent != dest.resolve().parent:
+            raise UserError(f"--guide={guidance.guide} must lie beside --dest={dest}, which names it; copy it there")
+        guidance = replace(guidance, guide=str(dest.with_name(Path(guidance.guide).name)))
+    if old and (unchecked(old.guidance) != unchecked(guidance)):
+        has = guidance_text(old.guidance) if old.guidance else "no guidance"
+        raise UserError(f"--dest={dest} has {has}, and all of a preset has the same; name another file")
+    return guidance
+
+
+def unchecked(guidance: Guidance | None) -> Guidance | None:
+    """Without the checksum, which is found when the guide is read."""
+    return guidance and replace(guidance, sha256=None)
+
+
+def guidance_note(m: Measuring) -> str:
+    """In the preset's source, where samples were guided."""
+    return "".join(f", {key} {value}" for key, value in m.guided.identity.items())
+
+
 def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     """A density ratio, or one class, of the activations of real images, and a restart by it."""
-    check_budget(opts, draws=1)
+    check_budget(m, opts, draws=1)
     images, labels = real_images(opts["real"], m.net)
     blocks = decoder_blocks(m.snapshot.net, remedy=f"a gate reads them; use --real={NO_IMAGES}, whose LID reads none")
     with user_errors("--steps"):
@@ -146,14 +178,14 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
         restart = Restart(threshold=lowest, sigma_r=sigma_r, detector=gate, score_at=choice.level.score_at,
                           num_steps=opts["steps"])  # fmt: skip
         trial = m.trial(restart, second, opts["num_trial"])
-        found.append((within_budget(trial, limit, opts), restart, trial))
+        found.append((within_budget(m, trial, limit, opts), restart, trial))
     least = min(forecast.off_support or 0 for forecast, _, _ in found)
     alike = [one for one in found if (one[0].off_support or 0) <= least + ALIKE]
     # What is drawn from a higher level depends less on what was there before.
     best, restart, trial = max(alike, key=lambda one: one[0].sigma_r)
     source = (
         f"{KIND}: scripts/fit_gate.py, {len(images)} real images of {Path(opts['real']).name}, {f.num_own} samples "
-        f"from seed {FIRST_SEED}, network {m.snapshot.sha256[:12]}, budget {opts['budget']:g}, alpha "
+        f"from seed {FIRST_SEED}, network {m.snapshot.sha256[:12]}{guidance_note(m)}, budget {opts['budget']:g}, alpha "
         f"{opts['alpha']:g}; {forecast_text(best, opts)}"
     )
     log = [{"score_at": c.level.score_at, "sigma": c.level.sigma, "blocks": len(c.blocks), "two_class": c.two_class,
@@ -166,11 +198,11 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
 def fit_without_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     """A restart by LID, whose scores are compared with those of the network's other samples."""
     detector: Detector = Lid()
-    check_budget(opts, detector.num_draws)
+    check_budget(m, opts, detector.num_draws)
     scores = m.own_scores(opts["samples"], detector)
     lowest = float(np.quantile(scores, 1 - MOST_RESTARTED))
     restart = Restart(threshold=lowest, sigma_r=BACK_WITHOUT_IMAGES, detector=detector, num_steps=opts["steps"])
-    best = within_budget(m.trial(restart, None, opts["num_trial"]), None, opts)
+    best = within_budget(m, m.trial(restart, None, opts["num_trial"]), None, opts)
     click.echo(
         "Without images nothing tells how many samples are hallucinated, nor how many this repairs. On networks of "
         "this project with labels LID found some of them (AUROC 0.64 to 0.77; 0.98 on points): look at the images, "
@@ -178,7 +210,7 @@ def fit_without_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     )
     source = (
         f"restart: scripts/fit_gate.py --real=none, {opts['samples']} samples from seed {FIRST_SEED}, network "
-        f"{m.snapshot.sha256[:12]}, budget {opts['budget']:g}; {forecast_text(best, opts)}"
+        f"{m.snapshot.sha256[:12]}{guidance_note(m)}, budget {opts['budget']:g}; {forecast_text(best, opts)}"
     )
     found = percentiles(scores.tolist())
     quantiles = {RESTART_SCORES: found, to_text(detector): found}
@@ -193,16 +225,16 @@ def check_samples(opts: dict[str, Any]) -> None:
         raise UserError(f"--samples={opts['samples']} are too few; give {LEAST_SAMPLES} or more, or leave it out")
 
 
-def check_budget(opts: dict[str, Any], draws: int) -> None:
+def check_budget(m: Measuring, opts: dict[str, Any], draws: int) -> None:
     """UserError where the scores of `draws` evaluations alone cost more."""
-    least = 1 + draws / opts["steps"]
+    least = 1 + draws / m.euler_cost
     if least > opts["budget"]:
         raise UserError(f"--budget={opts['budget']:g}: sampling and one score cost {least:g}; give more than that")
 
 
-def within_budget(trial: Trial, limit: float | None, opts: dict[str, Any]) -> Forecast:
+def within_budget(m: Measuring, trial: Trial, limit: float | None, opts: dict[str, Any]) -> Forecast:
     """The forecast with the lowest threshold that the budget allows."""
-    found = trial.forecast(trial.within(opts["budget"] * opts["steps"]), limit)
+    found = trial.forecast(trial.within(opts["budget"] * m.euler_cost), limit)
     click.echo(
         f"Restart from {trial.sigma_r:g}: threshold {found.threshold:.4g} sends {found.restarted:.1%} back, "
         f"{found.nfe:.1f} F an image" + off_support_text(found, opts)

@@ -26,6 +26,7 @@ from rods.gate import ActivationDetector, activations
 from rods.restart import Restart
 from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
+from rods.runs.guidance import GuidedNetwork, forwards
 from rods.runs.run import Job, write_chunk
 from rods.runs.trajectories import Strips
 from rods.types import Denoiser
@@ -41,9 +42,10 @@ LEAST_REAL, MOST_REAL = 64, 4096
 
 @dataclass(frozen=True)
 class Measuring:
-    """A network with how it is run; `out` keeps what was measured."""
+    """A network with how it is run, guided where it is; `out` keeps what was measured."""
 
     snapshot: Snapshot
+    guided: GuidedNetwork
     sampler: Euler
     device: torch.device
     batch: int
@@ -51,11 +53,18 @@ class Measuring:
 
     @property
     def net(self) -> Denoiser:
-        return cast(Denoiser, self.snapshot.net)
+        return cast(Denoiser, self.guided.denoiser)
+
+    @property
+    def euler_cost(self) -> int:
+        """F of a sample without restarts or scores."""
+        return forwards(self.net, self.sampler.levels(self.net))
 
     @property
     def folder(self) -> Path:
-        return self.out / f"{self.snapshot.name}-{self.snapshot.sha256[:8]}"
+        guidance = self.guided.identity
+        suffix = f"-guided-{hashlib.sha256(repr(guidance).encode()).hexdigest()[:8]}" if guidance else ""
+        return self.out / f"{self.snapshot.name}-{self.snapshot.sha256[:8]}{suffix}"
 
     def own(
         self, samples: int, name: str, measure: Callable[[Chunk], tuple[ChunkResult, dict[str, F64]]]
@@ -63,7 +72,7 @@ class Measuring:
         """What `measure` finds in each chunk of the network's own samples, which are a run folder: arrays [M, ...]."""
         chunks = cut_chunks(range(FIRST_SEED, FIRST_SEED + samples), batch=self.batch)
         job = Job(denoiser=self.net, sampler=self.sampler, chunks=chunks, device=self.device,
-                  network_sha256=self.snapshot.sha256, batch=self.batch)  # fmt: skip
+                  network_sha256=self.snapshot.sha256, batch=self.batch, guidance=self.guided.identity)  # fmt: skip
         run = self.folder / f"euler-{self.sampler.num_steps}"
         folder = OutputFolder(run, identity=job.identity(), option="--out")
         about = {"network": self.snapshot.describe(), "torch": torch.__version__, "version": tool_version()}

@@ -16,6 +16,7 @@ from rods.bench.gate_fit import features
 from rods.gate import ActivationDetector
 from rods.restart import Restart
 from rods.runs.chunk import Chunk, drawn_labels, sample_chunk
+from rods.runs.guidance import forwards
 from rods.types import Denoiser, Step
 from torch_utils.rng import SeedStreams
 
@@ -101,7 +102,7 @@ def run_trial(
     scores: list[tuple[float, ...]] = []
     others: list[tuple[float, ...]] = []
     rounds, spent = 0, 0
-    base = len(restart.levels(net)) + restart.detector.num_draws
+    base = forwards(net, restart.levels(net)) + restart.detector.num_draws
     for chunk in chunks:
         opinions = [SecondOpinion(net, drawn_labels(net, chunk, device), second, chunk.seeds)] if second else []
         done = sample_chunk(net, chunk, restart, device=device, observers=opinions)

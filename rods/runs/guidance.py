@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,6 +71,11 @@ def guidance_option(opts: Mapping[str, Any], preset: Preset | None) -> Guidance 
         return Guidance(strength, guide, window)
 
 
+def forwards(denoiser: AnyDenoiser, levels: Sequence[float]) -> int:
+    """How often networks are evaluated, F an image, where a denoiser is at each of these noise levels."""
+    return len(levels) + (sum(map(denoiser.is_guided, levels)) if isinstance(denoiser, Guided) else 0)
+
+
 @dataclass(frozen=True)
 class GuidedNetwork:
     """A network as it is sampled from, and what guides it."""
@@ -84,7 +89,7 @@ class GuidedNetwork:
         if not isinstance(self.denoiser, Guided) or (interval := self.denoiser.interval) is None:
             return
         levels = sampler.levels(self.denoiser)
-        if not any(interval.lo <= t <= interval.hi for t in levels):
+        if not any(map(self.denoiser.is_guided, levels)):
             raise UserError(
                 f"--guidance-interval={interval_to_text(interval)} holds no step of this run, whose noise levels are "
                 f"{levels[-1]:g} to {levels[0]:g}; widen it"

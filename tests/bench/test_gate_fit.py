@@ -22,12 +22,14 @@ from rods.bench.readout_fit import decoder_blocks
 from rods.bench.restart_trial import replayed, run_trial
 from rods.detectors import Lid
 from rods.gate import DensityRatio, density_ratio, fingerprint, network_of
+from rods.guidance import Guidance
 from rods.restart import Restart
 from rods.runs.chunk import cut_chunks, sample_chunk
 from rods.runs.presets import read_preset
+from rods.schedules import SigmaWindow
 from rods.types import Denoiser
 from scripts import fit_gate as command
-from training.checkpoint import load_denoiser
+from training.checkpoint import load_denoiser, load_snapshot
 
 
 def real_folder(folder: Path, net: torch.nn.Module, n: int) -> Path:
@@ -167,6 +169,33 @@ def test_without_images_limits_are_shares_of_calibration_samples(tmp_path: Path)
         assert (code, names in output, output.count("\n")) == (2, True, 1), output
 
 
+def test_a_gate_of_guided_samples_is_in_a_preset_with_their_guidance(tmp_path: Path) -> None:
+    net, weak = load_denoiser(SMALL), tiny(tmp_path / "weak.safetensors", first_weight=0.1)
+    dest = tmp_path / "my.preset.json"
+    options = [f"--network={SMALL}", f"--real={real_folder(tmp_path / 'real', net, 64)}", "--steps=8", "--batch=16",
+               "--samples=16", "--trial=16", "--threads=1", "--device=cpu", f"--out={tmp_path / 'out'}",
+               f"--dest={dest}", "--guidance=2", "--guidance-interval=.1,20"]  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    far = tiny(tmp_path / "elsewhere" / "weak.safetensors", first_weight=0.1)
+    assert "must lie beside --dest" in refusal(command.main, *options, f"--guide={far}")
+    told = said(command.main, *options, f"--guide={weak}")
+    preset = read_preset(dest)
+    assert preset.guidance == Guidance(2, str(weak), SigmaWindow(0.1, 20), load_snapshot(weak).sha256)
+    assert "guidance 2" in preset.source
+    said(command.main, *options, f"--guide={weak}")  # the same command again
+    assert "--guidance=2" in refusal(command.main, *last_of_each([*options, f"--guide={weak}", "--guidance=3"]))
+
+    inside = sum(0.1 <= t <= 20 for t in Euler(num_steps=8).levels(cast(Denoiser, net)))
+    assert 0 < inside < 8
+    runs = {name: tmp_path / name for name in ("euler", "restart")}
+    for sampler, run in runs.items():
+        generated(run, f"--preset={dest}", f"--sampler={sampler}", "--seeds=3500000-3500015", steps=8)
+        assert options_json(run)["identity"]["guidance_interval"] == "0.1,20"
+    assert {line["forward"] for line in records(runs["euler"])} == {8 + inside}
+    nfe = np.mean([line["forward"] for line in records(runs["restart"])])
+    assert f"{nfe:.1f} F an image ({nfe / (8 + inside):.2f}x Euler's)" in told, "the trial's seeds, as a run has them"
+
+
 def test_too_few_images_are_one_line(tmp_path: Path) -> None:
     net = load_denoiser(SMALL)
     real = real_folder(tmp_path / "real", net, 10)
@@ -201,9 +230,7 @@ def test_what_a_gate_cannot_be_fitted_to_is_one_line(tmp_path: Path, monkeypatch
     told = refused_with("--batch=8")
     assert "--out=" in told
     assert "--outdir" not in told
-    preset = json.loads(dest.read_text())
-    dest.write_text(json.dumps({**preset, "guidance": {"strength": 2, "guide": "noisier"}}))
-    assert "guidance" in refused_with()
+    assert "has no guidance" in refused_with("--guidance=2", "--guide=noisier")
 
 
 def test_a_network_without_decoder_blocks_is_one_line() -> None:
