@@ -42,7 +42,7 @@ from torch_utils.machine import keep_freed_memory
 from training.checkpoint import load_snapshot
 from training.execution import ExecutionConfig, checkpoint_blocks, compiled, set_layout
 from training.header import tool_version
-from training.model_zoo import MODELS
+from training.model_zoo import MODELS, saying_files, with_published
 
 EMBEDDED = MODELS / "hands-32.safetensors"
 HEADER = 200  # characters of a preset's source that are printed; options.json has all
@@ -87,7 +87,8 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
 @click.option(
     "--preset",
     metavar="NAME|FILE",
-    help="Settings of the sampler for this network [default: by the network's name; none: no preset].",
+    help="Settings of the sampler for this network [default: by the network's name; none: no preset]; or a published "
+    "network with its guide, such as edm2-img512-xs-guid-fid.",
 )
 @add_guidance_options
 @add_sampler_options
@@ -162,11 +163,13 @@ def main(**opts: Any) -> int:
 def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, Any], list[str]]:
     """Load and check everything before anything is written: the job, what options.json says of it, what to print."""
     notes: list[str] = []
+    published, opts = opts["preset"], with_published(opts)
     given = given_options(opts)
     sampler = sampler_choice(opts["sampler"], given, say=notes.append)
     if opts["network"] is None and not EMBEDDED.is_file():
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
-    snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
+    with saying_files(published):
+        snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))

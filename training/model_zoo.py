@@ -8,8 +8,11 @@ compare a strength with the papers (EDM2: arXiv 2312.02696; autoguidance: arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dnnlib.errors import UserError
 
@@ -110,6 +113,32 @@ PUBLISHED: dict[str, Published] = {
 """Networks of EDM and EDM2 by name; what was not checked of them is said above."""
 
 
+def with_published(opts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with a published name in --preset as its network, guide and strength.
+
+    What is given stays: files that were fetched by hand, another strength. Other presets are left alone.
+    """
+    found = PUBLISHED.get(opts["preset"] or "")
+    if found is None:
+        return dict(opts)
+    usual: dict[str, Any] = {"network": found.network.url, "sha256": found.network.sha256, "preset": None}
+    if found.guide is not None:
+        usual |= {"guide": found.guide.url, "guide_sha256": found.guide.sha256, "guidance": found.strength}
+    filled = {name: opts[name] for name in usual if name != "preset" and opts.get(name) is not None}
+    return {**opts, **usual, **filled}
+
+
+@contextmanager
+def saying_files(preset: str | None) -> Iterator[None]:
+    """A UserError of a published network that could not be fetched names all of its files."""
+    try:
+        yield
+    except UserError as e:
+        if preset not in PUBLISHED or "cannot download" not in str(e):
+            raise
+        raise UserError(f"--preset={preset}: {e}. It stands for {PUBLISHED[preset].describe()}") from None
+
+
 def locate(source: str) -> RemoteFile | None:
     """The file that a published name stands for; None: it is no such name, or a file of this name lies here.
 
@@ -119,5 +148,5 @@ def locate(source: str) -> RemoteFile | None:
         return None
     found = PUBLISHED[source]
     if found.guide is not None:
-        raise UserError(f"{source} is a network with its guide; give both: {found.describe()}")
+        raise UserError(f"{source} is a network with its guide; give --preset={source}, or {found.describe()}")
     return found.network

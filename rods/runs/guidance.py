@@ -22,7 +22,7 @@ from rods.types import AnyDenoiser
 from training.checkpoint import load_snapshot
 
 F = TypeVar("F", bound=Callable[..., Any])
-GUIDANCE_OPTIONS = ("guidance", "guide", "guidance_interval")
+GUIDANCE_OPTIONS = ("guidance", "guide", "guidance_interval", "guide_sha256")
 
 
 def add_guidance_options(command: F) -> F:
@@ -37,6 +37,7 @@ def add_guidance_options(command: F) -> F:
         click.option("--guidance-interval", metavar="LO,HI",
                      help="The noise levels at which it is guided; elsewhere the guide is not evaluated "
                           "[default: all]."),
+        click.option("--guide-sha256", metavar="HEX", help="What the checksum of the guide's file must be."),
     )  # fmt: skip
     return with_options(command, options)
 
@@ -47,7 +48,7 @@ def guidance_option(opts: Mapping[str, Any], preset: Preset | None) -> Guidance 
     Raises UserError, naming the option, for what is missing or out of range.
     """
     usual = preset.guidance if preset else None
-    strength, guide, interval = (opts[name] for name in GUIDANCE_OPTIONS)
+    strength, guide, interval, sha256 = (opts[name] for name in GUIDANCE_OPTIONS)
     if strength is None and usual is None:
         for name in GUIDANCE_OPTIONS[1:]:
             if opts[name] is not None:
@@ -67,8 +68,8 @@ def guidance_option(opts: Mapping[str, Any], preset: Preset | None) -> Guidance 
         if interval is not None:
             window = interval_from_text(interval)
         if guide is None and usual:
-            return Guidance(strength, usual.guide, window, usual.sha256)
-        return Guidance(strength, guide, window)
+            guide, sha256 = usual.guide, sha256 or usual.sha256
+        return Guidance(strength, guide, window, sha256)
 
 
 def forwards(denoiser: AnyDenoiser, levels: Sequence[float]) -> int:

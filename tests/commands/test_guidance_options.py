@@ -271,3 +271,18 @@ def test_fid_refuses_what_generate_refuses(options: list[str], says: str) -> Non
     result = CliRunner().invoke(fid.main, ["calc", "--num=2", "--metrics=inception-var", "--detector=pixels", *options])
     assert result.exit_code == 2
     assert says in result.output
+
+
+def test_the_checksum_of_a_guide_s_file_is_checked(tmp_path: Path, weak: Path) -> None:
+    options = ("--seeds=0", "--sampler=euler", "--guidance=2", f"--guide={weak}")
+    digest = load_snapshot(weak).sha256
+    generated(tmp_path / "right", *options, f"--guide-sha256={digest}")
+    assert options_json(tmp_path / "right")["identity"]["guide_sha256"] == digest
+    code, output = generate(tmp_path / "wrong", *options, f"--guide-sha256={'0' * 64}")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "--guide" in output
+    assert digest in output
+    code, output = generate(tmp_path / "wrong", *options[:3], "--guide=noisier", f"--guide-sha256={digest}")
+    assert (code, output.count("\n")) == (2, 1)
+    assert "no checksum" in output
+    assert not (tmp_path / "wrong").exists()

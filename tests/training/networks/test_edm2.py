@@ -23,7 +23,7 @@ from rods.schedules import edm_grid
 from scripts.convert import main as convert
 from torch_utils.persistence import module_tensors, read_pickle
 from training.checkpoint import load_denoiser, load_snapshot, save_snapshot
-from training.model_zoo import PUBLISHED, locate
+from training.model_zoo import PUBLISHED, locate, with_published
 from training.networks import PICKLED_PRECONDS, EDM2Precond, EDM2UNet, EDMPrecond
 from training.networks.edm2 import MPBlock
 from training.networks.mp_layers import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize, normalize_weights
@@ -344,11 +344,30 @@ def test_without_a_connection_a_name_says_which_files_to_fetch(tmp_path: Path, m
     assert f"put the file at {tmp_path / 'cache'}" in output
     code, output = generate(tmp_path / "out", network=Path("edm2-img512-xs-guid-fid"))
     assert (code, output.count("\n")) == (2, 1)
+    assert "--preset=edm2-img512-xs-guid-fid" in output
     found = PUBLISHED["edm2-img512-xs-guid-fid"]
     assert found.guide is not None
+    code, output = generate(tmp_path / "out", "--preset=edm2-img512-xs-guid-fid", "-n", network=None)
+    assert (code, output.count("\n")) == (2, 1)
+    assert f"put the file at {tmp_path / 'cache'}" in output
     assert found.network.url in output
     assert f"--guide={found.guide.url} --guidance=1.4" in output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_published_preset_is_its_files_and_strength_but_for_what_is_given() -> None:
+    nothing = dict.fromkeys(("network", "sha256", "guidance", "guide", "guidance_interval", "guide_sha256"))
+    found = PUBLISHED["edm2-img512-s-autog-fid"]
+    assert found.guide is not None
+    options = with_published({**nothing, "preset": "edm2-img512-s-autog-fid", "steps": 8})
+    assert options == {
+        **nothing, "preset": None, "steps": 8, "network": found.network.url, "guide": found.guide.url, "guidance": 2.1
+    }  # fmt: skip
+    given = {**nothing, "network": "here.pkl", "guidance": 1.5, "guide_sha256": "0" * 64}
+    options = with_published({**given, "preset": "edm2-img512-s-autog-fid"})
+    assert options == {**given, "preset": None, "guide": found.guide.url}
+    other = {**nothing, "preset": "hands-32"}
+    assert with_published(other) == other
 
 
 def test_a_file_goes_before_a_published_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
