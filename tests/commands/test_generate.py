@@ -45,7 +45,7 @@ EDM_DEFAULTS = {
 EDM_ABLATION = {"--solver": "heun", "--disc": "edm", "--schedule": "linear", "--scaling": "none"}
 OURS = {
     "--sampler", "--preset", "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--filter",
-    "-n", "--dry-run", "--restart-share",
+    "-n", "--dry-run", "--restart-share", "--guide-sha256",
     "--filter-threshold", "--rejected", "--accept", "--max-tries", "--trajectory", "--probe-batch",
     "--checkpoint-blocks", "--channels-last", "--compile", "--guidance", "--guide", "--guidance-interval",
 }  # fmt: skip
