@@ -137,7 +137,7 @@ def main(**opts: Any) -> int:
     """
     device = distributed.pick_device(opts["device"])
     keep_freed_memory()
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
+    torch.set_num_threads(opts["threads"] or distributed.own_cores())
     lead = distributed.rank() == 0
     distributed.init(device)
     with distributed.rank0_first():
@@ -277,7 +277,7 @@ def describe(job: Job, preset: str | None) -> list[str]:
     if job.threads:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):
-            lines.append(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
+            lines.append(busy)
     switches = {"rejected", "channels_last"}  # without a value
     given = [(k, v) for k, v in options.items() if v is not None and not (k in switches and not v)]
     return [*lines, " ".join(flag(k) if k in switches else f"{flag(k)}={shlex.quote(str(v))}" for k, v in given)]

@@ -234,7 +234,7 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
     ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""
     click.echo(f"Network: {millions:.2f} M parameters, attention at {attention} pixels, on {trainer.device}{ranks}")
     if busy := distributed.oversubscription(torch.get_num_threads()):
-        click.echo(f"Slow: {busy}; --threads=N divides the cores")
+        click.echo(busy)
 
 
 def drawing(device: torch.device) -> Draw:
