@@ -51,7 +51,7 @@ def _extractor_options(command: F) -> F:
         click.option("--batch", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Images at once."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                      help="Where to run."),
-        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads per rank [default: the cores, shared]."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads per rank [default: its cores]."),
     )  # fmt: skip
     return with_options(command, options)
 

@@ -48,8 +48,8 @@ EXECUTION_OPTIONS = (
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
-        help="CPU threads per rank [default: all cores, divided by the machine's ranks]. Equal --threads give equal bytes "
-        "for any number of ranks.",
+        help="CPU threads per rank [default: the machine's cores, divided by its ranks]. Equal --threads give equal "
+        "bytes for any number of ranks.",
     ),
 )
 
