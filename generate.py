@@ -21,7 +21,7 @@ from rods.config import SAMPLERS, to_json
 from rods.guidance import Guidance
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.estimate import estimate
-from rods.runs.execution_options import add_execution_options
+from rods.runs.execution_options import AUTO, add_execution_options, executed, execution_config
 from rods.runs.folder import CONTACT_SHEET, OutputFolder
 from rods.runs.guidance import GuidedNetwork, add_guidance_options, guidance_option, guided_network
 from rods.runs.options import (
@@ -40,7 +40,7 @@ from rods.runs.select import add_selection_options, selection
 from torch_utils import distributed
 from torch_utils.machine import keep_freed_memory
 from training.checkpoint import load_snapshot
-from training.execution import ExecutionConfig, checkpoint_blocks, compiled, set_layout
+from training.execution import ExecutionConfig
 from training.header import tool_version
 from training.model_zoo import MODELS
 
@@ -143,6 +143,10 @@ def main(**opts: Any) -> int:
     with distributed.rank0_first():
         job, about, notes = prepare(opts, device)
         folder = OutputFolder(opts["outdir"], identity=job.identity())
+    if opts["dtype"] == AUTO and len(set(distributed.gather((job.dtype, job.channels_last)))) > 1:
+        raise UserError(
+            f"--dtype={AUTO} chooses differently on the machines of these ranks; give --dtype=float32 or mixed"
+        )
     if opts["dry_run"]:
         for line in [*notes, *estimate(job, ranks=distributed.world_size())] if lead else ():
             click.echo(line)
@@ -177,7 +181,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     notes += said
     chosen = selection(opts, preset)
     guidance = guidance_option(opts, preset)
-    execution = ExecutionConfig(torch.get_num_threads(), opts["channels_last"], opts["dtype"])
+    execution = execution_config(opts, snapshot.net, device, say=notes.append)
     network = with_guide(opts, snapshot.net, guidance, execution, device)
     check_network(network.denoiser, chosen_sampler, opts["class_index"])
     network.check(chosen_sampler)
@@ -226,15 +230,6 @@ def with_guide(
                 raise UserError(f"{option}: the masks of --guide={guidance.guide} do not go through it; leave it out")
     net = executed(opts, net, execution)
     return guided_network(net, guidance, device=device, executed=lambda guide: executed(opts, guide, execution))
-
-
-def executed(opts: dict[str, Any], net: Any, execution: ExecutionConfig) -> Any:
-    """The network as it will be called."""
-    set_layout(net, channels_last=execution.channels_last)
-    if opts["checkpoint_blocks"]:
-        checkpoint_blocks(net)
-    wanted = opts["compile_network"] and not opts["dry_run"]  # which measures, and compiling takes minutes
-    return compiled(net, batch=opts["batch"]) if wanted else net
 
 
 def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
