@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import product
 from pathlib import Path
 
 import click
@@ -33,6 +33,8 @@ from training.checkpoint import load_denoiser
 Numbers = dict[str, NDArray[np.float64]]
 ROUNDING, BF16 = 2e-3, 0.15
 """How far numbers may be from the plain run's, relative, root mean square: 8 bits of a PNG are 2e-3, too."""
+ALONE = {"threads", "device", "rng", "bench", "cache"}
+"""Not in pairs: what cannot change a bit on a CPU, and threads, which wait for each other where a machine is busy."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Subject:
     command: click.Command
     given: Callable[[Path], list[str]]  # the folder of all runs -> what every run is given
     numbers: Callable[[Path, str], Numbers]  # the run's folder and all that it said -> what it came to
-    execution: Mapping[str, str]  # parameter -> what to give for it
+    execution: Mapping[str, Sequence[str]]  # parameter -> what to give for it, one thing after the other
     other: frozenset[str]
     families: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"": ()})
     out: Sequence[str] = ("--outdir={}",)  # none: it prints what it found
@@ -64,13 +66,23 @@ class Subject:
         """What is said of options that the command does not have."""
         return (set(self.execution) | self.other) - {parameter.name or "" for parameter in self.command.params}
 
-    def together(self, first: str) -> Iterator[tuple[str, ...]]:
-        """An option alone, then with each one after it."""
-        yield (first,)
-        yield from (pair for pair in combinations(self.execution, 2) if pair[0] == first)
+    def cases(self) -> Iterator[tuple[str, str]]:
+        """Families and options to try, which go with those after them; those of `ALONE` by one family."""
+        for family in self.families:
+            own = [name for name in self.execution if name not in ALONE or family == next(iter(self.families))]
+            yield from ((family, name) for name in own)
 
-    def within(self, names: Sequence[str]) -> float:
-        return BF16 if any("bf16" in self.execution[name] for name in names) else ROUNDING
+    def together(self, first: str) -> Iterator[tuple[str, ...]]:
+        """What to give for an option alone, then with each one after it."""
+        others = list(self.execution)[list(self.execution).index(first) + 1 :]
+        yield from ((given,) for given in self.execution[first])
+        for other in others if first not in ALONE else ():
+            if other not in ALONE:
+                yield from product(self.execution[first], self.execution[other])
+
+
+def limit(options: Sequence[str]) -> float:
+    return BF16 if {"--dtype=bf16", "--dtype=mixed", "--precision=bf16"} & set(options) else ROUNDING
 
 
 def apart(a: Numbers, b: Numbers) -> float:
@@ -126,15 +138,15 @@ GENERATE = Subject(
     generate_given,
     images_of,
     {
-        "batch": "--batch=4",
-        "probe_batch": "--probe-batch=2",
-        "checkpoint_blocks": "--checkpoint-blocks",
-        "dtype": "--dtype=bf16",
-        "channels_last": "--channels-last",
-        "compile_network": "--compile",
-        "threads": "--threads=2",
-        "rng": "--rng=cpu",
-        "device": "--device=cpu",
+        "batch": ["--batch=4"],
+        "probe_batch": ["--probe-batch=2"],
+        "checkpoint_blocks": ["--checkpoint-blocks"],
+        "dtype": ["--dtype=bf16", "--dtype=mixed"],
+        "channels_last": ["--channels-last"],
+        "compile_network": ["--compile"],
+        "threads": ["--threads=2"],
+        "rng": ["--rng=cpu"],
+        "device": ["--device=cpu"],
     },
     names(
         "network sha256 outdir seeds subdirs class_index grid trajectory sampler preset guidance guide "
@@ -179,16 +191,16 @@ TRAIN = Subject(
     training_given,
     training_numbers,
     {
-        "batch_gpu": "--batch-gpu=3",
-        "precision": "--precision=bf16",
-        "ls": "--ls=8",
-        "compiled": "--compile",
-        "channels_last": "--channels-last",
-        "bench": "--bench=0",
-        "threads": "--threads=2",
-        "cache": "--cache=0",
-        "workers": "--workers=3",
-        "device": "--device=cpu",
+        "batch_gpu": ["--batch-gpu=3"],
+        "precision": ["--precision=bf16"],
+        "ls": ["--ls=8"],
+        "compiled": ["--compile"],
+        "channels_last": ["--channels-last"],
+        "bench": ["--bench=0"],
+        "threads": ["--threads=2"],
+        "cache": ["--cache=0"],
+        "workers": ["--workers=3"],
+        "device": ["--device=cpu"],
     },
     names(
         "preset outdir data cond arch precond cbase cres blocks attn dropout label_dropout sigma_data duration batch "
@@ -202,7 +214,7 @@ TRAIN = Subject(
 
 # -- fid.py -----------------------------------------------------------------------------------------------------------
 
-EXTRACTION = {"batch": "--batch=5", "device": "--device=cpu", "threads": "--threads=2"}
+EXTRACTION = {"batch": ["--batch=5"], "device": ["--device=cpu"], "threads": ["--threads=2"]}
 EXTRACTOR = names("detector resize trust_detector seed force")
 PIXELS = ["--detector=pixels", "--threads=1", "--batch=16"]
 
@@ -310,7 +322,7 @@ BENCH = Subject(
     lambda shared: ["--task=small", "--samplers=euler,rods-cas", "--samplers=restart", "--seeds=0-9", "--batch=10",
                     "--threads=1"],
     benchmark_of,
-    {"batch": "--batch=4", "device": "--device=auto", "threads": "--threads=2"},
+    {"batch": ["--batch=4"], "device": ["--device=auto"], "threads": ["--threads=2"]},
     names("experiment task_name network samplers seeds preset out"),
     out=["--out={}"],
 )  # fmt: skip
@@ -336,7 +348,7 @@ GATE = Subject(
     lambda shared: [f"--network={SMALL}", f"--real={pictures(shared / 'real', 70, 8)}", "--steps=8", "--batch=16",
                     "--samples=40", "--trial=16", "--threads=1", "--device=cpu"],
     gate_of,
-    {"batch": "--batch=9", "device": "--device=auto", "threads": "--threads=2"},
+    {"batch": ["--batch=9"], "device": ["--device=auto"], "threads": ["--threads=2"]},
     names("network real dest samples num_trial budget alpha steps out"),
     {"two classes": (), "one class": ["--samples=0"]},
     out=["--dest={}.preset.json", "--out={}"],

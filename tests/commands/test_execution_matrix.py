@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click import Command
-from execution_matrix import BENCH_OTHERS, SUBJECTS, Numbers, apart, small_task
+from execution_matrix import BENCH_OTHERS, SUBJECTS, Numbers, apart, limit, small_task
 
 import fid
 from rods.bench.task import Task
@@ -19,8 +19,7 @@ from scripts import bench
 MATRIX = [
     pytest.param(name, family, first, id=f"{name}, {family or 'plain'}, {first}")
     for name, subject in SUBJECTS.items()
-    for family in subject.families
-    for first in subject.execution
+    for family, first in subject.cases()
 ]
 
 
@@ -78,8 +77,7 @@ def test_options_leave_the_result(
     far = {}
     for together in subject.together(first):
         torch._dynamo.reset()
-        options = [subject.execution[option] for option in together]
-        found = subject.run(tmp_path / "-".join(together), shared, *own, *options)
-        if not (distance := apart(found, plain[name, family])) <= subject.within(together):
-            far[" ".join(options)] = distance
+        found = subject.run(tmp_path / "".join(together), shared, *own, *together)
+        if not (distance := apart(found, plain[name, family])) <= limit(together):
+            far[" ".join(together)] = distance
     assert not far
