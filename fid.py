@@ -51,7 +51,7 @@ def _extractor_options(command: F) -> F:
         click.option("--batch", type=click.IntRange(1, 100_000), default=64, show_default=True, help="Images at once."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True,
                      help="Where to run."),
-        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads per rank [default: all cores]."),
+        click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads per rank [default: its cores]."),
     )  # fmt: skip
     return with_options(command, options)
 
@@ -216,7 +216,7 @@ def info(reference: str, as_json: bool) -> None:
 
 def _start(opts: dict[str, Any]) -> torch.device:
     device = distributed.pick_device(opts["device"])
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
+    torch.set_num_threads(opts["threads"] or distributed.own_cores())
     distributed.init(device)
     return device
 

@@ -21,7 +21,7 @@ from rods.config import SAMPLERS, to_json
 from rods.guidance import Guidance
 from rods.runs.chunk import check_class, cut_chunks
 from rods.runs.estimate import estimate
-from rods.runs.execution_options import add_execution_options
+from rods.runs.execution_options import AUTO, add_execution_options, executed, execution_config
 from rods.runs.folder import CONTACT_SHEET, OutputFolder
 from rods.runs.guidance import GuidedNetwork, add_guidance_options, guidance_option, guided_network
 from rods.runs.options import (
@@ -40,7 +40,7 @@ from rods.runs.select import add_selection_options, selection
 from torch_utils import distributed
 from torch_utils.machine import keep_freed_memory
 from training.checkpoint import load_snapshot
-from training.execution import ExecutionConfig, checkpoint_blocks, compiled, set_layout
+from training.execution import ExecutionConfig
 from training.header import tool_version
 from training.model_zoo import MODELS, saying_files, with_published
 
@@ -138,12 +138,16 @@ def main(**opts: Any) -> int:
     """
     device = distributed.pick_device(opts["device"])
     keep_freed_memory()
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
+    torch.set_num_threads(opts["threads"] or distributed.own_cores())
     lead = distributed.rank() == 0
     distributed.init(device)
     with distributed.rank0_first():
         job, about, notes = prepare(opts, device)
         folder = OutputFolder(opts["outdir"], identity=job.identity())
+    if opts["dtype"] == AUTO and len(set(distributed.gather((job.dtype, job.channels_last)))) > 1:
+        raise UserError(
+            f"--dtype={AUTO} chooses differently on the machines of these ranks; give --dtype=float32 or mixed"
+        )
     if opts["dry_run"]:
         for line in [*notes, *estimate(job, ranks=distributed.world_size())] if lead else ():
             click.echo(line)
@@ -180,7 +184,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     notes += said
     chosen = selection(opts, preset)
     guidance = guidance_option(opts, preset)
-    execution = ExecutionConfig(torch.get_num_threads(), opts["channels_last"], opts["dtype"])
+    execution = execution_config(opts, snapshot.net, device, say=notes.append)
     network = with_guide(opts, snapshot.net, guidance, execution, device)
     check_network(network.denoiser, chosen_sampler, opts["class_index"])
     network.check(chosen_sampler)
@@ -231,15 +235,6 @@ def with_guide(
     return guided_network(net, guidance, device=device, executed=lambda guide: executed(opts, guide, execution))
 
 
-def executed(opts: dict[str, Any], net: Any, execution: ExecutionConfig) -> Any:
-    """The network as it will be called."""
-    set_layout(net, channels_last=execution.channels_last)
-    if opts["checkpoint_blocks"]:
-        checkpoint_blocks(net)
-    wanted = opts["compile_network"] and not opts["dry_run"]  # which measures, and compiling takes minutes
-    return compiled(net, batch=opts["batch"]) if wanted else net
-
-
 def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
     """The steps that strips show, in order. UserError for other steps, or several runs an image."""
     steps = sorted(opts["trajectory"] or ())
@@ -280,7 +275,7 @@ def describe(job: Job, preset: str | None) -> list[str]:
     if job.threads:
         options["threads"] = job.threads
         if busy := distributed.oversubscription(job.threads):
-            lines.append(f"Slow: {busy}; --threads=N divides the cores (equal bytes need an equal --threads)")
+            lines.append(busy)
     switches = {"rejected", "channels_last"}  # without a value
     given = [(k, v) for k, v in options.items() if v is not None and not (k in switches and not v)]
     return [*lines, " ".join(flag(k) if k in switches else f"{flag(k)}={shlex.quote(str(v))}" for k, v in given)]

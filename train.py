@@ -45,13 +45,13 @@ def main(ctx: click.Context, **opts: Any) -> None:
       torchrun --standalone --nproc_per_node=8 train.py --preset=hands-128-ve --data=hands.zip --outdir=training-runs
     """
     device = distributed.pick_device(opts["device"])
-    check_options(opts, ctx, device)
     if opts["threads"]:
         torch.set_num_threads(opts["threads"])
     torch.set_flush_denormal(True)
     torch.backends.cudnn.benchmark = opts["bench"]
     distributed.init(device)
     with distributed.rank0_first():
+        check_options(opts, ctx, device)
         dataset = ImageDataset(opts["data"], cond=opts["cond"], cache=opts["cache"])
         held_out = held_out_data(opts, dataset)
     if opts["sigma_data"] == "auto":
@@ -234,7 +234,7 @@ def describe(trainer: Trainer, dataset: ImageDataset) -> None:
     ranks = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""
     click.echo(f"Network: {millions:.2f} M parameters, attention at {attention} pixels, on {trainer.device}{ranks}")
     if busy := distributed.oversubscription(torch.get_num_threads()):
-        click.echo(f"Slow: {busy}; --threads=N divides the cores")
+        click.echo(busy)
 
 
 def drawing(device: torch.device) -> Draw:

@@ -141,8 +141,8 @@ class _OneLineErrors(click.Command):
         try:
             code = super().main(args, prog_name, **{**extra, "standalone_mode": False})
             sys.stdout.flush()
-        except click.ClickException as e:
-            _fail(e.format_message())
+        except click.ClickException as e:  # of the command line, which is that of all ranks: one of them says it
+            _fail(e.format_message(), quiet=_is_later_rank())
         except click.Abort:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
@@ -215,11 +215,18 @@ def _give_up_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, *, follows: bool = False) -> NoReturn:
-    """Prints one line and exits with 2; `follows`: another process has failed before."""
+def _is_later_rank() -> bool:
+    """Whether torchrun started this process as another rank than the first."""
+    rank, ranks = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return rank.isdecimal() and ranks.isdecimal() and 0 < int(rank) < int(ranks)
+
+
+def _fail(message: str, *, follows: bool = False, quiet: bool = False) -> NoReturn:
+    """Prints one line and exits with 2. `follows`: another process has failed before; `quiet`: it says the same."""
     text = "Error: " + " ".join(message.split()).encode(errors="backslashreplace").decode()  # names that are not UTF-8
     with suppress(OSError):
-        click.echo(text, err=True)
+        if not quiet:
+            click.echo(text, err=True)
     _tell_torchrun(text, follows=follows)
     sys.exit(2)
 

@@ -131,12 +131,17 @@ def guided(
                 "or noisier"
             )
         guide = Unlabelled(main)
-    if interval is not None and not isinstance(interval, SigmaWindow):
-        lo, hi = interval
-        if not 0 <= lo < hi:
-            raise ValueError(f"interval: {lo:g},{hi:g} is empty; give 0 <= lo < hi in noise levels")
-        interval = SigmaWindow(lo, hi)
+    if interval is not None:
+        lo, hi = (interval.lo, interval.hi) if isinstance(interval, SigmaWindow) else interval
+        interval = noise_interval(lo, hi)
     return Guided(main, guide, strength, interval)
+
+
+def noise_interval(lo: float, hi: float, *, name: str = "interval") -> SigmaWindow:
+    """The noise levels lo to hi. Raises ValueError, which calls them `name`: an empty interval."""
+    if not 0 <= lo < hi:
+        raise ValueError(f"{name}: {digits(lo)},{digits(hi)} is empty; give 0 <= lo < hi in noise levels")
+    return SigmaWindow(lo, hi)
 
 
 # -- guides that need no second network -------------------------------------------------------------------------------
@@ -243,9 +248,7 @@ def interval_from_text(text: str) -> SigmaWindow:
         lo, hi = (float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"guidance_interval: {text!r} is not LO,HI; give two noise levels, such as .2,5") from None
-    if not 0 <= lo < hi:
-        raise ValueError(f"guidance_interval: {text} is empty; give 0 <= LO < HI in noise levels")
-    return SigmaWindow(lo, hi)
+    return noise_interval(lo, hi, name="guidance_interval")
 
 
 def interval_to_text(interval: SigmaWindow) -> str:

@@ -85,7 +85,7 @@ def say(line: str) -> None:
 
 def opened(opts: dict[str, Any], methods: Sequence[str], usual: Usual) -> Experiment:
     """The usual experiment, with what the common options ask for."""
-    torch.set_num_threads(opts["threads"] or distributed.usable_cores())
+    torch.set_num_threads(opts["threads"] or distributed.own_cores())
     torch.set_flush_denormal(True)
     asked = {name: opts[name] for name in ("batch", "per_batch", "eps") if opts[name] is not None}
     if opts["seeds"]:

@@ -28,6 +28,7 @@ from dnnlib.cli import Command, Destination, NumberList, SeedList, check_folder_
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
+from rods.bench.gate_run import read_arrays, write_arrays
 from rods.bench.labelled import LabelledRun, is_finite, read_run
 from rods.bench.methods import BASELINE, Method
 from rods.bench.readout_fit import (
@@ -148,10 +149,8 @@ def measured(
                     network.denoiser, labelled.images, t, blocks, draws=draws, batch=BATCH, device=device,
                     report=bar.update,
                 )  # fmt: skip
-                with atomic_write(path) as temporary, temporary.open("wb") as f:
-                    np.savez(f, **cast(dict[str, Any], p))
-            with np.load(path) as saved:
-                found.update({(block, t): saved[block] for block in blocks})
+                write_arrays(path, p)
+            found.update({(block, t): p for block, p in read_arrays(path).items()})
     return found
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from rods.bench.task import Task
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # workers of pytest share the cores
@@ -19,3 +22,17 @@ def _torch_settings() -> Iterator[None]:
     yield
     torch.set_flush_denormal(False)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def offer_tasks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, dict[str, Task]], None]:
+    """Makes a script of the benchmark offer these tasks in place of the registered ones."""
+
+    def offer(script: Any, tasks: dict[str, Task]) -> None:
+        monkeypatch.setattr(script, "TASKS", {name: lambda task=task: task for name, task in tasks.items()})
+        for command in getattr(script.main, "commands", {"": script.main}).values():
+            for option in command.params:
+                if option.name == "task_name":
+                    monkeypatch.setattr(option, "type", type(option.type)(list(tasks)))
+
+    return offer

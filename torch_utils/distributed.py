@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dnnlib.errors import OtherRankError, UserError, shown
+from dnnlib.errors import OtherRankError, UserError, counted, shown
 
 T = TypeVar("T")
 
@@ -52,12 +52,12 @@ def init(device: torch.device) -> None:
 
 
 def begin(device: str, threads: int | None) -> torch.device:
-    """How a command that samples begins: its device and threads (None: all cores), the group of its ranks.
+    """How a command that samples begins: its device and threads (None: `own_cores`), the group of its ranks.
 
     Denormals are flushed, for they slow a CPU down. UserError as `pick_device` and `init`.
     """
     where = pick_device(device)
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or own_cores())
     torch.set_flush_denormal(True)
     init(where)
     return where
@@ -204,9 +204,15 @@ def usable_cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
+def own_cores() -> int:
+    """The cores that fall to this process where the ranks of its machine share them; one at least."""
+    return max(1, usable_cores() // _local_world_size())
+
+
 def oversubscription(threads: int) -> str | None:
     """What to say if the ranks of this machine run more threads than there are cores."""
     ranks, cores = _local_world_size(), usable_cores()
-    return (
-        f"{ranks} ranks with {threads} threads share {cores} cores" if ranks > 1 and ranks * threads > cores else None
-    )
+    if ranks == 1 or ranks * threads <= cores:
+        return None
+    remedy = f"leave --threads out, or give --threads={own_cores()}" if threads > 1 else f"--nproc_per_node={cores}"
+    return f"Slow: {counted(ranks, 'rank')} with {counted(threads, 'thread')} each share {cores} cores; {remedy}"

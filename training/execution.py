@@ -16,6 +16,14 @@ from torch import Tensor, nn
 from training.checkpoint import DTYPES
 from training.networks import Precond
 
+PRECISIONS = (*DTYPES, "mixed")
+"""mixed: `Mixed`, which is float32 to whoever is around it."""
+
+
+def autocast_of(precision: str) -> torch.dtype:
+    """The dtype of the autocast in which a network of this precision is called; float32: none."""
+    return DTYPES.get(precision, torch.float32)
+
 
 @dataclass(frozen=True)
 class ExecutionConfig:
@@ -43,19 +51,12 @@ def checkpoint_blocks(net: Precond) -> int:
     return len(blocks)
 
 
-class Compiled(nn.Module):
-    """A network through torch.compile: a graph for all batch sizes, and another one where a gradient is asked for.
+class _Around(nn.Module):
+    """A network that is called in another way; its attributes are the network's own."""
 
-    The number of rows is a symbol of the graphs, so that the few rows of a restart neither compile again nor are padded
-    to a whole batch; torch makes one row a special case, which is padded to two unless all batches are of one. A graph
-    calls no hooks: while somebody watches layers (a readout, rods/gate.py), the network is carried out as it is.
-    Attributes are the network's own.
-    """
-
-    def __init__(self, net: nn.Module, *, batch: int) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net, self.least = net, min(batch, 2)
-        self.graph = torch.compile(net.forward)  # the method: as a module it would be a second owner of the weights
+        self.net = net
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -63,9 +64,41 @@ class Compiled(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("net"), name)
 
+    def is_watched(self) -> bool:
+        """Whether somebody reads layers (a gate, rods/gate.py)."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+
+
+class Mixed(_Around):
+    """A network in bf16 where only its D is wanted, and in float32 where a gradient or a layer is read.
+
+    In bf16, H above a noise level of about 5 is rounding noise (docs/lab/2026-11-24-performance.md), and a gate's
+    threshold is one of float32 activations.
+    """
+
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules()):
-            return self.net(x, sigma, class_labels)
+        exact = (torch.is_grad_enabled() and x.requires_grad) or self.is_watched()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=not exact):
+            denoised: Tensor = self.net(x, sigma, class_labels)
+        return denoised
+
+
+class Compiled(_Around):
+    """A network through torch.compile: a graph for all batch sizes, and another one where a gradient is asked for.
+
+    The number of rows is a symbol of the graphs, so that the few rows of a restart neither compile again nor are padded
+    to a whole batch; torch makes one row a special case, which is padded to two unless all batches are of one. A graph
+    calls no hooks: while somebody watches layers, the network is carried out as it is.
+    """
+
+    def __init__(self, net: nn.Module, *, batch: int) -> None:
+        super().__init__(net)
+        self.least = min(batch, 2)
+        self.graph = torch.compile(net.forward)  # the method: as a module it would be a second owner of the weights
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        if self.is_watched():
+            return self.net(x, sigma, class_labels)  # type: ignore[no-any-return]
         B = len(x)
         if self.least > B:
             x = torch.cat([x, x[-1:]])
@@ -91,7 +124,8 @@ def apply_execution(net: nn.Module, config: ExecutionConfig) -> Iterator[None]:
     set_layout(net, channels_last=config.channels_last)
     torch.set_num_threads(config.threads)
     try:
-        with torch.autocast(device, DTYPES[config.dtype], enabled=config.dtype != "float32"):
+        dtype = autocast_of(config.dtype)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             yield
     finally:
         torch.set_num_threads(threads)

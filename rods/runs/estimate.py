@@ -12,7 +12,7 @@ from rods.denoiser import bind
 from rods.runs.chunk import Chunk, ChunkResult
 from rods.runs.run import Job, sample_job
 from torch_utils.machine import kept_for_backward, largest_measured, must_fit, peak_memory, size_text, timed
-from training.checkpoint import DTYPES
+from training.execution import autocast_of
 from training.logging import duration
 
 PATIENCE = 20.0
@@ -74,7 +74,7 @@ def blank(job: Job, rows: int) -> Tensor:
 
 def evaluate(job: Job, x: Tensor) -> int:
     """D(x; 1), as the run evaluates it. Returns how many F an image took."""
-    dtype, label_dim = DTYPES[job.dtype], int(job.denoiser.label_dim)  # type: ignore[attr-defined]
+    dtype, label_dim = autocast_of(job.dtype), int(job.denoiser.label_dim)  # type: ignore[attr-defined]
     denoise = bind(job.denoiser, len(x), torch.zeros(len(x), label_dim, device=x.device) if label_dim else None)
     with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
         denoise(x, torch.ones([], device=x.device))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
+import torch
 
 from dnnlib.cli import with_options
-from training.checkpoint import DTYPES
+from training.execution import PRECISIONS, ExecutionConfig, Mixed, checkpoint_blocks, compiled, set_layout
+from training.precision import fastest
 
 F = TypeVar("F", bound=Callable[..., Any])
+AUTO = "auto"
 
 EXECUTION_OPTIONS = (
     click.option(
@@ -33,10 +36,11 @@ EXECUTION_OPTIONS = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(list(DTYPES)),
+        type=click.Choice([*PRECISIONS, AUTO]),
         default="float32",
         show_default=True,
-        help="Precision inside the network; the state is float64.",
+        help="Precision inside the network; the state is float64. mixed: bf16, but float32 where a gradient or a gate "
+        "reads it. auto: on a CPU, the fastest of float32 and mixed and of the layouts, by a short trial that is kept.",
     ),
     click.option("--channels-last", is_flag=True, help="Memory layout of the network's tensors."),
     click.option(
@@ -48,7 +52,8 @@ EXECUTION_OPTIONS = (
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
-        help="CPU threads per rank [default: all cores]. Equal --threads give equal bytes for any number of ranks.",
+        help="CPU threads per rank [default: the machine's cores, divided by its ranks]. Equal --threads give equal "
+        "bytes for any number of ranks.",
     ),
 )
 
@@ -56,3 +61,25 @@ EXECUTION_OPTIONS = (
 def add_execution_options(command: F) -> F:
     """Decorator: the options above."""
     return with_options(command, EXECUTION_OPTIONS)
+
+
+def execution_config(
+    opts: Mapping[str, Any], net: Any, device: torch.device, *, say: Callable[[str], None]
+) -> ExecutionConfig:
+    """How the options have the network carried out; what --dtype=auto comes to is said."""
+    threads, channels_last, dtype = torch.get_num_threads(), opts["channels_last"], opts["dtype"]
+    if dtype == AUTO:
+        choice = fastest(net, batch=opts["batch"], channels_last=channels_last, device=device)
+        say(f"--dtype={AUTO}: {choice.describe()}")
+        channels_last, dtype = choice.channels_last, choice.precision
+    return ExecutionConfig(threads, channels_last, dtype)
+
+
+def executed(opts: Mapping[str, Any], net: Any, execution: ExecutionConfig) -> Any:
+    """The network as it will be called."""
+    set_layout(net, channels_last=execution.channels_last)
+    if opts["checkpoint_blocks"]:
+        checkpoint_blocks(net)
+    if opts["compile_network"] and not opts["dry_run"]:  # which measures, and compiling takes minutes
+        net = compiled(net, batch=opts["batch"])
+    return Mixed(net) if execution.dtype == "mixed" else net

@@ -30,7 +30,7 @@ from rods.runs.trajectories import Strips
 from rods.types import AnyDenoiser
 from torch_utils import distributed
 from torch_utils.machine import must_fit
-from training.checkpoint import DTYPES
+from training.execution import autocast_of
 
 CHANNELS = (1, 3)  # what a PNG of ours can hold
 MAX_GRID = 256
@@ -154,7 +154,7 @@ def sample_job(
         device=job.device,
         class_index=job.class_index,
         rng_on_cpu=job.rng == "cpu",
-        dtype=DTYPES[job.dtype],
+        dtype=autocast_of(job.dtype),
         detectors=job.selection.detectors(),
         micro_batches=micro_batches or MicroBatches(probe_batch=job.probe_batch),
     )

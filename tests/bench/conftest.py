@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rods.bench.task import Task
 from rods.eval.labels import Label
 from rods.labels.session import NORMAL, Answers, open_session
 
 Labels = Mapping[str, Label]  # by image name
-
-
-@pytest.fixture
-def offer_tasks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, dict[str, Task]], None]:
-    """Makes a script of the benchmark offer these tasks in place of the registered ones."""
-
-    def offer(script: Any, tasks: dict[str, Task]) -> None:
-        monkeypatch.setattr(script, "TASKS", {name: lambda task=task: task for name, task in tasks.items()})
-        for command in getattr(script.main, "commands", {"": script.main}).values():
-            for option in command.params:
-                if option.name == "task_name":
-                    monkeypatch.setattr(option, "type", type(option.type)(list(tasks)))
-
-    return offer
 
 
 @pytest.fixture

@@ -144,6 +144,20 @@ def test_the_page_of_torchrun_ends_with_the_line_of_the_rank_that_failed_first(
     assert "Error: rank 0 stops because another rank has failed" in page
 
 
+@pytest.mark.parametrize(
+    ("rank", "ranks", "says"), [("0", "2", True), ("1", "2", False), ("1", "1", True), ("", "", True)]
+)
+def test_a_wrong_command_line_is_said_by_one_rank_and_stops_all(
+    rank: str, ranks: str, says: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "error.json"
+    for name, value in (("RANK", rank), ("WORLD_SIZE", ranks), ("TORCHELASTIC_ERROR_FILE", str(page))):
+        monkeypatch.setenv(name, value)
+    line = "Error: --seeds is given 2 times; give it once"
+    assert run("--seeds=1", "--seeds=2") == (2, f"{line}\n" if says else "")
+    assert line in page.read_text()
+
+
 def test_users_errors_pass_unchanged_where_value_errors_are_converted() -> None:
     with pytest.raises(UserError, match=r"^the file is broken$"), user_errors("--network", spelled=str.upper):
         raise UserError("the file is broken")

@@ -21,6 +21,7 @@ from rods.gate import activations, fingerprint
 from rods.guidance import Guidance, Noisier, guide_to_text, interval_from_text
 from rods.micro_batches import MicroBatches
 from rods.runs.chunk import Chunk, sample_chunk
+from rods.schedules import SigmaWindow
 from rods.wrappers import FunctionDenoiser
 from torch_utils.rng import SeedStreams
 from training.checkpoint import load_denoiser
@@ -245,6 +246,7 @@ def f(channels: int = 2, side: int = 3, classes: int = 0, lo: float = 0, hi: flo
         ((f(hi=1), f(lo=2), 2), r"^guide: it knows no noise level"),
         ((f(), f(), math.nan), r"^strength: nan"),
         ((f(), f(), 2, (3, 3)), r"^interval: 3,3 is empty"),
+        ((f(), f(), 2, SigmaWindow(3, 3)), r"^interval: 3,3 is empty"),
         ((f(), f(), 2, (-1, 3)), r"^interval: -1,3 is empty"),
     ],
 )

@@ -62,10 +62,29 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_many_threads_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "usable_cores", lambda: 4)
+    assert distributed.own_cores() == 4
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert distributed.oversubscription(2) is None
-    assert distributed.oversubscription(3) == "2 ranks with 3 threads share 4 cores"
+    assert distributed.oversubscription(3) == (
+        "Slow: 2 ranks with 3 threads each share 4 cores; leave --threads out, or give --threads=2"
+    )
+
+
+@pytest.mark.parametrize(("ranks", "threads", "says"), [(1, 4, False), (2, 2, False), (3, 1, False), (6, 1, True)])
+def test_ranks_of_a_machine_divide_its_cores(
+    ranks: int, threads: int, says: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "usable_cores", lambda: 4)
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 12), ("LOCAL_WORLD_SIZE", ranks)):
+        monkeypatch.setenv(name, str(value))
+    assert distributed.own_cores() == threads
+    assert (distributed.oversubscription(threads) is not None) == says
+    before = torch.get_num_threads()
+    monkeypatch.setattr(distributed, "init", lambda device: None)
+    distributed.begin("cpu", None)
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
