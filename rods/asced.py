@@ -1,7 +1,7 @@
 """Pixels whose denoised value jumps: a score of a trajectory, and a sampler that draws their noise anew.
 
-After ASCED (arXiv 2503.16218), which we know by a summary. Both read how much each pixel of D(x_t) has changed since the
-step before, and call a pixel an outlier by the median and the median absolute deviation (MAD) of its own image.
+After ASCED (arXiv 2503.16218), which we know by a summary. Both read how much each pixel of D(x_t) has changed since
+the step before, and call a pixel an outlier by the median and the median absolute deviation (MAD) of its own image.
 """
 
 from __future__ import annotations

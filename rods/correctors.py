@@ -278,8 +278,8 @@ class Iq(NamedCorrector):
 class IqThrough(Iq):
     """IQ with the gradient of LID(D(x; t)) by x, taken through D, and a threshold for each noise level.
 
-    As `Iq`, which takes the gradient at D: here it is J^T grad, J the Jacobian of D at x. What is moved are scores above
-    threshold t^growth, so that two noise levels can have a quantile of their own each (the paper's mask).
+    As `Iq`, which takes the gradient at D: here it is J^T grad, J the Jacobian of D at x. Scores above threshold
+    t^growth are moved, so that two noise levels can have a quantile of their own each (the paper's mask).
     Cost: F, and (draws + 1) (F + B).
     """
 

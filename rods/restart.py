@@ -35,8 +35,9 @@ class Restart(Sampler):
     must find them in a restart too: that level is at most `sigma_r`.
 
     With acceptance = "ratio" the rule is that of DiffRS (arXiv 2405.17880), of which this is the form with one noise
-    level: rejection sampling. A score s is then the logarithm of a ratio of densities, the network's own over the data's
-    (`DensityRatio`), and an image is accepted with the probability min(1, exp(threshold - s)), whatever it replaces.
+    level: rejection sampling. A score s is then the logarithm of a ratio of densities, the network's own over the
+    data's (`DensityRatio`), and an image is accepted with the probability min(1, exp(threshold - s)), whatever it
+    replaces.
     Where the ratio is exact, nowhere below exp(threshold), and sigma_r so high that an image forgets where it came
     from, what is accepted is of the data's distribution. What is never accepted is the image of the last round.
 
