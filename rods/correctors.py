@@ -8,7 +8,7 @@ rods/config.py becomes a sampler of its own: Euler steps, corrected in a window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isnan, pow
 from typing import ClassVar, Literal
 
 import torch
@@ -301,4 +301,4 @@ class IqThrough(Iq):
         return score, cur.denoise.with_gradient(cur.x, along)[1]
 
     def limit(self, cur: State) -> float:
-        return self.threshold * float(cur.sigma) ** self.growth
+        return self.threshold * pow(float(cur.sigma), self.growth)

@@ -131,7 +131,7 @@ class Restart(Sampler):
         """
         if self.acceptance is None:
             return x.new_full((len(x),), self.threshold)
-        u = torch.special.ndtr(denoise.draw(x).flatten(1)[:, 0])
+        u: Tensor = torch.special.ndtr(denoise.draw(x).flatten(1)[:, 0])
         return self.threshold - u.log()
 
     def _scored(
