@@ -1,8 +1,9 @@
 """Robust Optimization-inspired Diffusion Sampler: samplers, detectors and correctors on any denoiser D(x; sigma)."""
 
+from rods.asced import Asced, Jump
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.combinators import Chain, Every, Gate, Within
-from rods.correctors import Cas, Iq, Laplacian, Overshoot, RandomShift, Sas, SgPrev, SigmaOffset, Tag
+from rods.correctors import Cas, Iq, IqThrough, Laplacian, Overshoot, RandomShift, Sas, SgPrev, SigmaOffset, Tag
 from rods.costly_detectors import LambdaMax, Lmi
 from rods.denoiser import BoundDenoiser, bind
 from rods.densities import Mixture, finite_dataset, gaussian
@@ -18,6 +19,7 @@ from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step
 
 __all__ = [
     "Ablation",
+    "Asced",
     "BoundDenoiser",
     "Cas",
     "Chain",
@@ -34,6 +36,8 @@ __all__ = [
     "Gate",
     "Guided",
     "Iq",
+    "IqThrough",
+    "Jump",
     "LambdaMax",
     "Laplacian",
     "Lid",

@@ -16,10 +16,12 @@ from dataclasses import fields, replace
 from math import inf
 from typing import Any, TypeVar
 
+from rods.asced import Asced, Jump
 from rods.base_samplers import Ablation, Edm, Euler, Sampler
 from rods.correctors import (
     Cas,
     Iq,
+    IqThrough,
     Laplacian,
     NamedCorrector,
     Overshoot,
@@ -44,6 +46,7 @@ DETECTORS: dict[str, type[Detector]] = {
     "h-index": CurvatureIndex,
     "lambda-max": LambdaMax,
     "lmi": Lmi,
+    "jump": Jump,
 }
 FITTED: dict[str, type[ActivationDetector]] = {"readout": Readout, "density-ratio": DensityRatio}
 """Detectors whose weights belong to a network: they are named alone, and a preset has the weights."""
@@ -53,6 +56,7 @@ CORRECTORS: dict[str, type[Corrector]] = {
     "overshoot": Overshoot,
     "sigma-offset": SigmaOffset,
     "iq": Iq,
+    "iq-through": IqThrough,
     "tag": Tag,
     "sg-prev": SgPrev,
     "random": RandomShift,
@@ -65,6 +69,7 @@ SAMPLERS: dict[str, type[Sampler] | type[NamedCorrector]] = {
     "rods-cas": RodsCas,
     "rods-sas": RodsSas,
     "restart": Restart,
+    "asced": Asced,
     **{name: kind for name, kind in CORRECTORS.items() if issubclass(kind, NamedCorrector)},
 }
 """A corrector stands for `Corrected`, whose options are then the corrector's, the window and the grid."""

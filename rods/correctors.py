@@ -8,13 +8,13 @@ rods/config.py becomes a sampler of its own: Euler steps, corrected in a window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isnan, pow
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rods.denoiser import TINY, norms, per_sample, unit
+from rods.denoiser import TINY, BoundDenoiser, norms, per_sample, unit
 from rods.detectors import Lid, check_radius
 from rods.schedules import Window
 from rods.state import State
@@ -234,8 +234,8 @@ class Iq(NamedCorrector):
 
     x0-hat = D(x; t) becomes x0-hat - lambda ||x0-hat - x|| grad / ||grad|| where LID(x0-hat) > threshold, grad that of
     `Lid(lid_sigma, draws)`; lambda is `strength`, .05 to .2 there. In terms of directions: d + lambda ||d|| grad /
-    ||grad||. Two differences from the paper: the gradient is taken at D and not through it, and the mask is a value of
-    LID instead of a quantile of a reference set, so that a sample does not depend on its batch.
+    ||grad||. Differences from the paper: the gradient is taken at D and not through it (`IqThrough` does), and the mask
+    is a value of LID instead of a quantile of a reference set, so that a sample does not depend on its batch.
     Cost: F, and draws (F + B).
     """
 
@@ -260,8 +260,45 @@ class Iq(NamedCorrector):
     def __call__(self, cur: State, prev: Step | None) -> Correction:
         d = cur.d
         noise = torch.stack([cur.denoise.draw(cur.x) for _ in range(self.draws)])  # [k, B, C, H, W]
-        lid = Lid(self.lid_sigma, self.draws)
-        score, gradient = lid.score_and_gradient(cur.denoise, cur.D, noise=noise)
-        flagged = score > self.threshold
+        score, gradient = self.score_and_gradient(cur, noise)
+        flagged = score > self.limit(cur)
         moved = d + per_sample(self.strength * norms(d), d) * unit(gradient)
         return Correction(torch.where(per_sample(flagged, d), moved, d), score, flagged)
+
+    def score_and_gradient(self, cur: State, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """LID of D(x; t) [B], and the direction in which it grows [B, C, H, W]."""
+        return Lid(self.lid_sigma, self.draws).score_and_gradient(cur.denoise, cur.D, noise=noise)
+
+    def limit(self, cur: State) -> float:
+        """The score above which an image is moved."""
+        return self.threshold
+
+
+@dataclass(frozen=True)
+class IqThrough(Iq):
+    """IQ with the gradient of LID(D(x; t)) by x, taken through D, and a threshold for each noise level.
+
+    As `Iq`, which takes the gradient at D: here it is J^T grad, J the Jacobian of D at x. Scores above threshold
+    t^growth are moved, so that two noise levels can have a quantile of their own each (the paper's mask).
+    Cost: F, and (draws + 1) (F + B).
+    """
+
+    draws: int = option(32, help="Noise draws of LID.", least=1, most=1000)
+    growth: float = option(0, help="How the threshold grows with the noise level t: it is threshold t^growth.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not -inf < self.growth < inf:
+            raise ValueError(f"growth: {self.growth} is not an exponent; give a finite number (0: one threshold)")
+
+    def score_and_gradient(self, cur: State, noise: Tensor) -> tuple[Tensor, Tensor]:
+        score, gradient = super().score_and_gradient(cur, noise)
+
+        def along(denoise: BoundDenoiser, x: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            value = (denoise(x, cur.sigma) * gradient[part]).flatten(1).sum(dim=1)  # its gradient by x: J^T gradient
+            return value, value
+
+        return score, cur.denoise.with_gradient(cur.x, along)[1]
+
+    def limit(self, cur: State) -> float:
+        return self.threshold * pow(float(cur.sigma), self.growth)

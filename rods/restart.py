@@ -34,6 +34,13 @@ class Restart(Sampler):
     every sample back. `score_at` > 0: in flight. A detector that reads steps up to a finite noise level (`max_sigma`)
     must find them in a restart too: that level is at most `sigma_r`.
 
+    With acceptance = "ratio" the rule is that of DiffRS (arXiv 2405.17880), of which this is the form with one noise
+    level: rejection sampling. A score s is then the logarithm of a ratio of densities, the network's own over the
+    data's (`DensityRatio`), and an image is accepted with the probability min(1, exp(threshold - s)), whatever it
+    replaces.
+    Where the ratio is exact, nowhere below exp(threshold), and sigma_r so high that an image forgets where it came
+    from, what is accepted is of the data's distribution. What is never accepted is the image of the last round.
+
     Cost: the base sampler's, and the score's; for a flagged sample in each round the steps from `sigma_r` to
     `score_at`, what `inside` spends in them, and the score's again.
     """
@@ -46,6 +53,9 @@ class Restart(Sampler):
     score_at: float = option(0, help="Score D(x_t) at this noise level, and go back from there; 0: the finished image.")
     inside: Corrector | None = option(None, help="A corrector of the restarted steps, such as cas:rho=4.")
     solver: Solver = option("euler", help="Integrator.")
+    acceptance: Literal["ratio"] | None = option(
+        None, help="ratio: DiffRS's rule, a chance of exp(threshold - score) instead of the lower score."
+    )
 
     restarts = True
 
@@ -57,6 +67,8 @@ class Restart(Sampler):
         if not 0 <= self.margin < 1 or (self.margin and self.threshold < 0):
             raise ValueError(f"margin: {self.margin}: must be a fraction of a score, 0 <= margin < 1, and 0 where "
                              "scores may be negative")  # fmt: skip
+        if self.margin and self.acceptance:
+            raise ValueError(f"margin: {self.margin}: acceptance by ratio compares no scores; leave it out")
         if not 0 <= self.score_at < self.sigma_max:
             raise ValueError(f"score_at: {self.score_at}: must be a noise level below sigma_max (0: finished images)")
         if self.sigma_r < self.detector.max_sigma < float("inf"):
@@ -92,21 +104,35 @@ class Restart(Sampler):
             yield step
         assert step.verdict is not None
         x, risk = step.x_next, step.verdict.scores  # [B, C, H, W] finished, or at the level head[-1]; [B]
+        limit = self._limits(denoise, x)  # [B]
         for _ in range(self.rounds):
-            index = (risk > self.threshold).nonzero().flatten()  # [b]; an image that is not a number is not above
+            index = (risk > limit).nonzero().flatten()  # [b]; an image that is not a number is not above
             if len(index) == 0:
                 break
             denoise_flagged, x_flagged = denoise.rows(index), x[index]
             x_back = x_flagged + added * denoise_flagged.draw(x_flagged)
             again = trajectory(denoise_flagged, x_back, levels, correct=self.inside, solver=self.solver)
-            for step in self._scored(denoise_flagged, again, noise, (1 - self.margin) * risk[index]):
+            below = None if self.acceptance else (1 - self.margin) * risk[index]
+            for step in self._scored(denoise_flagged, again, noise, below):
                 yield replace(step, rows=index)
             assert step.verdict is not None
             kept = step.verdict.kept
             x = x.index_copy(0, index[kept], step.x_next[kept])
             risk = risk.index_copy(0, index[kept], step.verdict.scores[kept])
+            limit = limit.index_copy(0, index, self._limits(denoise_flagged, x_flagged))
         if len(head) < len(sigmas):
             yield from trajectory(denoise, x, sigmas[len(head) - 1 :], solver=self.solver)
+
+    def _limits(self, denoise: BoundDenoiser, x: Tensor) -> Tensor:
+        """The score above which each of the rows x [b, C, H, W] goes back: [b].
+
+        By ratio it is above the threshold by -log u, u uniform: s > threshold - log u has the chance 1 - exp(threshold
+        - s). u is of the rows' own stream, whose draws are normal.
+        """
+        if self.acceptance is None:
+            return x.new_full((len(x),), self.threshold)
+        u: Tensor = torch.special.ndtr(denoise.draw(x).flatten(1)[:, 0])
+        return self.threshold - u.log()
 
     def _scored(
         self, denoise: BoundDenoiser, steps: Iterator[Step], noise: Tensor, below: Tensor | None
@@ -169,6 +195,7 @@ def restart_sampler(
     sigma_max: float = 80,
     time_rho: float = 7,
     solver: Solver = "euler",
+    acceptance: Literal["ratio"] | None = None,
     randn_like: Noise | None = None,
 ) -> RodsResult:
     """Gated restart: see `Restart` for its options and cost.
@@ -198,5 +225,6 @@ def restart_sampler(
         sigma_max=sigma_max,
         time_rho=time_rho,
         solver=solver,
+        acceptance=acceptance,
     )
     return sampler.sample(denoiser, latents, class_labels, randn_like=randn_like)

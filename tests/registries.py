@@ -26,6 +26,8 @@ NEEDED: dict[str, Any] = {
     "eps": 1e-4, "rho": 0.3, "kappa": 0.1, "threshold": 0.9, "sigma_r": 5.0, "strength": 0.1, "eta": 1.1,
 }  # fmt: skip
 WINDOW = SigmaWindow(0.3, 8)  # of every sampler that has one: there the mixture is curved
+ACTING: dict[str, Any] = {"window": WINDOW, "deviations": 0.5}
+"""In place of defaults with which little would happen on images as small as the mixture's."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "edm, churn": ("edm", {"S_churn": 5.0}),
     "ablation, euler": ("ablation", {"solver": "euler", "discretization": "vp", "schedule": "vp", "scaling": "vp"}),
@@ -36,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rods-sas, probes": ("rods-sas", {"probe_every": 2, "sas_sign": "downhill"}),
     "restart, heun": ("restart", {"solver": "heun", "rounds": 1}),
     "restart, in flight": ("restart", {"score_at": 0.5, "margin": 0.1}),
+    "restart, ratio": ("restart", {"acceptance": "ratio"}),
     "restart, inside": ("restart", {"inside": registry.from_text(Corrector, "cas:rho=.3", option="inside")}),
 }
 """Forms of samplers whose steps differ from those of the defaults."""
@@ -43,8 +46,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def complete(owner: str, known: dict[str, Option], given: dict[str, Any]) -> dict[str, Any]:
     """`given` and a value for each option without a default. Fails for one that this table does not know."""
-    if "window" in known:
-        given = {"window": WINDOW, **given}
+    given = {**{name: value for name, value in ACTING.items() if name in known}, **given}
     missing = [name for name, o in known.items() if o.default is REQUIRED and name not in given]
     for name in missing:
         if name not in NEEDED:

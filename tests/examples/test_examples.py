@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import runpy
 from math import inf
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,7 +13,11 @@ import torch
 from exact import latents, mixture
 from vectors import ROOT
 
-from rods import Mixture, RodsResult, rods_sampler
+from rods import Euler, Mixture, Restart, RodsResult, rods_sampler
+from rods.bench.tasks.grid25.task import label_points
+from rods.eval.labels import Label
+from rods.runs.chunk import Chunk, sample_chunk
+from rods.runs.presets import read_preset
 from rods.types import AnyDenoiser
 from training.checkpoint import load_denoiser
 
@@ -106,6 +111,24 @@ def test_own_detector_flags_some(capsys: pytest.CaptureFixture[str]) -> None:
     assert first.startswith("Within(window=(0.2, 0.8), correct=Gate(detector=NoiseLength(")
     assert 0 < "".join(steps).count("*") < 4 * len(steps)
     assert last.startswith("10 F and 0 B")
+
+
+def test_gate_of_points_finds_them_and_is_the_one_that_is_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a program that knows every point's label, on points that the fit has not seen."""
+    example("gate_of_points").main(tmp_path / "mine.preset.json")
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    preset, stored = read_preset(tmp_path / "mine.preset.json"), read_preset(ROOT / "models/grid25-0-gate.preset.json")
+    restart, known = (p.sampler("restart", {}) for p in (preset, stored))
+    assert isinstance(restart, Restart)
+    assert isinstance(known, Restart)
+    assert restart.threshold == pytest.approx(known.threshold, rel=0.02)
+    net = load_denoiser(ROOT / "models/grid25-0.safetensors").requires_grad_(False)
+    done = sample_chunk(net, Chunk(0, tuple(range(1000))), restart, device=torch.device("cpu"))
+    plain = sample_chunk(net, Chunk(0, tuple(range(1000))), Euler(), device=torch.device("cpu"))
+    bad, still_bad = ((label_points(r.images.numpy()) == Label.HALLUCINATED).sum() for r in (plain, done))
+    assert bad > 50 > 5 >= still_bad
 
 
 def test_k_diffusion_model_runs(capsys: pytest.CaptureFixture[str]) -> None:

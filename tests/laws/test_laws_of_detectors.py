@@ -23,6 +23,7 @@ COST: dict[str, Callable[[Any, int], tuple[int, int]]] = {
     "h-index": lambda d, inside: (2 * inside, 2 * inside),
     "lambda-max": lambda d, inside: ((d.iterations + 1) * inside, (d.iterations + 1) * inside),
     "lmi": lambda d, inside: (d.runs * STEPS, 0),
+    "jump": lambda d, inside: (0, 0),
 }
 """F and B of an image's score beside Euler's steps, as each class states them; `inside`: steps in its range."""
 

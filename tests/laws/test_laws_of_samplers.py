@@ -72,6 +72,8 @@ COST: dict[str, Callable[[Any, SampleRecord, int], tuple[int, int]]] = {
     "random": lambda sampler, record, inside: (STEPS, 0),
     "laplacian": lambda sampler, record, inside: (STEPS + 2 * inside, 0),
     "iq": lambda sampler, record, inside: (STEPS + 4 * inside, 4 * inside),
+    "iq-through": lambda sampler, record, inside: (STEPS + 33 * inside, 33 * inside),
+    "asced": lambda sampler, record, inside: (STEPS, 0),
 }
 """F and B of one sample, as each class states them; `inside` is the number of steps in the window."""
 
@@ -104,7 +106,7 @@ NEUTRAL: dict[str, list[dict[str, Any]]] = {
                  {"eps": math.inf, "solver": "heun"}, {"eps": math.inf, "gradient": "difference", "probe_every": 3}],
     "rods-sas": [{"eps": math.inf}, {"eps": 0, "rho": 0}, NOWHERE, {"eps": 0, "rho": 0, "solver": "heun"}],
     "restart": [{"threshold": math.inf}, {"threshold": math.inf, "solver": "heun"},
-                {"threshold": math.inf, "score_at": 0.5}],
+                {"threshold": math.inf, "score_at": 0.5}, {"threshold": math.inf, "acceptance": "ratio"}],
     "overshoot": [{"rho": 0}, NOWHERE],
     "sigma-offset": [{"kappa": 0}, NOWHERE],
     "sg-prev": [{"strength": 0}, NOWHERE],
@@ -112,6 +114,8 @@ NEUTRAL: dict[str, list[dict[str, Any]]] = {
     "random": [{"rho": 0}, NOWHERE],
     "laplacian": [{"strength": 0}, NOWHERE],
     "iq": [{"strength": 0}, {"threshold": math.inf}, NOWHERE],
+    "iq-through": [{"strength": 0}, {"threshold": math.inf}, NOWHERE],
+    "asced": [{"deviations": math.inf}, NOWHERE],
 }  # fmt: skip
 """Options with which a sampler is its base sampler, bit for bit."""
 

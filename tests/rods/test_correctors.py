@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from exact import Stepped, close, dots, isotropic, latents, mixture, second_stream, state
+from exact import Axes, Stepped, close, dots, isotropic, latents, mixture, normal, second_stream, state
 from torch import Tensor
 
 from rods import (
     Cas,
     Corrected,
     Iq,
+    IqThrough,
     Laplacian,
     Lid,
     Overshoot,
@@ -117,6 +118,18 @@ def test_the_step_before_stands_for_a_worse_network() -> None:
     assert (found - euler_sampler(mixture(), latents(), num_steps=10)).abs().max() > 0.01
 
 
+def test_on_a_gaussian_the_step_before_is_a_known_recursion() -> None:
+    """D = a(t) x: both the state and what SG-prev makes of it are multiples of the latents."""
+    w, sampler = 1.5, Corrected(correct=SgPrev(1.5), window=(0, 1), num_steps=10)
+    scale, before = 80.0, None
+    for t, t_next in pairwise([*sampler.levels(isotropic()), 0.0]):
+        D = S0**2 / (S0**2 + t**2) * scale
+        used = D if before is None else D + w * (D - before)
+        scale, before = used + t_next / t * (scale - used), D
+    found = sampler.sample(isotropic(), latents()).images
+    torch.testing.assert_close(found, scale * latents().double(), rtol=1e-11, atol=1e-13)
+
+
 # -- TAG --------------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +195,51 @@ def test_iq_records_its_scores_and_moves_what_is_above_its_threshold() -> None:
         assert record.flagged == tuple(i for i, s in zip(record.probed, record.scores, strict=True) if s > threshold)
 
 
+def e_of_lid(cur: Any, x: Tensor, noise: Tensor) -> Tensor:
+    """E(x) = LID(D(x; t)) with the same draws  [B]."""
+    return lid(mixture(), mixture()(x, cur.sigma), 0.7, noise=noise)
+
+
+def test_through_d_it_is_the_gradient_of_the_score_by_the_state() -> None:
+    """Central differences of E(x) = LID(D(x; t)) along any direction; at D itself they are others."""
+    cur = state(mixture(), T)
+    noise, h = normal(3, 6, 2, 3, 3, seed=1), 1e-4
+    score, gradient = IqThrough(0.1, 0, 0.7, 3).score_and_gradient(cur, noise)
+    torch.testing.assert_close(score, e_of_lid(cur, cur.x, noise), rtol=1e-12, atol=0)
+    for seed in range(3):
+        u = normal(6, 2, 3, 3, seed=seed + 5)
+        slope = (e_of_lid(cur, cur.x + h * u, noise) - e_of_lid(cur, cur.x - h * u, noise)) / (2 * h)
+        torch.testing.assert_close(dots(gradient, u), slope, rtol=1e-5, atol=1e-7)
+    at_D = Iq(0.1, 0, 0.7, 3).score_and_gradient(cur, noise)[1]
+    cosine = dots(at_D, gradient) / norms(at_D) / norms(gradient)
+    assert (cosine < 0.999).any()
+
+
+def test_through_a_linear_d_the_gradient_is_multiplied_by_its_matrix() -> None:
+    """N(0, diag(lam)): J = lam / (lam + t^2), so that directions in which data do not vary are not moved."""
+    lam = torch.linspace(0, 2, 18, dtype=torch.float64).reshape(2, 3, 3)
+    cur, noise = state(Axes(lam), T), normal(3, 6, 2, 3, 3, seed=1)
+    at_D = Iq(0.1, 0, 0.7, 3).score_and_gradient(cur, noise)[1]
+    gradient = IqThrough(0.1, 0, 0.7, 3).score_and_gradient(cur, noise)[1]
+    torch.testing.assert_close(gradient, lam / (lam + T**2) * at_D, rtol=1e-10, atol=1e-14)
+    assert (gradient[:, 0, 0, 0] == 0).all()
+    same = [direction(kind(0.1, 0, 0.7, 3), state(isotropic(), T, randn_like=second_stream()))
+            for kind in (Iq, IqThrough)]  # fmt: skip
+    torch.testing.assert_close(*same)
+
+
+def test_the_threshold_grows_with_the_noise_level() -> None:
+    cur = state(mixture(), T, randn_like=second_stream())
+    done = IqThrough(0.1, 3, 0.7, 3, growth=1.5)(cur, None)
+    assert done.score is not None
+    middle = float(done.score.sort().values[2:4].mean())
+    again = IqThrough(0.1, middle / T**1.5, 0.7, 3, growth=1.5)(state(mixture(), T, randn_like=second_stream()), None)
+    assert again.flagged is not None
+    assert torch.equal(again.flagged, done.score > middle)
+    assert int(again.flagged.sum()) == 3
+    assert (norms(again.d - cur.d) > 0).equal(again.flagged)
+
+
 # -- the Laplacian ----------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +290,7 @@ def test_the_laplacian_of_a_linear_field_is_none() -> None:
         (lambda: Iq(1, math.nan), "threshold"),
         (lambda: Iq(1, 1, draws=0), "draws"),
         (lambda: Iq(1, 1, lid_sigma=0), "lid_sigma"),
+        (lambda: IqThrough(1, 1, growth=math.inf), "growth"),
         (lambda: Corrected(correct=Tag(1), window=(0.5, 0.1)), "window"),
     ],
 )

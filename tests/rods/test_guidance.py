@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vectors import relative_error, tensors, vector_file
 
 from rods import Readout, bind, euler_sampler, guided, rods_sampler
-from rods.base_samplers import Edm
+from rods.base_samplers import Edm, Euler
 from rods.denoiser import norms, unit
 from rods.dropout import Dropout
 from rods.gate import activations, fingerprint
@@ -226,6 +227,34 @@ def test_noisier_is_the_network_at_a_higher_level_that_it_knows() -> None:
     assert torch.equal(Noisier(mixture(), 1.5)(x, SIGMA), mixture()(x, 1.5 * SIGMA))
     short = FunctionDenoiser(mixture(), 2, 3, sigma_max=0.6)
     assert torch.equal(Noisier(short, 1.5)(x, SIGMA), mixture()(x, torch.tensor(0.6, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(("w", "ratio"), [(1, 1.5), (2, 1.2), (0, 1.5)])
+def test_self_guidance_of_a_gaussian_is_known(w: float, ratio: float) -> None:
+    """D = a(t) x, so that SG's is (a(r t) + w (a(t) - a(r t))) x; strength 1 is the plain sampler, at its cost."""
+    sampler, s0 = Euler(num_steps=10), 0.5
+    levels = [*sampler.levels(isotropic()), 0.0]
+    scale = 80.0
+    for t, t_next in pairwise(levels):
+        a, a_noisier = (s0**2 / (s0**2 + sigma**2) for sigma in (t, ratio * t))
+        D = (a_noisier + w * (a - a_noisier)) * scale
+        scale = D + t_next / t * (scale - D)
+    done = sampler.sample(guided(isotropic(), Noisier(isotropic(), ratio), w), latents())
+    torch.testing.assert_close(done.images, scale * latents().double(), rtol=1e-11, atol=1e-13)
+    assert {(r.forward, r.backward) for r in done.records} == {(10 if w == 1 else 20, 0)}
+    if w == 1:
+        assert torch.equal(done.images, sampler.sample(isotropic(), latents()).images)
+
+
+def test_strength_1_evaluates_no_dropout() -> None:
+    net = a_network()
+    chunk, sampler = Chunk(0, (5, 2)), Euler(num_steps=4)
+    plain, same, other = (sample_chunk(denoiser, chunk, sampler, device=CPU) for denoiser in
+                          (net, guided(net, Dropout(net), 1), guided(net, Dropout(net), 2, (0.5, 90))))  # fmt: skip
+    assert torch.equal(same.images, plain.images)
+    assert {r.forward for r in same.records} == {4}
+    inside = sum(0.5 <= t <= 90 for t in sampler.levels(net))
+    assert {r.forward for r in other.records} == {4 + inside} == {6}
 
 
 # -- what is refused, and how it is written ---------------------------------------------------------------------------

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from exact import SEEDS, Counting, conditional, isotropic, latents, mixture, second_stream
+from exact import SEEDS, Counting, conditional, isotropic, latents, mixture, normal, second_stream
 from torch import Tensor
 
 from rods import (
     Cas,
     CurvatureIndex,
+    Detector,
     Lid,
+    Mixture,
     Overshoot,
     RandomShift,
     Restart,
@@ -228,3 +231,65 @@ def test_bad_arguments_are_one_line_that_names_the_argument(options: dict[str, A
     with pytest.raises(ValueError, match=f"^{option}: ") as error:
         restart(**{"threshold": 1.0, **options})
     assert "\n" not in str(error.value)
+
+
+# -- acceptance by a ratio of densities --------------------------------------------------------------------------------
+
+
+def two_modes(*weights: float) -> Mixture:
+    """Points at -2 and 2 with these weights."""
+    return Mixture(torch.tensor([-2.0, 2.0]).reshape(2, 1, 1, 1), torch.tensor(weights), 0.2)
+
+
+@dataclass(frozen=True)
+class ExactRatio(Detector):
+    """log p_own - log p_data of finished images, exactly."""
+
+    own: Mixture
+    data: Mixture
+
+    def score(self, denoise: Any, image: Tensor, *, noise: Tensor) -> Tensor:
+        return self.own.log_density(image, 0) - self.data.log_density(image, 0)
+
+
+def restarted_by_ratio(acceptance: Literal["ratio"] | None, rounds: int = 60) -> tuple[RodsResult, float]:
+    """3,000 images of a network that draws mode 2 in 70 % of cases, where data have it in 40 %; and M."""
+    own, data = two_modes(0.3, 0.7), two_modes(0.6, 0.4)
+    M = 0.6 / 0.3  # the largest p_data / p_own, which two mixtures of the same modes reach at one of them
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    sampler = Restart(threshold=-math.log(M), sigma_r=80, rounds=rounds, detector=ExactRatio(own, data), num_steps=24,
+                      acceptance=acceptance)  # fmt: skip
+    return sampler.sample(own, normal(3000, 1, 1, 1, seed=1), randn_like=draw), M
+
+
+def share_of_mode_2(images: Tensor) -> float:
+    return float((images > 0).double().mean())
+
+
+def test_acceptance_by_the_exact_ratio_gives_the_distribution_of_the_data() -> None:
+    """Rejection sampling: 40 % at mode 2, and M = 2 images drawn on average for one that is accepted."""
+    result, M = restarted_by_ratio("ratio")
+    error = math.sqrt(0.4 * 0.6 / 3000)
+    assert abs(share_of_mode_2(result.images) - 0.4) < 4 * error
+    drawn = torch.tensor([float(len(scores)) for scores, _ in tries(result)])
+    assert float(drawn.max()) <= 60, "all are accepted"
+    assert abs(float(drawn.mean()) - M) < 4 * math.sqrt(M * (M - 1) / 3000), "the mean of a geometric distribution"
+    assert all(kept == len(scores) - 1 for scores, kept in tries(result)), "a new image replaces what was rejected"
+    plain = share_of_mode_2(euler_sampler(two_modes(0.3, 0.7), normal(3000, 1, 1, 1, seed=1), num_steps=24))
+    assert abs(plain - 0.7) < 4 * error
+
+
+def test_the_lower_score_does_not() -> None:
+    """It goes on until the ratio is lowest, at the mode that the network draws too seldom."""
+    assert share_of_mode_2(restarted_by_ratio(None)[0].images) < 0.01
+
+
+def test_by_ratio_nothing_is_kept_for_its_score() -> None:
+    result = restart(threshold=-math.inf, acceptance="ratio", rounds=4)
+    assert [len(scores) - 1 for scores, _ in tries(result)] == [kept for _, kept in tries(result)] == [4] * 6
+    with pytest.raises(ValueError, match=r"^margin: 0.1: acceptance by ratio"):
+        Restart(threshold=1, sigma_r=2.0, margin=0.1, acceptance="ratio")
