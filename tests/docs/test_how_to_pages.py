@@ -15,7 +15,7 @@ from vectors import ROOT
 
 from scripts import bench
 
-WITH_CODE = ("sample", "restart", "guidance", "foreign-models")
+WITH_CODE = ("sample", "restart", "guidance", "foreign-models", "comfyui")
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
