@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from rods.base_samplers import Sampler
-from rods.denoiser import Keyed, bind
+from rods.denoiser import Keyed, Noise, bind
 from rods.detectors import Detector
 from rods.restart import draws_of
-from rods.types import Step, state_dtype
+from rods.types import RodsResult, Step, state_dtype
 
 Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
@@ -49,6 +49,40 @@ class HostModel(Keyed):
         return denoised if whole is x else denoised[keys.to(x.device)]
 
 
+def run_by(
+    sampler: Sampler,
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    *,
+    flow: bool = False,
+    randn_like: Noise | None = None,
+) -> RodsResult:
+    """Images, in float32 or float64, and records of a sampler along the host's noise levels; its own grid is not used.
+
+    A record's F are calls of the host's model, whatever it evaluates in each. Arguments and errors: see `sample_by`.
+    """
+    _check_levels(sigmas, flow=flow)
+    with torch.inference_mode(False), torch.no_grad():
+        state, told = (t.detach().to(state_dtype(x.device), copy=True) for t in (x, sigmas.to(x.device)))
+        levels = told / (1 - told) if flow else told  # [N + 1], inf where t = 1
+        shown = _Shown(callback, told, levels, x.dtype, flow)
+        host = HostModel(model, len(x), x.dtype, extra_args or {}, flow)
+        denoise, recorder = bind(host, len(x), randn_like=randn_like), sampler.recorder()
+        if levels[0].isinf():
+            denoised = model(state.to(x.dtype), told[:1].to(x.dtype).expand(len(x)), **host.extra_args).to(state.dtype)
+            denoise.forward.add_(1)
+            shown.tell(0, state, told[0], denoised)
+            state, levels = (1 - told[1]) * denoised + told[1] * state, levels[1:]
+        state = state * (1 + levels[0]) if flow else state
+        for step in sampler.along(denoise, state, levels):
+            recorder.add(step)
+            shown.add(step, recorder.images)
+        return recorder.result(denoise)
+
+
 def sample_by(
     sampler: Sampler,
     model: Model,
@@ -60,7 +94,7 @@ def sample_by(
     *,
     flow: bool = False,
 ) -> Tensor:
-    """The images, in the host's type, of a sampler along the host's noise levels; its own grid is not used.
+    """The images of `run_by` in the host's type, called as hosts call samplers.
 
     Args:
         model: (x, sigma [B], **extra_args) -> denoised.
@@ -72,25 +106,7 @@ def sample_by(
     Raises:
         ValueError: levels that are none, or a model that gives no gradient where one is needed.
     """
-    _check_levels(sigmas, flow=flow)
-    with torch.inference_mode(False), torch.no_grad():
-        state, told = (t.detach().to(state_dtype(x.device), copy=True) for t in (x, sigmas.to(x.device)))
-        levels = told / (1 - told) if flow else told  # [N + 1], inf where t = 1
-        shown = _Shown(callback, told, levels, x.dtype, flow)
-        host = HostModel(model, len(x), x.dtype, extra_args or {}, flow)
-        if levels[0].isinf():
-            denoised = model(state.to(x.dtype), told[:1].to(x.dtype).expand(len(x)), **host.extra_args).to(state.dtype)
-            shown.tell(0, state, told[0], denoised)
-            state = (1 - told[1]) * denoised + told[1] * state
-            if len(told) == 2:
-                return state.to(x.dtype)
-            levels = levels[1:]
-        state = state * (1 + levels[0]) if flow else state
-        denoise, recorder = bind(host, len(x)), sampler.recorder()
-        for step in sampler.along(denoise, state, levels):
-            recorder.add(step)
-            shown.add(step, recorder.images)
-        return recorder.images.to(x.dtype)
+    return run_by(sampler, model, x, sigmas, extra_args, callback, flow=flow).images.to(x.dtype)
 
 
 def score_by(
@@ -118,6 +134,8 @@ def score_by(
 def _check_levels(sigmas: Tensor, *, flow: bool) -> None:
     if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas.diff() < 0).all() or sigmas[-1] != 0:
         raise ValueError("sigmas: give decreasing noise levels [N + 1] that end with 0")
+    if flow and len(sigmas) == 2 and sigmas[0] == 1:
+        raise ValueError("sigmas: one step from pure noise to the image leaves nothing to sample; give more levels")
     if flow and sigmas[0] > 1:
         raise ValueError(f"sigmas: they begin at {float(sigmas[0]):g}, and a flow's t is at most 1; is it a flow?")
 

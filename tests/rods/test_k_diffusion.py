@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rods import Cas, Euler, Lid, Restart, RodsCas, RodsSas, bind
 from rods.detectors import Tvf
-from rods.integrations.host import sample_by, score_by
+from rods.integrations.host import run_by, sample_by, score_by
 from rods.integrations.k_diffusion import sample_restart_gated, sample_rods_cas, sample_rods_sas
 
 N = 10
@@ -194,8 +194,9 @@ def test_from_pure_noise_the_first_step_is_the_flows_own() -> None:
         known = known + (t_next - t) * (known - denoised) / t
     torch.testing.assert_close(found, known, rtol=0, atol=1e-9)
     assert len(seen) == N + 1
-    only = sample_by(Euler(), host, z, torch.tensor([1.0, 0.0]), flow=True)
-    torch.testing.assert_close(only, torch.full_like(z, 0.25))
+    assert {record.forward for record in run_by(Euler(), host, z, T1, flow=True).records} == {N + 1}
+    with pytest.raises(ValueError, match=r"^sigmas: one step from pure noise"):
+        sample_by(Euler(), host, z, torch.tensor([1.0, 0.0]), flow=True)
 
 
 def test_levels_that_are_of_no_flow() -> None:
