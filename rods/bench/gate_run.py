@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import Features, FlightFeatures, Level, real_features
+from rods.bench.progress import progress
 from rods.bench.restart_trial import Trial, run_trial
 from rods.denoiser import bind
 from rods.detectors import Detector
@@ -166,13 +165,6 @@ def check_finite(arrays: Mapping[str, F64], what: str) -> None:
     for values in arrays.values():
         if broken := int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum()):
             raise UserError(f"--network: what it makes of {broken} of {len(values)} {what} is not finite; use another")
-
-
-def progress(total: int, what: str) -> tqdm[None]:
-    """A bar that counts images, or a line where nobody looks: what comes next takes minutes."""
-    if not sys.stderr.isatty():
-        print(f"{what}: {counted(total, 'image')} ...", file=sys.stderr, flush=True)
-    return tqdm(total=total, unit="img", desc=what, disable=not sys.stderr.isatty())
 
 
 def by_level(levels: Sequence[Level], arrays: Mapping[str, F64]) -> dict[float, Tensor]:

@@ -15,7 +15,7 @@ from vectors import ROOT
 
 from scripts import bench
 
-WITH_CODE = ("sample", "restart", "guidance", "foreign-models")
+WITH_CODE = ("sample", "restart", "guidance", "foreign-models", "comfyui")
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
@@ -24,6 +24,18 @@ def test_the_blocks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, Any] = {}
     for block in Page(f"how-to/{name}").blocks:
         exec(block.replace("randn(4,", "randn(1,"), found)
+
+
+@pytest.mark.filterwarnings("ignore")  # what diffusers and transformers warn of is not ours
+def test_the_block_of_modular_diffusers_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("diffusers.modular_pipelines", reason="diffusers with modular pipelines is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed, which these pipelines import")
+    (block,) = Page("how-to/modular-diffusers").blocks
+    found: dict[str, Any] = {}
+    exec(block, found)
+    assert len(found["state"].get("images")) == 2
+    assert [record.forward for record in found["state"].get("rods_records")] == [6 + 4] * 2
+    assert "['denoise.denoise']" in capsys.readouterr().out
 
 
 def test_the_first_block_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from exact import isotropic, latents, mixture
 from torch import Tensor
 
 from rods import Cas, Euler, Lid, Restart, RodsCas, RodsSas, bind
+from rods.detectors import Tvf
+from rods.integrations.host import run_by, sample_by, score_by
 from rods.integrations.k_diffusion import sample_restart_gated, sample_rods_cas, sample_rods_sas
 
 N = 10
@@ -150,3 +153,68 @@ def test_a_model_that_gives_no_gradient_or_another_shape() -> None:
     with pytest.raises(ValueError, match=r"^model: it returned \[6, 1, 3, 3\]"):
         sample_rods_cas(lambda x, sigma: x[:, :1], start(), SIGMAS, eps=0, rho=0.3)
     assert Lid() == Restart(threshold=1, sigma_r=2).detector, "what sample_restart_gated takes without one"
+
+
+# -- flows ------------------------------------------------------------------------------------------------------------
+
+
+def flow_host(z: Tensor, t: Tensor) -> Tensor:
+    """The mixture as a flow's host has it: z = (1 - t) x0 + t n, and t in sigma's place."""
+    return mixture()(z.double() / (1 - t[0].double()), t[0].double() / (1 - t[0].double())).to(z.dtype)
+
+
+T = SIGMAS / (1 + SIGMAS)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_flow_is_sampled_in_our_coordinates(name: str) -> None:
+    torch.manual_seed(0)
+    found = ALL[name](flow_host, start() / (1 + SIGMAS[0]), T, flow=True)
+    torch.manual_seed(0)
+    known = OURS[name].sample(bind(lambda x, sigma: mixture()(x, sigma), 6), latents().double()).images
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-9)
+    if not name.startswith("restart"):
+        told_wrongly = ALL[name](flow_host, start() / (1 + SIGMAS[0]), T)
+        assert not torch.allclose(found, told_wrongly, atol=1e-3), "what it would be without `flow`"
+
+
+def test_from_pure_noise_the_first_step_is_the_flows_own() -> None:
+    def host(z: Tensor, t: Tensor) -> Tensor:
+        return z.new_full(z.shape, 0.25) if t[0] == 1 else flow_host(z, t)
+
+    T1 = torch.cat([torch.ones(1, dtype=torch.float64), T])
+    z, seen = latents().double(), []
+    found = sample_by(Euler(), host, z, T1, None, seen.append, flow=True)
+    known = z
+    for i, (t, t_next) in enumerate(pairwise(T1)):
+        denoised = host(known, t.expand(6))
+        assert seen[i]["i"] == i
+        for key, value in {"x": known, "sigma": t, "sigma_hat": t, "denoised": denoised}.items():
+            torch.testing.assert_close(seen[i][key], value, rtol=0, atol=1e-9)
+        known = known + (t_next - t) * (known - denoised) / t
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-9)
+    assert len(seen) == N + 1
+    assert {record.forward for record in run_by(Euler(), host, z, T1, flow=True).records} == {N + 1}
+    with pytest.raises(ValueError, match=r"^sigmas: one step from pure noise"):
+        sample_by(Euler(), host, z, torch.tensor([1.0, 0.0]), flow=True)
+
+
+def test_levels_that_are_of_no_flow() -> None:
+    with pytest.raises(ValueError, match=r"^sigmas: they begin at 20, .* is it a flow\?"):
+        sample_by(Euler(), flow_host, start(), SIGMAS, flow=True)
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_detector() -> None:
+    images, detector = latents().double(), Lid(sigma=0.7, draws=3)
+    torch.manual_seed(0)
+    noise = torch.stack([torch.randn_like(images) for _ in range(3)])
+    known = detector.score(bind(mixture(), 6), images, noise=noise)
+    for host, flow in ((lambda x, sigma: mixture()(x, sigma[0]), False), (flow_host, True)):
+        torch.manual_seed(0)
+        torch.testing.assert_close(score_by(detector, host, images, flow=flow), known, rtol=1e-9, atol=0)
+    assert known.std() > 0.01
+    with pytest.raises(ValueError, match=r"^detector: Tvf needs a trajectory"):
+        score_by(Tvf(), flow_host, images)
