@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
 from rods.eval.correction import PairedOutcomes, Proportion, mcnemar_p, paired_outcomes, proportion_interval
 from rods.eval.labels import Label
 from rods.labels.growing_file import Line
-from rods.labels.labels import CONSENSUS, PERSON, VERDICTS, ImageLabel, labels_in
+from rods.labels.labels import CONSENSUS, PERSON, VERDICTS, ImageLabel, labels_in, read_answers
 from rods.labels.session import SIDES, answer_of, latest_answers
 
 BETTER = ("better", "worse", "same", "unclear")  # what the answer to a pair means for the second run against the first
@@ -163,6 +164,13 @@ def _against(line: Line, key: tuple[str, str]) -> str:
 def sign_test(counts: Mapping[str, int]) -> float:
     """The exact sign test of better against worse."""
     return mcnemar_p(counts["better"], counts["worse"])
+
+
+def raters_lines(runs: Iterable[Path], source: str | None) -> list[str]:
+    """What the raters behind the labels of runs (`read_labels`) tell of their own disagreement; nothing of programs."""
+    answers = {label.id or (run, label.source, label.round, label.key): label
+               for run in runs for label in read_answers(run, source=source) if label.is_of_person}  # fmt: skip
+    return ["", *floor(answers.values()).lines()] if answers else []
 
 
 def people_in(lines: Iterable[Line]) -> list[ImageLabel]:

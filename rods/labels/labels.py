@@ -110,17 +110,22 @@ def read_labels(run: Path, *, source: str | None = None) -> dict[str, ImageLabel
     Raises:
         UserError: no such file or source, several sources and none named, or a line that is not a label.
     """
+    labels = list(settle(read_answers(run, source=source)).values())
+    sums = image_sums(run)
+    if source is not None and Path(source).is_file():
+        names = _by_sum(sums)
+        return {name: replace(label, name=name) for label in labels for name in names.get(label.sha256 or "", ())}
+    return _own(labels, sums)
+
+
+def read_answers(run: Path, *, source: str | None = None) -> list[ImageLabel]:
+    """All answers that `read_labels` settles, of other runs too where they are of a file that has such."""
     pooled = source is not None and Path(source).is_file()
     path = Path(source) if pooled and source is not None else run / LABELS_NAME
     if not path.is_file():
         remedy = f"label it, such as by scripts/bench.py label {run} --task=NAME or by scripts/label.py"
         raise UserError(f"{run} has no {LABELS_NAME}; {remedy}")
-    labels = of_source(labels_in(read_label_lines(path)), None if pooled else source, path)
-    sums = image_sums(run)
-    if pooled:
-        names = _by_sum(sums)
-        return {name: replace(label, name=name) for label in labels for name in names.get(label.sha256 or "", ())}
-    return _own(labels, sums)
+    return of_source(labels_in(read_label_lines(path)), None if pooled else source, path)
 
 
 def read_label_lines(path: Path) -> list[Line]:
@@ -132,7 +137,7 @@ def read_label_lines(path: Path) -> list[Line]:
 
 
 def of_source(labels: Sequence[ImageLabel], source: str | None, path: Path) -> list[ImageLabel]:
-    """The labels of one source, all raters being one, settled; without a source, of the only one. UserError: none."""
+    """The labels of one source, all raters being one; without a source, of the only one. UserError: none."""
     people = [label for label in labels if label.is_of_person]
     others = list(dict.fromkeys(label.source for label in labels if not label.is_of_person))
     known = [*others, *([PEOPLE] if people else [])]
@@ -141,7 +146,7 @@ def of_source(labels: Sequence[ImageLabel], source: str | None, path: Path) -> l
             raise UserError(f"{path} has labels of {', '.join(map(repr, known))}; name one by --labels")
         source = known[0] if known else PEOPLE
     if source == PEOPLE and people:
-        return list(settle(people).values())
+        return people
     own = [label for label in labels if label.source == source]
     if not own:
         everybody = dict.fromkeys([*known, *(label.source for label in people)])
@@ -149,7 +154,7 @@ def of_source(labels: Sequence[ImageLabel], source: str | None, path: Path) -> l
             f"{path} has no labels of {source!r}, but of {', '.join(map(repr, everybody)) or 'nobody'}; "
             "name one of these, or a file of labels"
         )
-    return list(settle(own).values())
+    return own
 
 
 def image_sums(run: Path) -> dict[str, str | None]:

@@ -19,6 +19,7 @@ from test_fid import run as run_fid
 from rods.bench import paper, paper_values
 from rods.bench.task import Task
 from rods.eval.labels import Label
+from rods.labels.folders import Folder
 from rods.presets import PAPER_PRESETS
 from scripts import figures
 
@@ -165,12 +166,12 @@ def test_table_2_by_answers(work: dict[str, Any], monkeypatch: pytest.MonkeyPatc
 
 def test_an_unchanged_image_has_eulers_label(work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What a method did not touch need not be labelled twice."""
-    line = {"mode": "image", "rater": "x", "runs": ["A"], "note": "", "answer": "extra fingers"}
-    lines = [{**line, "item": name, "name": name} for name in ("a.png", "b.png")]
+    names = ["a.png", "b.png"]
+    lines = [{"source": "person x", "name": n, "sha256": f"{n} of euler", "label": "hallucinated"} for n in names]
     monkeypatch.setattr(paper.Experiment, "_lines", lambda *_: lines)
-    monkeypatch.setattr(paper.Experiment, "names", lambda _: ["a.png", "b.png"])
-    records = lambda _, method: [{"name": "a.png", "sha256": "1"}, {"name": "b.png", "sha256": method}]  # noqa: E731
-    monkeypatch.setattr(paper.Experiment, "records", records)
+    monkeypatch.setattr(paper.Experiment, "names", lambda _: names)
+    sums = lambda method: {"a.png": "a.png of euler", "b.png": f"b.png of {method}"}  # noqa: E731
+    monkeypatch.setattr(paper.Experiment, "_folder", lambda _, method: Folder(Path(), {}, sums(method)))
     usual = paper.Usual("11k-hands", "small", 2)
     e = paper.open_experiment(SMALL, usual, preset=None, out=work["out"], device=torch.device("cpu"))
     e = replace(e, answers={"heun": Path()})
