@@ -138,20 +138,22 @@ def read_label_lines(path: Path) -> list[Line]:
 
 def of_source(labels: Sequence[ImageLabel], source: str | None, path: Path) -> list[ImageLabel]:
     """The labels of one source, all raters being one; without a source, of the only one. UserError: none."""
+    if not labels:
+        raise UserError(f"{path} has no labels yet; label some images first, such as by scripts/label.py")
     people = [label for label in labels if label.is_of_person]
     others = list(dict.fromkeys(label.source for label in labels if not label.is_of_person))
     known = [*others, *([PEOPLE] if people else [])]
     if source is None:
         if len(known) > 1:
             raise UserError(f"{path} has labels of {', '.join(map(repr, known))}; name one by --labels")
-        source = known[0] if known else PEOPLE
+        source = known[0]
     if source == PEOPLE and people:
         return people
     own = [label for label in labels if label.source == source]
     if not own:
         everybody = dict.fromkeys([*known, *(label.source for label in people)])
         raise UserError(
-            f"{path} has no labels of {source!r}, but of {', '.join(map(repr, everybody)) or 'nobody'}; "
+            f"{path} has no labels of {source!r}, but of {', '.join(map(repr, everybody))}; "
             "name one of these, or a file of labels"
         )
     return own
