@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, Destination, Group, SeedList
 from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
+from rods.bench.blind import blind_sheet, key_path, write_blind
+from rods.bench.compare import agreeing
 from rods.bench.compare import compare as compare_runs
 from rods.bench.labelled import LabelledRun, read_run
 from rods.bench.methods import BASELINE, METHODS, ExperimentTable, Method, read_experiments, resolve, split_methods
@@ -35,6 +37,7 @@ from rods.bench.tables import detection_table, outcome_table
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.bench.unlabelled import MOST_PAIRS, changes, image_shape, pairs_sheet, read_real
+from rods.labels.agreement import raters_lines
 from rods.labels.labels import LABELS_NAME
 from rods.presets import Preset
 from rods.runs.images import save_png
@@ -191,10 +194,15 @@ def label(run_folder: Path, task_name: str, threads: int | None) -> None:
 @main.command(cls=Command, context_settings={"show_default": True})
 @folder_argument("run_a")
 @folder_argument("run_b")
-@click.option("--labels", "source", help="Whose labels, such as 'program hands-32' [default: the only ones].")
+@click.option("--labels", "source", help="Whose labels, such as 'program hands-32' or people, or a file of labels "
+              "(scripts/label.py) [default: the only ones beside the runs].")  # fmt: skip
 @click.option("--real", metavar="DIR|ZIP", help="Real images: how near both runs are to them.")
 @click.option("--pairs", type=Destination(dir_okay=False), help="Also draw changed images, before and after: a PNG.")
-def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pairs: Path | None) -> None:
+@click.option("--blind", type=Destination(dir_okay=False), help="Also draw changed images in random order, on random "
+              "sides: a PNG, and its key in a CSV beside it.")  # fmt: skip
+def compare(
+    run_a: Path, run_b: Path, source: str | None, real: str | None, pairs: Path | None, blind: Path | None
+) -> None:
     """Compare two runs of the same seeds: RUN_A is the baseline, RUN_B what is judged.
 
     With labels beside both: what was repaired and what newly broken. Without any: what changed and what it cost.
@@ -204,23 +212,31 @@ def compare(run_a: Path, run_b: Path, source: str | None, real: str | None, pair
     if not base.position().keys() & other.position().keys():
         what = "labelled seed" if labelled else "seed"
         raise UserError(f"{run_a} and {run_b} have no {what} in common; sample and label the same seeds")
+    base, other = agreeing(base, other)
     against = None if real is None else read_real(real, image_shape(base, other))
     sheet = None if pairs is None else pairs_sheet(base, other)
+    hidden = None if blind is None else blind_sheet(base, other)
     found = changes(base, other, against)
     if labelled:
         print_tables([base, other])
+        for line in raters_lines([run_a, run_b], source):
+            click.echo(line)
         click.echo()
     else:
         click.echo("No labels: nothing here says which images are hallucinated, only what changed.")
     for line in found.lines():
         click.echo(line)
-    if pairs is not None and sheet is None:
-        click.echo(f"No image changed, so that there is no pair to draw: {pairs} was not written")
-    elif pairs is not None and sheet is not None:
+    for path, drawn in ((pairs, sheet), (blind, hidden)):
+        if path is not None and drawn is None:
+            click.echo(f"No image changed, so that there is no pair to draw: {path} was not written")
+    if pairs is not None and sheet is not None:
         pairs.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet, pairs)
         shown, changed = min(found.changed.k, MOST_PAIRS), found.changed.k
         click.echo(f"Wrote {pairs}: {shown} of {changed} pairs, the largest falls of the score")
+    if blind is not None and hidden is not None:
+        write_blind(blind, *hidden)
+        click.echo(f"Wrote {blind}, and which side is which run to {key_path(blind)}: judge before you open it")
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

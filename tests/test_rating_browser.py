@@ -1,4 +1,4 @@
-"""The labelling page in a real browser: two raters, keyboard only, a killed server, two tabs, a narrow window."""
+"""The labelling page in a real browser: keyboard, a killed server, two tabs, a narrow window, skipping, the grid."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ pytestmark = [
 class Server:
     """scripts/label.py serve as a process that can be killed and started again on its port."""
 
-    def __init__(self, folder: Path) -> None:
-        self.options = [f"--images={folder}/A", f"--against={folder}/B", f"--answers={folder}/answers.jsonl"]
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.options = [f"--images={folder}/A", f"--against={folder}/B", f"--answers={folder}/labels.jsonl", *options]
         self.port = "0"
         self.start()
 
@@ -68,7 +68,7 @@ def browser() -> Iterator[Any]:
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()[1:]]
+    return [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
 
 
 def shows(page: Any, element: str, text: str) -> None:
@@ -130,6 +130,70 @@ def test_two_raters_by_keyboard_through_a_kill_and_two_tabs(server: Server, brow
     lines = answers(tmp_path)
     assert len({line["id"] for line in lines}) == len(lines)
     assert any(line["note"] == "<i>thumb 1</i>" for line in lines)
-    latest = {(line["rater"], line["item"]): line["answer"] for line in lines}
+    latest = {(line["source"], line["sha256"]): line["answer"] for line in lines}
     assert len(latest) == 24
     assert None not in latest.values()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Server]:
+    """Six images of one run with two labels, one of them asked twice."""
+    for run in "AB":
+        (tmp_path / run).mkdir()
+        for i in range(6):
+            Image.fromarray(np.full((16, 16), 20 * i, np.uint8)).save(tmp_path / run / f"{i:06d}.png")
+    server = Server(tmp_path, "--labels=good,bad", "--repeat=1")
+    yield server
+    server.kill()
+
+
+def test_a_skip_leads_on_and_comes_back_at_the_end(small: Server, browser: Any, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.goto(small.address + "rate/alice/image")
+    page.wait_for_selector("img")
+    for key, place in [(" ", 2), ("1", 3), (" ", 4), ("0", 5), ("2", 6), ("1", 7), ("1", 1)]:
+        page.keyboard.press(key)
+        shows(page, "#place", f"^{place} / 7")
+    page.keyboard.press(" ")
+    shows(page, "#place", "^3 / 7, 5 answered$")
+    page.keyboard.press(" ")
+    shows(page, "#state", "skipped ones again: 2 without an answer")
+    shows(page, "#place", "^1 / 7, 5 answered$")
+    for _ in range(2):
+        page.keyboard.press("2")
+    saved(page, 7, 7)
+    lines = answers(tmp_path)
+    assert sorted(line["label"] for line in lines) == ["hallucinated"] * 3 + ["uncertain"] + ["valid"] * 3
+    assert [line["round"] for line in lines if "round" in line] == [2]
+    assert len({line["sha256"] for line in lines}) == 6
+
+
+def test_the_grid_by_mouse(small: Server, browser: Any, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.goto(small.address)
+    page.keyboard.type("alice")
+    page.get_by_text("Rate in a grid").click()
+    page.wait_for_selector("#thumbs img")
+    thumb = page.locator("#thumbs button")
+    assert thumb.count() == 7
+    thumb.nth(1).click()
+    thumb.nth(2).click()
+    thumb.nth(2).click()  # a slip: good after all
+    page.keyboard.press("0")
+    thumb.nth(3).click()
+    saved(page, 3, 7)
+    small.kill()
+    page.keyboard.press("Enter")
+    shows(page, "#state", r"^not saved \(4\)")
+    small.start()
+    saved(page, 7, 7)
+    assert [thumb.nth(i).get_attribute("class") for i in range(4)] == ["valid", "hallucinated", "valid", "uncertain"]
+    latest = {(line["sha256"], line.get("round", 1)): line["label"] for line in answers(tmp_path)}
+    assert sorted(latest.values()) == ["hallucinated", "uncertain", *["valid"] * 5]
+    page.keyboard.press("u")
+    saved(page, 6, 7)
+    page.reload()
+    saved(page, 6, 7)
+    page.set_viewport_size({"width": 360, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.screenshot(path=str(tmp_path / "grid.png"))

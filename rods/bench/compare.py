@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,6 +171,19 @@ def compare(base: LabelledRun, run: LabelledRun, *, real: Reference | None = Non
         detection=detection(base, run) if run.scores is not None and run.is_score else None,
         filtered=filtered_rate(run),
     )
+
+
+def agreeing(base: LabelledRun, run: LabelledRun) -> tuple[LabelledRun, LabelledRun]:
+    """Both runs with one label for an image that is the same in both; where they had two, it is uncertain.
+
+    Raises ValueError: no seed in common.
+    """
+    mine, theirs = (np.array(places) for places in common(base, run))
+    same = ~changed_images(base, run, mine.tolist(), theirs.tolist())
+    twice = same & (base.labels[mine] != run.labels[theirs])
+    before, after = base.labels.copy(), run.labels.copy()
+    before[mine[twice]] = after[theirs[twice]] = Label.UNCERTAIN
+    return replace(base, labels=before), replace(run, labels=after)
 
 
 def filtered_rate(run: LabelledRun) -> float:

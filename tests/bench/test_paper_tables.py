@@ -19,6 +19,7 @@ from test_fid import run as run_fid
 from rods.bench import paper, paper_values
 from rods.bench.task import Task
 from rods.eval.labels import Label
+from rods.labels.folders import Folder
 from rods.presets import PAPER_PRESETS
 from scripts import figures
 
@@ -155,22 +156,22 @@ def test_table_2_by_answers(work: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     by_hand = json.loads((work["out"] / "table2.json").read_text())
     for one, two in zip(by_hand["rows"], by_task["rows"], strict=True):
         assert one["hallucinated"]["k"] == two["hallucinated"]["k"]
-        assert one["hallucinated"]["n"] == two["hallucinated"]["n"] - 1  # the uncertain image is disputed
+        assert one["hallucinated"]["n"] == two["hallucinated"]["n"]  # what raters disagree on is uncertain
         assert one["seconds"] is None
     assert by_hand["detection"] == by_task["detection"]
     assert by_hand["rows"][1]["judged"] == {"better": 0, "worse": 0, "same": 0, "unclear": 0}
     wrong = f"--answers=rods-cas={work['folder'] / 'p.json'}"
-    assert "p.json is not an answers file" in call(*table, wrong, code=2).stderr
+    assert "p.json is not a file of labels" in call(*table, wrong, code=2).stderr
 
 
 def test_an_unchanged_image_has_eulers_label(work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What a method did not touch need not be labelled twice."""
-    line = {"mode": "image", "rater": "x", "runs": ["A"], "note": "", "answer": "extra fingers"}
-    lines = [{**line, "item": name, "name": name} for name in ("a.png", "b.png")]
+    names = ["a.png", "b.png"]
+    lines = [{"source": "person x", "name": n, "sha256": f"{n} of euler", "label": "hallucinated"} for n in names]
     monkeypatch.setattr(paper.Experiment, "_lines", lambda *_: lines)
-    monkeypatch.setattr(paper.Experiment, "names", lambda _: ["a.png", "b.png"])
-    records = lambda _, method: [{"name": "a.png", "sha256": "1"}, {"name": "b.png", "sha256": method}]  # noqa: E731
-    monkeypatch.setattr(paper.Experiment, "records", records)
+    monkeypatch.setattr(paper.Experiment, "names", lambda _: names)
+    sums = lambda method: {"a.png": "a.png of euler", "b.png": f"b.png of {method}"}  # noqa: E731
+    monkeypatch.setattr(paper.Experiment, "_folder", lambda _, method: Folder(Path(), {}, sums(method)))
     usual = paper.Usual("11k-hands", "small", 2)
     e = paper.open_experiment(SMALL, usual, preset=None, out=work["out"], device=torch.device("cpu"))
     e = replace(e, answers={"heun": Path()})

@@ -1,0 +1,123 @@
+"""`bench.py compare` with people's labels: a pooled file, images of both runs, the floor, and a blind sheet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import generated, records, refusal, said
+
+from rods.bench.blind import blind_sheet
+from rods.bench.compare import agreeing
+from rods.bench.labelled import read_run
+from rods.eval.labels import Label
+from rods.labels.growing_file import append_lines
+from rods.labels.labels import LABELS_NAME
+from scripts.bench import main as bench
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Euler and a restart of the same eight seeds, three of which are restarted."""
+    folder = tmp_path_factory.mktemp("runs")
+    generated(folder / "scores", "--sampler=restart", "--threshold=inf", "--sigma-r=5", "--seeds=0-7", steps=4)
+    generated(folder / "euler", "--sampler=euler", "--seeds=0-7", steps=4)
+    middle = sorted(line["restart"]["scores"][0] for line in records(folder / "scores"))[4]
+    generated(folder / "restart", "--sampler=restart", f"--threshold={middle}", "--sigma-r=5", "--seeds=0-7", steps=4)
+    return folder / "euler", folder / "restart"
+
+
+def sums(run: Path) -> list[str]:
+    return [line["sha256"] for line in records(run)]
+
+
+def line(checksum: str, label: str, rater: str = "alice", **more: object) -> dict[str, object]:
+    return {
+        "id": f"{rater}{checksum}{more}",
+        "source": f"person {rater}",
+        "name": "x",
+        "sha256": checksum,
+        "label": label,
+    } | more
+
+
+def changed(runs: tuple[Path, Path]) -> list[int]:
+    return [i for i, (a, b) in enumerate(zip(*map(sums, runs), strict=True)) if a != b]
+
+
+def test_a_pooled_file_says_what_was_repaired_and_what_raters_miss(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """All of Euler's images are valid but the first that changed; the restarts are valid but the last that changed."""
+    differ, pooled = changed(runs), tmp_path / "labels.jsonl"
+    before, after = map(sums, runs)
+    assert 2 <= len(differ) < 8
+    said_of = dict.fromkeys([*before, *after], "valid")
+    said_of |= {before[differ[0]]: "hallucinated", after[differ[-1]]: "hallucinated"}
+    append_lines(pooled, [line(checksum, label) for checksum, label in said_of.items()])
+    options = ("compare", *runs, f"--labels={pooled}")
+    output = said(bench, *options)
+    assert "1/1: 100.0 %" in output, "repaired"
+    assert f"1/7: {100 / 7:.1f} %" in output, "newly broken"
+    assert "No image has two answers" in output
+    twice = [line(before[i], "valid" if i else "hallucinated", round=2) for i in range(8) if i not in differ]
+    append_lines(pooled, twice)
+    output = said(bench, *options)
+    again = 8 - len(differ)
+    assert f"The raters' own disagreement: {int(0 not in differ)} of {again} = " in output
+    assert "an unchanged image looks newly broken:" in output
+
+
+def test_an_image_of_both_runs_has_one_label(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """By name, without checksums, as a checker of one's own may write them beside each run: two labels of one file."""
+    same = next(i for i in range(8) if i not in changed(runs))
+    pair = []
+    for run, label in zip(runs, ("valid", "hallucinated"), strict=True):
+        (tmp_path / run.name).mkdir()
+        for name in ("options.json", "samples.jsonl"):
+            (tmp_path / run.name / name).write_bytes((run / name).read_bytes())
+        names = [record["name"] for record in records(run)]
+        verdicts = [label if i == same else "valid" for i in range(8)]
+        text = [
+            json.dumps({"name": n, "label": v, "source": "mine"}) + "\n" for n, v in zip(names, verdicts, strict=True)
+        ]
+        (tmp_path / run.name / LABELS_NAME).write_text("".join(text))
+        pair.append(read_run(tmp_path / run.name))
+    assert [run.labels[same] for run in pair] == [Label.VALID, Label.HALLUCINATED]
+    found = agreeing(*pair)
+    assert [run.labels[same] for run in found] == [Label.UNCERTAIN] * 2
+    assert [(run.labels == Label.VALID).sum() for run in found] == [7, 7]
+
+
+def test_a_blind_sheet_and_its_key(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    sheet, key = tmp_path / "new" / "blind.png", tmp_path / "new" / "blind.key.csv"
+    assert f"to {key}: judge before you open it" in said(bench, "compare", *runs, f"--blind={sheet}")
+    rows = list(csv.DictReader(key.read_text().splitlines()))
+    names = [record["name"] for record in records(runs[0])]
+    assert sorted(row["image"] for row in rows) == [names[i] for i in changed(runs)]
+    assert [row["number"] for row in rows] == [str(n + 1) for n in range(len(rows))]
+    assert {(row["left"], row["right"]) for row in rows} <= {("A", "B"), ("B", "A")}
+    base, run = (read_run(path, labelled=False) for path in runs)
+    found = blind_sheet(base, run)
+    assert found is not None
+    assert found[1] == key.read_text(), "the same two runs give the same sheet"
+    first = {"A": base, "B": run}[rows[0]["left"]]
+    shown = np.asarray(found[0].convert("L"))
+    tile = first.image(names.index(rows[0]["image"]))
+    assert tile is not None
+    scale = 128 // 8
+    expected = np.kron(tile[0], np.ones((scale, scale), np.uint8))
+    assert any(np.array_equal(shown[y : y + 128, x : x + 128], expected) for y in range(12) for x in range(12)), (
+        "the first tile is the left image of the first row of the key"
+    )
+    assert "No image changed" in said(bench, "compare", runs[0], runs[0], f"--blind={tmp_path / 'none.png'}")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_labels_of_nobody_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    empty = tmp_path / "labels.jsonl"
+    append_lines(empty, [])
+    assert "has no labels yet; label some images first" in refusal(bench, "compare", *runs, f"--labels={empty}")
+    append_lines(empty, [line("0" * 64, "valid")])
+    assert "has no labelled sample" in refusal(bench, "compare", *runs, f"--labels={empty}")
