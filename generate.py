@@ -242,6 +242,8 @@ def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
     steps = sorted(opts["trajectory"] or ())
     if steps and opts["accept"]:
         raise UserError("--trajectory shows one run, and --accept may draw an image several times; leave one out")
+    if steps and "@" in (opts["filter"] or ""):
+        raise UserError(f"--trajectory shows whole runs, and --filter={opts['filter']} gives some up; leave one out")
     if steps and steps[-1] >= (num_steps := sampler.num_steps):
         raise UserError(
             f"--trajectory={steps[-1]} is not a step of this run, which has 0 to {num_steps - 1}; name others"
