@@ -305,8 +305,11 @@ class Tvf(Detector):
         return self.sigma
 
     def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
-        if not any(t <= self.sigma for t in levels):
-            raise ValueError(f"sigma: no step lies at noise levels up to {self.sigma:g}; widen the range")
+        if sum(t <= self.sigma for t in levels) < 2:
+            raise ValueError(
+                f"sigma: fewer than two steps lie at noise levels up to {self.sigma:g}, and a variance needs two; "
+                "widen the range"
+            )
 
     def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
         return _Variance(self)
