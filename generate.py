@@ -133,6 +133,7 @@ def main(**opts: Any) -> int:
       python generate.py --network=edm-ffhq-64x64-uncond-ve.pkl --sampler=rods-cas --outdir=out --seeds=0-8
       python generate.py --sampler=euler --filter=lid --filter-threshold=15 --outdir=out
       python generate.py --sampler=euler --accept='lid<12' --max-tries=4 --outdir=out
+      python generate.py --sampler=euler --preset=hands-32-gate --accept='density-ratio<50%@.131' --outdir=out
       torchrun --standalone --nproc_per_node=2 generate.py --sampler=edm --steps=18 --outdir=out
     """
     device = distributed.pick_device(opts["device"])
