@@ -48,11 +48,6 @@ def check_scores(detector: Detector, level: float, sampler: Sampler, net: AnyDen
         raise ValueError(f"{e} (its steps down to @{level:g} are asked)" if level else str(e)) from None
 
 
-def limit_text(detector: Detector, sign: str, limit: float, level: float) -> str:
-    """As on the command line: score<limit, or score<limit@level."""
-    return f"{to_text(detector)}{sign}{limit!r}".removesuffix(".0") + (f"@{level!r}" if level else "")
-
-
 # -- drawn again ------------------------------------------------------------------------------------------------------
 
 
@@ -85,8 +80,9 @@ class Accept:
             )
 
     def describe(self) -> str:
-        """As on the command line."""
-        return limit_text(self.detector, "<", self.below, self.level)
+        """As on the command line: score<limit, or score<limit@level."""
+        limit = f"{to_text(self.detector)}<{self.below!r}".removesuffix(".0")
+        return f"{limit}@{self.level!r}" if self.level else limit
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def filter_nfe(lines: Sequence[dict[str, Any]]) -> tuple[int, float]:
 
 
 def _given_up(spent: int, full: float, *, num: int, level: float) -> str:
-    would = f", and full runs of them would have cost {full:,.0f}" if isfinite(full) else ""
+    would = f"; full runs, at the cost of those that were kept, would have cost {full:,.0f}" if isfinite(full) else ""
     return f"{num} given up at noise level {level:g}: they cost {spent:,} NFE{would}"
 
 

@@ -142,6 +142,7 @@ def _filter(opts: Mapping[str, Any], preset: Preset | None) -> Filter | None:
 SELECTION_OPTIONS = (
     click.option(
         "--filter",
+        metavar="NAME[:OPTION=VALUE,...][@LEVEL]",
         type=ValueText(Detector),
         help="Drop images by a score, named as for --detector, such as tvf or h-index:rho=4,lo=.5,hi=2; in flight, at "
         "a noise level after @, such as lid@.5: dropped images are given up there.",

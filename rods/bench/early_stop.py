@@ -1,41 +1,32 @@
 """What --accept costs and gains at the end and in flight, for several gates and limits, from one pool of tries.
 
-python tools/early_stop.py --preset=models/hands-32-gate.preset.json --preset=out/at-.47.preset.json --end-limit=12 \
-    --seeds=0-1023 --out=out/pool
-
-Every try of a seed is run to its end once, scored by each preset's gate at its level and finished, and labelled by the
-task's program: what `generate.py --accept` does under a limit follows from that. The same command goes on where it was.
+Every try of a seed is run to its end once, scored by each gate at its level and finished, and labelled by the task's
+program: what `generate.py --accept` does under a limit follows from that (`row`). The pool goes on where it was.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
-
-from dnnlib.cli import Command, SeedList
 from rods.base_samplers import Euler
-from rods.bench.task import load_network
-from rods.bench.tasks import TASKS
+from rods.bench.labelled import values_of
+from rods.bench.task import Task, load_network
 from rods.denoiser import bind
 from rods.detectors import Detector
 from rods.eval.correction import proportion_interval
 from rods.eval.labels import Label
-from rods.presets import RESTART_SCORES, Preset
-from rods.restart import Restart
-from rods.runs.chunk import Chunk, cut_chunks, sample_chunk
+from rods.restart import draws_of
+from rods.runs.chunk import Chunk, sample_chunk
 from rods.runs.images import to_uint8
-from rods.runs.presets import read_preset
 from rods.types import AnyDenoiser, Step
 from torch_utils.rng import SeedStreams, redrawn
 
@@ -48,9 +39,9 @@ class InFlight:
     """Sees the steps of a run and scores D(x_t) by each gate at its level, as `--accept` does."""
 
     denoiser: AnyDenoiser
-    gates: dict[float, Detector]
+    gates: Mapping[float, Detector]  # by level
     seeds: Sequence[int]
-    found: dict[float, list[float]]
+    found: dict[float, list[float]] = field(default_factory=dict)  # by level [B]
 
     def add(self, step: Step) -> None:
         for level, gate in self.gates.items():
@@ -59,64 +50,37 @@ class InFlight:
 
 
 def scores_of(denoiser: AnyDenoiser, gate: Detector, image: Tensor, seeds: Sequence[int]) -> list[float]:
-    third = SeedStreams(seeds, CPU).third()
-    noise = torch.stack([third.randn_like(image) for _ in range(gate.num_draws)])
-    scores: list[float] = gate.score(bind(denoiser, len(image)), image, noise=noise).tolist()
+    """The scores [B] of images [B, C, H, W], with the draws that `--accept` takes for these seeds."""
+    denoise = bind(denoiser, len(image), randn_like=SeedStreams(seeds, CPU).third().randn_like)
+    scores: list[float] = gate.score(denoise, image, noise=draws_of(denoise, image, gate.num_draws)).tolist()
     return scores
-
-
-def restart_of(preset: Preset) -> Restart:
-    restart = preset.samplers["restart"]
-    assert isinstance(restart, Restart)
-    return restart
-
-
-@click.command(cls=Command, context_settings={"show_default": True})
-@click.option(
-    "--task", "task_name", type=click.Choice(list(TASKS)), default="hands-32", help="Whose images and labels."
-)
-@click.option("--preset", "presets", multiple=True, required=True, type=click.Path(exists=True, path_type=Path),
-              help="Its gate scores at its restart's level; the first one's finished images, too.")  # fmt: skip
-@click.option("--share", type=click.FloatRange(0, 1), default=0.5, help="Of calibration samples below the limit.")
-@click.option("--end-limit", type=float, required=True, help="The limit of finished images.")
-@click.option("--tries", type=click.IntRange(1, 16), default=4, help="Images that are drawn at most per seed.")
-@click.option("--seeds", type=SeedList(), default="0-1023", help="Seeds.")
-@click.option("--batch", type=click.IntRange(1), default=64, help="Images per chunk.")
-@click.option("--table", is_flag=True, help="Sample nothing: the table of what is there.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the pool is kept.")
-def main(**opts: Any) -> None:
-    """Compare accepting at the end with accepting in flight."""
-    torch.set_num_threads(1)
-    found = [read_preset(path) for path in opts["presets"]]
-    gates = {END: restart_of(found[0]).detector, **{restart_of(p).score_at: restart_of(p).detector for p in found}}
-    limits = {END: opts["end_limit"]}
-    limits |= {restart_of(p).score_at: p.quantile(RESTART_SCORES, opts["share"]) for p in found}
-    opts["out"].mkdir(parents=True, exist_ok=True)
-    pool = Pool(opts["out"] / "pool.jsonl", opts["task_name"], gates, limits, opts["tries"])
-    if not opts["table"]:
-        for chunk in cut_chunks(opts["seeds"], batch=opts["batch"]):
-            pool.add(chunk)
-    for line in table(pool):
-        click.echo(line)
 
 
 class Pool:
     """Tries by (seed, number), each with its label and its scores by level, in a file of JSON lines."""
 
     def __init__(
-        self, path: Path, task: str, gates: dict[float, Detector], limits: dict[float, float], tries: int
+        self, path: Path, task: Task, gates: Mapping[float, Detector], limits: Mapping[float, float], tries: int
     ) -> None:
-        self.path, self.gates, self.limits, self.num_tries = path, gates, limits, tries
-        self.task = TASKS[task]()
-        self.network = load_network(self.task, None).denoiser
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.tries = {(line["seed"], line["try"]): line for line in map(json.loads, lines)}
-        self.sampler = Euler(num_steps=self.task.num_steps)
+        """`gates` and `limits` are by noise level, END for finished images. ValueError for tries of other gates."""
+        self.path, self.gates, self.limits, self.num_tries, self.task = path, gates, limits, tries, task
+        self.network = load_network(task, None).denoiser
+        digests = {str(level): getattr(gate, "digest", repr(gate)) for level, gate in gates.items()}
+        self.about: dict[str, Any] = {"task": task.name, "gates": digests}
+        lines: list[dict[str, Any]] = [self.about]
+        if path.exists():
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+        about, *lines = lines
+        if about != self.about:
+            raise ValueError(f"{path} holds tries of another task, or scored by other gates; name another folder")
+        self.tries = {(line["seed"], line["try"]): line for line in lines}
+        self.sampler = Euler(num_steps=task.num_steps)
 
     def add(self, chunk: Chunk) -> None:
         """Tries of a chunk's seeds, until one is below every limit, or as many as may be drawn."""
+        waiting = list(chunk.seeds)
         for k in range(self.num_tries):
-            waiting = [seed for seed in chunk.seeds if not self.passed(seed, k)]
+            waiting = [seed for seed in waiting if not self.passed(seed, k)]
             if todo := [seed for seed in waiting if (seed, k) not in self.tries]:
                 self.sample(todo, k)
 
@@ -127,12 +91,14 @@ class Pool:
 
     def sample(self, seeds: Sequence[int], k: int) -> None:
         own = tuple(redrawn(seed, k) for seed in seeds)
-        flight = InFlight(self.network, self.gates, own, {})
+        flight = InFlight(self.network, self.gates, own)
         done = sample_chunk(self.network, Chunk(0, own), self.sampler, device=CPU, observers=[flight])
         flight.found[END] = scores_of(self.network, self.gates[END], done.images, own)
-        pixels = torch.from_numpy(to_uint8(done.images.numpy())).double().numpy() / 127.5 - 1
-        labels = self.task.label(pixels)
+        labels = self.task.label(values_of(to_uint8(done.images.numpy())))
+        is_new = not self.path.exists()
         with self.path.open("a") as file:
+            if is_new:
+                file.write(json.dumps(self.about) + "\n")
             for i, seed in enumerate(seeds):
                 line = {"seed": seed, "try": k, "label": int(labels[i]),
                         "scores": {str(level): scores[i] for level, scores in flight.found.items()}}  # fmt: skip
@@ -144,12 +110,13 @@ class Pool:
 class Row:
     """What `--accept=score<limit@level` makes of the pool's seeds."""
 
-    labels: np.ndarray  # of the kept images
-    accepted: np.ndarray  # [n] bool
-    forward: np.ndarray  # [n] F of all tries of a seed
+    labels: NDArray[np.int8]  # of the kept images
+    accepted: NDArray[np.bool_]  # [n] bool
+    forward: NDArray[np.int64]  # [n] F of all tries of a seed
     drawn: int
 
     def text(self, name: str) -> str:
+        """A line of the table."""
         n, bad = len(self.labels), int((self.labels[self.accepted] == Label.HALLUCINATED).sum())
         share = proportion_interval(bad, int(self.accepted.sum()))
         all_bad = (self.labels == Label.HALLUCINATED).mean()
@@ -176,10 +143,11 @@ def row(pool: Pool, seeds: Sequence[int], level: float, limit: float) -> Row:
         accepted.append(scores[kept] < limit)
         forward.append((len(scores) - 1) * head + whole)
         drawn += len(scores)
-    return Row(np.array(labels), np.array(accepted), np.array(forward), drawn)
+    return Row(np.array(labels, np.int8), np.array(accepted, np.bool_), np.array(forward, np.int64), drawn)
 
 
 def table(pool: Pool) -> list[str]:
+    """A row for no limit and for each limit, of the seeds whose tries are all there."""
     seeds = [seed for seed, k in pool.tries if k == 0 and complete(pool, seed)]
     first = np.array([pool.tries[seed, 0]["label"] for seed in seeds])
     steps = len(pool.sampler.levels(pool.network))
@@ -198,7 +166,3 @@ def complete(pool: Pool, seed: int) -> bool:
     while (seed, there) in pool.tries:
         there += 1
     return there == pool.num_tries or pool.passed(seed, there)
-
-
-if __name__ == "__main__":
-    main()
