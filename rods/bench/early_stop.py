@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.labelled import values_of
 from rods.bench.task import Task, load_network
@@ -95,15 +96,11 @@ class Pool:
         done = sample_chunk(self.network, Chunk(0, own), self.sampler, device=CPU, observers=[flight])
         flight.found[END] = scores_of(self.network, self.gates[END], done.images, own)
         labels = self.task.label(values_of(to_uint8(done.images.numpy())))
-        is_new = not self.path.exists()
-        with self.path.open("a") as file:
-            if is_new:
-                file.write(json.dumps(self.about) + "\n")
-            for i, seed in enumerate(seeds):
-                line = {"seed": seed, "try": k, "label": int(labels[i]),
-                        "scores": {str(level): scores[i] for level, scores in flight.found.items()}}  # fmt: skip
-                self.tries[seed, k] = line
-                file.write(json.dumps(line) + "\n")
+        for i, seed in enumerate(seeds):
+            scores = {str(level): found[i] for level, found in flight.found.items()}
+            self.tries[seed, k] = {"seed": seed, "try": k, "label": int(labels[i]), "scores": scores}
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in [self.about, *self.tries.values()]))
 
 
 @dataclass(frozen=True)
