@@ -134,6 +134,7 @@ def main(**opts: Any) -> int:
       python generate.py --network=edm-ffhq-64x64-uncond-ve.pkl --sampler=rods-cas --outdir=out --seeds=0-8
       python generate.py --sampler=euler --filter=lid --filter-threshold=15 --outdir=out
       python generate.py --sampler=euler --accept='lid<12' --max-tries=4 --outdir=out
+      python generate.py --sampler=euler --preset=hands-32-gate --accept='density-ratio<50%@.131' --outdir=out
       torchrun --standalone --nproc_per_node=2 generate.py --sampler=edm --steps=18 --outdir=out
     """
     device = distributed.pick_device(opts["device"])
@@ -240,6 +241,8 @@ def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
     steps = sorted(opts["trajectory"] or ())
     if steps and opts["accept"]:
         raise UserError("--trajectory shows one run, and --accept may draw an image several times; leave one out")
+    if steps and "@" in (opts["filter"] or ""):
+        raise UserError(f"--trajectory shows whole runs, and --filter={opts['filter']} gives some up; leave one out")
     if steps and steps[-1] >= (num_steps := sampler.num_steps):
         raise UserError(
             f"--trajectory={steps[-1]} is not a step of this run, which has 0 to {num_steps - 1}; name others"

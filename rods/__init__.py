@@ -15,7 +15,7 @@ from rods.samplers import Corrected, RodsCas, RodsSas, edm_sampler, euler_sample
 from rods.schedules import SigmaWindow, Window, in_window
 from rods.state import State
 from rods.trajectory import Churn, Correction, Corrector, trajectory
-from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step
+from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step, Steps
 
 __all__ = [
     "Ablation",
@@ -60,6 +60,7 @@ __all__ = [
     "State",
     "Step",
     "StepDetector",
+    "Steps",
     "Tag",
     "Tvf",
     "Window",

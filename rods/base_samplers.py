@@ -6,7 +6,6 @@ them. `along` yields its steps from a state on a noise grid, `steps` from latent
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import inf
 from typing import ClassVar, Literal
@@ -30,7 +29,7 @@ from rods.schedules import (
     vp_grid,
 )
 from rods.trajectory import Churn, Solver, check_latents, start, trajectory, with_zero
-from rods.types import AnyDenoiser, RodsResult, Step, option
+from rods.types import AnyDenoiser, RodsResult, Steps, option
 
 MAX_STEPS = 100_000
 
@@ -67,7 +66,7 @@ class Sampler:
         """The stream of a seed that it draws from: EDM's noise (churn) is of the first, other draws of the second."""
         return "first"
 
-    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Steps:
         """The trajectory of `latents` [B, C, H, W] (unit normal, scaled here), step by step; see `types.Step`.
 
         `denoiser` is D(x, sigma), or bound already (`bind`), whose counters then tell F and B and whose `randn_like`
@@ -76,7 +75,7 @@ class Sampler:
         denoise, x, sigmas = self._start(denoiser, latents, class_labels)
         yield from self.along(denoise, x, sigmas)
 
-    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Steps:
         """The trajectory from a state `x` at the noise level sigmas[0] over levels of one's own [N + 1], to 0.
 
         Not of `Ablation`, whose state may be scaled.
@@ -160,7 +159,7 @@ class Edm(Churned):
     def base_solver(self) -> Solver:
         return "heun"
 
-    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Steps:
         yield from trajectory(denoise, x, sigmas, solver="heun", churn=self.churn)
 
 
@@ -168,7 +167,7 @@ class Edm(Churned):
 class Euler(Sampler):
     """Euler steps on EDM's grid: the baseline of the RODS paper. Cost: N F."""
 
-    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Steps:
         yield from trajectory(denoise, x, sigmas)
 
 
@@ -228,7 +227,7 @@ class Ablation(Churned):
         denoise = bind(unbound(denoiser), 1)
         return [float(t) for t in with_zero(self._grid(denoise)[0], denoise, torch.zeros(1))[:-1]]
 
-    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Iterator[Step]:
+    def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Steps:
         check_latents(latents)
         denoise = bind(denoiser, len(latents), class_labels)
         levels, vp = self._grid(denoise)

@@ -110,6 +110,11 @@ class _Perturbed:
             self.first, self.levels = step.x, [step.sigma]
         self.levels.append(step.sigma_next)
 
+    def select(self, index: Tensor) -> Follower:
+        part = _Perturbed(self.eps, self.denoise.rows(index), self.noise[:, index], self.solver)
+        part.first, part.levels = None if self.first is None else self.first[index], list(self.levels)
+        return part
+
     def score(self, image: Tensor) -> Tensor:
         assert self.first is not None, "a run has steps"
         sigmas = torch.stack(self.levels)

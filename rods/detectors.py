@@ -13,7 +13,7 @@ read the network's own activations, costly_detectors.py those that cost many eva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -34,6 +34,10 @@ class Follower(Protocol):
     """Sees some rows' finished steps, and scores their images [b, C, H, W] -> [b]."""
 
     def add(self, step: Step) -> None: ...
+
+    def select(self, index: Tensor) -> Follower:
+        """The same of the rows `index` [b'], which are those that go on."""
+        ...
 
     def score(self, image: Tensor) -> Tensor: ...
 
@@ -61,7 +65,7 @@ class Detector:
 
         `noise` [num_draws, b, C, H, W] holds the rows' own draws; `solver` is the base sampler's.
         """
-        return _OfImage(partial(self.score, denoise, noise=noise))
+        return _OfImage(self, denoise, noise)
 
     def score(self, denoise: BoundDenoiser, image: Tensor, *, noise: Tensor) -> Tensor:
         """The score [b] of images [b, C, H, W], of a detector that needs nothing else."""
@@ -71,11 +75,17 @@ class Detector:
 class _OfImage:
     """The follower of a detector that reads no step."""
 
-    def __init__(self, score: Callable[[Tensor], Tensor]) -> None:
-        self.score = score
+    def __init__(self, detector: Detector, denoise: BoundDenoiser, noise: Tensor) -> None:
+        self.detector, self.denoise, self.noise = detector, denoise, noise
 
     def add(self, step: Step) -> None:
         pass
+
+    def select(self, index: Tensor) -> Follower:
+        return _OfImage(self.detector, self.denoise.rows(index), self.noise[:, index])
+
+    def score(self, image: Tensor) -> Tensor:
+        return self.detector.score(self.denoise, image, noise=self.noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +140,11 @@ class _OverSteps:
         if detector.lo <= t <= detector.hi:
             cur = State(self.denoise, step.x, step.sigma, step.i, step.num_steps)
             self.values.append(detector.comparable(detector.measure(cur, noise=self.noise), t))
+
+    def select(self, index: Tensor) -> Follower:
+        part = _OverSteps(self.detector, self.denoise.rows(index), self.noise[:, index])
+        part.values = [value[index] for value in self.values]
+        return part
 
     def score(self, image: Tensor) -> Tensor:
         if not self.values:
@@ -290,8 +305,11 @@ class Tvf(Detector):
         return self.sigma
 
     def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
-        if not any(t <= self.sigma for t in levels):
-            raise ValueError(f"sigma: no step lies at noise levels up to {self.sigma:g}; widen the range")
+        if sum(t <= self.sigma for t in levels) < 2:
+            raise ValueError(
+                f"sigma: fewer than two steps lie at noise levels up to {self.sigma:g}, and a variance needs two; "
+                "widen the range"
+            )
 
     def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
         return _Variance(self)
@@ -312,6 +330,12 @@ class _Variance:
         off = step.denoised - self._mean
         self._mean = self._mean + off / self.count
         self._squares = self._squares + off * (step.denoised - self._mean)
+
+    def select(self, index: Tensor) -> Follower:
+        part = _Variance(self.detector)
+        if isinstance(self._mean, Tensor) and isinstance(self._squares, Tensor):
+            part.count, part._mean, part._squares = self.count, self._mean[index], self._squares[index]
+        return part
 
     def score(self, image: Tensor) -> Tensor:
         if not isinstance(self._squares, Tensor):

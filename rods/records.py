@@ -50,6 +50,16 @@ class Recorder:
             if is_kept:
                 self._kept[b] = len(self._scores[b]) - 1
 
+    def select(self, index: Tensor) -> Recorder:
+        """What it has seen of the rows `index` [b], which are those that go on."""
+        part, rows = Recorder(self.values, rho=self.rho), index.tolist()
+        part._image = None if self._image is None else self._image[index]
+        part._probed = [(i, sigma, [scores[b] for b in rows]) for i, sigma, scores in self._probed]
+        part._flags = [flagged[index] for flagged in self._flags]
+        part._scores = [list(self._scores[b]) for b in rows] if self._scores else []
+        part._kept = [self._kept[b] for b in rows] if self._kept else []
+        return part
+
     @property
     def images(self) -> Tensor:
         """The images so far [B, C, H, W]."""
@@ -57,11 +67,11 @@ class Recorder:
         return self._image
 
     def result(self, denoise: BoundDenoiser) -> RodsResult:
-        """Images [B, C, H, W] and the record of each, with what the counters of `denoise` tell."""
+        """Images [b, C, H, W] and the record of each, with what the counters of `denoise`, bound to them, tell."""
         probed, sigmas = tuple(i for i, _, _ in self._probed), tuple(sigma for _, sigma, _ in self._probed)
         flags = torch.stack(self._flags, dim=1).tolist() if self._flags else []  # [B, N]
         records = []
-        for b in range(len(self.images)):
+        for b, place in enumerate(denoise.index.tolist()):
             row = tuple(scores[b] for _, _, scores in self._probed)
             H = row if self.values == "H" else ()
             records.append(
@@ -71,8 +81,8 @@ class Recorder:
                     H=H,
                     H_scaled=tuple(h * t**3 / self.rho if self.rho else 0.0 for h, t in zip(H, sigmas, strict=False)),
                     flagged=tuple(i for i, flag in enumerate(flags[b]) if flag) if flags else (),
-                    forward=int(denoise.forward[b]),
-                    backward=int(denoise.backward[b]),
+                    forward=int(denoise.forward[place]),
+                    backward=int(denoise.backward[place]),
                     scores=row if self.values == "scores" else (),
                     restart=RestartRecord(tuple(self._scores[b]), self._kept[b]) if self._scores else None,
                 )

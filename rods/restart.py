@@ -8,7 +8,7 @@ of the run follows when all are done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from math import isnan
 from typing import Literal
@@ -21,7 +21,7 @@ from rods.correctors import NamedCorrector
 from rods.denoiser import BoundDenoiser, Noise, bind, unbound
 from rods.detectors import Detector, Lid
 from rods.trajectory import Corrector, Solver, trajectory
-from rods.types import AnyDenoiser, RodsResult, Step, Verdict, option
+from rods.types import AnyDenoiser, RodsResult, Step, Steps, Verdict, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +93,14 @@ class Restart(Sampler):
         self._levels_below(head, bind(unbound(denoiser), 1))
         self.detector.check(denoiser, [float(t) for t in head[:-1]])
 
-    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Steps:
         noise = draws_of(denoise, x, self.detector.num_draws)
         head = self._head(sigmas)
         levels = self._levels_below(head, denoise)
         added = (levels[0] ** 2 - head[-1] ** 2).sqrt()  # sigma_r itself from a finished image
 
-        scored = self._scored(denoise, trajectory(denoise, x, head, solver=self.solver), noise, None)
-        for step in scored:
-            yield step
+        first = trajectory(denoise, x, head, solver=self.solver)
+        denoise, step = yield from self._scored(denoise, first, noise, None)
         assert step.verdict is not None
         x, risk = step.x_next, step.verdict.scores  # [B, C, H, W] finished, or at the level head[-1]; [B]
         limit = self._limits(denoise, x)  # [B]
@@ -135,24 +134,28 @@ class Restart(Sampler):
         return self.threshold - u.log()
 
     def _scored(
-        self, denoise: BoundDenoiser, steps: Iterator[Step], noise: Tensor, below: Tensor | None
-    ) -> Iterator[Step]:
+        self, denoise: BoundDenoiser, steps: Steps, noise: Tensor, below: Tensor | None
+    ) -> Generator[Step, Tensor | None, tuple[BoundDenoiser, Step]]:
         """The steps of some rows, the last one with its verdict: kept where the score is `below` [b], None: all.
 
         The image that is scored is the state after the last step, or, where that is still noisy, that step's D(x_t).
+        Returns D and the last step of the rows that went on to the end.
         """
         own_noise = noise[:, denoise.index.to(noise.device)]  # [num_draws, b, C, H, W] of [num_draws, B, ...]
         follower = self.detector.follow(denoise, own_noise, solver=self.solver)
-        pending: Step | None = None  # held back until it is known whether it is the last
-        for step in steps:
-            if pending is not None:
-                yield pending
+        step = next(steps)
+        follower.add(step)
+        while step.i < step.num_steps - 1:
+            going_on = yield step
+            if going_on is not None:
+                denoise, follower = denoise.rows(going_on), follower.select(going_on)
+            step = steps.send(going_on)
             follower.add(step)
-            pending = step
-        assert pending is not None, "a run has steps"
-        scores = follower.score(pending.x_next if pending.sigma_next == 0 else pending.denoised)
+        scores = follower.score(step.x_next if step.sigma_next == 0 else step.denoised)
         kept = torch.ones_like(scores, dtype=torch.bool) if below is None else scores < below
-        yield replace(pending, verdict=Verdict(scores, kept))
+        step = replace(step, verdict=Verdict(scores, kept))
+        going_on = yield step
+        return (denoise, step) if going_on is None else (denoise.rows(going_on), step.select(going_on))
 
     def _head(self, sigmas: Tensor) -> Tensor:
         """The noise levels down to the first that is at most `score_at`; all of them [N + 1] where that is 0."""

@@ -8,7 +8,6 @@ Algorithm 2 of the RODS paper is `Rods.corrector`, on Euler steps. The sampler t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -25,7 +24,7 @@ from rods.records import Recorder
 from rods.schedules import Window
 from rods.state import Gradient
 from rods.trajectory import Corrector, Solver, trajectory
-from rods.types import AnyDenoiser, RodsResult, Step, option
+from rods.types import AnyDenoiser, RodsResult, Steps, option
 
 # -- RODS -------------------------------------------------------------------------------------------------------------
 
@@ -89,7 +88,7 @@ class Rods(Churned):
     def recorder(self) -> Recorder:
         return Recorder("H", rho=self.rho) if self.detector is None else Recorder("scores")
 
-    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Steps:
         churn = self.churn if self.S_churn > 0 else None  # without it no random number is drawn
         yield from trajectory(
             denoise, x, sigmas, correct=self.corrector, solver=self.solver, churn=churn, gradient=self.gradient
@@ -144,7 +143,7 @@ class Corrected(Sampler):
     def recorder(self) -> Recorder:
         return Recorder("scores") if self.correct.scores else Recorder()
 
-    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Steps:
         yield from trajectory(denoise, x, sigmas, correct=Within(self.window, self.correct))
 
 

@@ -5,7 +5,7 @@ It also says what the loop hands to a corrector and gets back: a `State`, and a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 from rods.denoiser import BoundDenoiser, bind, no_rows
 from rods.schedules import LINEAR, Schedule, clip_range, edm_grid
 from rods.state import Gradient, State
-from rods.types import AnyDenoiser, Probe, Step, state_dtype
+from rods.types import AnyDenoiser, Probe, Step, Steps, state_dtype
 
 Solver = Literal["euler", "heun"]
 
@@ -101,7 +101,7 @@ def trajectory(
     alpha: float = 1.0,
     churn: Churn | None = None,
     gradient: Gradient = "backward",
-) -> Iterator[Step]:
+) -> Steps:
     """Integrate from the noise level sigmas[0] to sigmas[-1] and yield a `Step` for each of the N = len(sigmas) - 1.
 
     EDM paper, Algorithms 1 and 2, with RODS's correction (RODS paper, Algorithm 2) of the first evaluation of a step.
@@ -109,6 +109,7 @@ def trajectory(
     noise levels on its device, decreasing, the last may be 0. `denoise` is D(x, sigma) or a `BoundDenoiser`, whose
     counters then tell F and B. With `heun`, steps that do not end at 0 get the second-order correction, its second
     evaluation at t + alpha h. With `churn`, noise is drawn at every step. `gradient` is how `State.g` is evaluated.
+    Rows that are sent after a step are those that go on (`Steps`).
     Cost: F per step, with Heun 2F (the step to 0: F), and what `correct` spends.
     """
     denoise = bind(denoise, len(x))
@@ -151,7 +152,9 @@ def trajectory(
             flagged=~no_rows(x) if done.flagged is None else done.flagged,
             probe=done.probe,
         )
-        yield prev
+        going_on = yield prev
+        if going_on is not None:
+            denoise, x, prev = denoise.rows(going_on), x[going_on], prev.select(going_on)
 
 
 def second_order(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -54,6 +54,10 @@ class Verdict:
     scores: Tensor  # [b] of the new images
     kept: Tensor  # [b] bool: the new image takes the place of the one before it
 
+    def select(self, index: Tensor) -> Verdict:
+        """The rows `index` of those that were judged."""
+        return Verdict(self.scores[index], self.kept[index])
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -76,7 +80,7 @@ class Step:
     verdict: Verdict | None = None  # only on the last step of a run that a restart has scored
 
     def select(self, index: Tensor) -> Step:
-        """The rows `index` [b] of this step; its verdict is left out."""
+        """The rows `index` [b] of this step."""
         return replace(
             self,
             x=self.x[index],
@@ -89,8 +93,12 @@ class Step:
             flagged=self.flagged[index],
             probe=self.probe and self.probe.select(index),
             rows=None if self.rows is None else self.rows[index],
-            verdict=None,
+            verdict=self.verdict and self.verdict.select(index),
         )
+
+
+Steps = Generator[Step, Tensor | None, None]
+"""The steps of a run. It is a `for` loop's; who sends it rows [b] int64 after a step lets only these rows go on."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,9 @@ class TriesRecord:
     seeds: tuple[int, ...]  # of each, the sample's own first
     kept: int  # which of them is the result
     accepted: bool  # whether its score is below the limit
+    level: float = 0  # the noise level at which the others were given up; 0: they were finished
+    forward: tuple[int, ...] = ()  # in flight, F spent on each: what a full run has more is that of the kept one
+    backward: tuple[int, ...] = ()  # and B
 
 
 @dataclass(frozen=True)

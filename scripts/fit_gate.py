@@ -23,7 +23,7 @@ from dnnlib.cli import Command, Destination, check_folder_of
 from dnnlib.errors import UserError, user_errors
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
-from rods.bench.gate_fit import chosen, gates_of, halves, levels_of
+from rods.bench.gate_fit import LEVELS, Features, chosen, gates_of, halves, levels_of
 from rods.bench.gate_run import FIRST_SEED, FIRST_TRIAL, LEAST_REAL, MOST_REAL, Measuring, real_images
 from rods.bench.readout_fit import decoder_blocks
 from rods.bench.restart_trial import Forecast, Trial
@@ -42,6 +42,7 @@ KIND = "density-ratio"
 NUM_SEEDS = 1024
 LEAST_SAMPLES = 16  # of which quantiles and halves can be taken
 BACK = (2.24, 3.52, 5.38)  # noise levels to go back to, of which the trial chooses
+READ_AT = 0.6  # of a level of one's own, the noise level at which it is read
 FEW_REAL = 300  # images, below which a gate is weak and its other half says nothing of one in a hundred
 ALIKE = 0.02  # off-support shares that a trial cannot tell apart
 BACK_WITHOUT_IMAGES = 2.24  # where nothing tells how good a restart is
@@ -75,6 +76,9 @@ class Fit:
               help="What sampling may cost, as a ratio to its NFE without restarts: sets the threshold.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, 0.5, min_open=True), default=0.2,
               help="The largest share of real images that may be sent back, whatever the budget.")  # fmt: skip
+@click.option("--score-at", type=click.FloatRange(0, BACK[-1], min_open=True, max_open=True), show_default=False,
+              help="Score there [default: the best of noise levels " + ", ".join(f"{t:g}" for t, _ in LEVELS) + "]. A "
+              "higher one is for generate.py --accept='density-ratio<50%@LEVEL', which gives up sooner.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(8, 1000), default=40, help="Sampling steps.")
 @click.option("--batch", type=click.IntRange(1, 100_000), default=64, help="Images per chunk.")
 @add_guidance_options
@@ -155,10 +159,11 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     check_budget(m, opts, draws=1)
     images, labels = real_images(opts["real"], m.net)
     blocks = decoder_blocks(m.snapshot.net, remedy=f"a gate reads them; use --real={NO_IMAGES}, whose LID reads none")
+    wanted = measured_levels(opts["score_at"])
     with user_errors("--steps"):
-        levels = levels_of(m.sampler.levels(m.net))
+        levels = levels_of(m.sampler.levels(m.net), wanted)
     f = m.features(images, labels, blocks, levels, opts["samples"])
-    choice, tried = chosen(f)
+    choice, tried = chosen(at_level(f, opts["score_at"]))
     gate, second, lowest, off_limit = gates_of(f, choice, m.net, opts["alpha"])
     limit: float | None = off_limit
     click.echo(
@@ -174,7 +179,7 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
             "or more if you can. Off support is not told"
         )
     found: list[tuple[Forecast, Restart, Trial]] = []
-    for sigma_r in BACK:
+    for sigma_r in (t for t in BACK if t > choice.level.t):
         restart = Restart(threshold=lowest, sigma_r=sigma_r, detector=gate, score_at=choice.level.score_at,
                           num_steps=opts["steps"])  # fmt: skip
         trial = m.trial(restart, second, opts["num_trial"])
@@ -193,6 +198,20 @@ def fit_to_images(m: Measuring, opts: dict[str, Any]) -> Fit:
     quantiles = {RESTART_SCORES: percentiles([scores[0] for scores in trial.scores])}
     log += [asdict(forecast) for forecast, _, _ in found]
     return Fit(replace(restart, threshold=best.threshold), best, source, quantiles, log)
+
+
+def measured_levels(score_at: float | None) -> tuple[tuple[float, float], ...]:
+    """(score_at, T) of the levels to measure: those to choose from, unless another is asked for."""
+    return LEVELS if score_at is None or score_at in dict(LEVELS) else ((score_at, READ_AT * score_at),)
+
+
+def at_level(f: Features, score_at: float | None) -> Features:
+    """The features at one of the levels, where one is asked for."""
+    if score_at is None:
+        return f
+    if not (levels := [level for level in f.levels if level.score_at == score_at]):
+        raise UserError(f"--score-at={score_at:g}: no step of its own lies there; use more --steps")
+    return replace(f, levels=levels)
 
 
 def fit_without_images(m: Measuring, opts: dict[str, Any]) -> Fit:
@@ -218,7 +237,9 @@ def fit_without_images(m: Measuring, opts: dict[str, Any]) -> Fit:
 
 
 def check_samples(opts: dict[str, Any]) -> None:
-    """UserError for too few samples of the network."""
+    """UserError for too few samples of the network, and for what does not go without images."""
+    if opts["real"] == NO_IMAGES and opts["score_at"] is not None:
+        raise UserError("--score-at is where a gate of images scores; --real=none has LID, which scores finished ones")
     if opts["real"] == NO_IMAGES and not opts["samples"]:
         raise UserError("--samples=0: without images, the network's own samples are all there is; leave it out")
     if 0 < opts["samples"] < LEAST_SAMPLES:

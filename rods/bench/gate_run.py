@@ -16,7 +16,7 @@ from torch import Tensor
 from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
-from rods.bench.gate_fit import Features, FlightFeatures, Level, real_features
+from rods.bench.gate_fit import Features, FlightFeatures, Level, levels_of, real_features
 from rods.bench.progress import progress
 from rods.bench.restart_trial import Trial, run_trial
 from rods.denoiser import bind
@@ -102,9 +102,11 @@ class Measuring:
             done = sample_chunk(self.net, chunk, self.sampler, device=self.device, observers=[flight])
             return done, {str(t): p.numpy() for t, p in flight.found.items()}
 
-        own = self.own(samples, "features", in_flight) if samples else {}
+        usual = list(levels) == levels_of(self.sampler.levels(self.net))
+        at = "" if usual else "-" + ",".join(f"{level.score_at:g}" for level in levels)  # in the names of what is kept
+        own = self.own(samples, f"features{at}", in_flight) if samples else {}
         what = images.tobytes() + (b"" if labels is None else labels.numpy().tobytes())
-        what += repr((blocks, self.sampler.num_steps, self.device.type)).encode()
+        what += repr((blocks, self.sampler.num_steps, self.device.type)).encode() + at.encode()
         path = self.folder / f"real-{hashlib.sha256(what).hexdigest()[:12]}.npz"
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)

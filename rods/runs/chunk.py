@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -58,6 +59,102 @@ class ChunkResult:
     scores: tuple[tuple[float, ...], ...] = ()  # [detectors][B], of the detectors that were asked for
 
 
+class ChunkRun:
+    """A chunk of seeds while it is sampled: it may stop at a noise level, be judged, and go on with some of its images.
+
+    The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the order of EDM's
+    generate.py: latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the
+    steps, from the sampler's own stream. `dtype` other than float32 runs the network under autocast; the state stays
+    float64. `detectors` score the images; their draws are from the third stream, so that no image depends on them.
+    `observers` see every finished step of the whole batch. `micro_batches`, which chunks may share, says how many rows
+    the network gets at once where not all fit in memory. Cost: that of the sampler and of the detectors.
+    Raises ValueError: `class_index` outside the network's classes; a detector that needs what the sampler cannot show.
+    """
+
+    def __init__(
+        self,
+        denoiser: AnyDenoiser,
+        chunk: Chunk,
+        sampler: Sampler,
+        *,
+        device: torch.device,
+        class_index: int | Sequence[int | None] | None = None,
+        rng_on_cpu: bool = False,
+        dtype: torch.dtype = torch.float32,
+        detectors: Sequence[Detector] = (),
+        observers: Sequence[Observer] = (),
+        micro_batches: MicroBatches | None = None,
+    ) -> None:
+        streams, latents, labels, self.classes = drawn_start(denoiser, chunk, device, class_index, on_cpu=rng_on_cpu)
+        noise = streams if sampler.stream == "first" else streams.second()
+        self.chunk, self._observers = chunk, observers
+        self._precision = partial(torch.autocast, device.type, dtype, enabled=dtype != torch.float32)
+        self._denoise = bind(denoiser, len(latents), labels, randn_like=noise.randn_like, micro_batches=micro_batches,
+                             keys=streams.keys())  # fmt: skip
+        with self._precision():
+            self._followers = [_follow(d, self._denoise, latents, sampler, streams) for d in detectors]
+        self._recorder = sampler.recorder()
+        self._steps = sampler.steps(self._denoise, latents)
+        self._going_on: Tensor | None = None  # [b] the rows to keep from the next step on; None: all
+        self.image = latents  # [b, C, H, W] what the run is now: D(x_t), and the finished image at its end
+
+    def run_to(self, level: float) -> None:
+        """Steps until the noise level is at most `level`, as `Restart.score_at`; 0: to the end."""
+        with self._precision():
+            while (step := self._next_step()) is not None:
+                if level > 0 and step.rows is None and step.sigma_next <= level:
+                    self.image = step.denoised
+                    return
+        self.image = self._recorder.images
+
+    def _next_step(self) -> Step | None:
+        """The next step, shown to all who watch; None: there is none."""
+        try:
+            step = self._steps.send(self._going_on)
+        except StopIteration:
+            return None
+        if self._going_on is not None and step.rows is None and len(step.x) != len(self._going_on):
+            raise ValueError("sampler: it does not let rows go; end its `along` by `yield from trajectory(...)`")
+        self._going_on = None
+        for observer in (self._recorder, *self._observers):
+            observer.add(step)
+        if step.rows is None:
+            for follower in self._followers:
+                follower.add(step)
+        return step
+
+    def judge(self) -> list[float]:
+        """The scores [b] of `image` by the first detector, which then sees no more of this run."""
+        with self._precision():
+            scores: list[float] = self._followers.pop(0).score(self.image).tolist()
+        return scores
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these images, of those that it has now, go on."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.image.device)
+        self._going_on = index
+        self._denoise = self._denoise.rows(index)
+        self._recorder = self._recorder.select(index)
+        self._followers = [follower.select(index) for follower in self._followers]
+        self.image = self.image[index]
+        self.classes = [self.classes[row] for row in rows]
+
+    def records(self) -> tuple[SampleRecord, ...]:
+        """What is known of each image so far [b], with the evaluations that were spent on it."""
+        return self._recorder.result(self._denoise).records
+
+    def spent(self) -> list[tuple[int, int]]:
+        """F and B of every image of the chunk [B], those that were let go too."""
+        return list(zip(self._denoise.forward.tolist(), self._denoise.backward.tolist(), strict=True))
+
+    def result(self) -> ChunkResult:
+        """Images, records and the scores of the detectors that have not judged yet."""
+        scores = []
+        while self._followers:
+            scores.append(tuple(self.judge()))
+        return ChunkResult(self.chunk, self.image, self.classes, self.records(), tuple(scores))
+
+
 def sample_chunk(
     denoiser: AnyDenoiser,
     chunk: Chunk,
@@ -71,32 +168,21 @@ def sample_chunk(
     observers: Sequence[Observer] = (),
     micro_batches: MicroBatches | None = None,
 ) -> ChunkResult:
-    """Sample one chunk of seeds.
-
-    The denoiser needs `img_channels`, `img_resolution` and `label_dim`. Per seed, draws come in the order of EDM's
-    generate.py: latent, class (drawn even when `class_index` gives one for all or for each), then the noise of the
-    steps, from the sampler's own stream. `dtype` other than float32 runs the network under autocast; the state stays
-    float64. `detectors` score the images; their draws are from the third stream, so that no image depends on them.
-    `observers` see every finished step of the whole batch. `micro_batches`, which chunks may share, says how many rows
-    the network gets at once where not all fit in memory. Cost: that of the sampler and of the detectors.
-    Raises ValueError: `class_index` outside the network's classes; a detector that needs what the sampler cannot show.
-    """
-    streams, latents, labels, classes = drawn_start(denoiser, chunk, device, class_index, on_cpu=rng_on_cpu)
-    noise = streams if sampler.stream == "first" else streams.second()
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        denoise = bind(denoiser, len(latents), labels, randn_like=noise.randn_like, micro_batches=micro_batches,
-                       keys=streams.keys())  # fmt: skip
-        followers = [_follow(d, denoise, latents, sampler, streams) for d in detectors]
-        recorder = sampler.recorder()
-        for step in sampler.steps(denoise, latents):
-            for observer in (recorder, *observers):
-                observer.add(step)
-            if step.rows is None:
-                for follower in followers:
-                    follower.add(step)
-        images = recorder.images
-        scores = tuple(tuple(follower.score(images).tolist()) for follower in followers)
-    return ChunkResult(chunk, images, classes, recorder.result(denoise).records, scores)
+    """Sample one chunk of seeds to its end: see `ChunkRun` for the arguments, the cost and the errors."""
+    run = ChunkRun(
+        denoiser,
+        chunk,
+        sampler,
+        device=device,
+        class_index=class_index,
+        rng_on_cpu=rng_on_cpu,
+        dtype=dtype,
+        detectors=detectors,
+        observers=observers,
+        micro_batches=micro_batches,
+    )
+    run.run_to(0)
+    return run.result()
 
 
 def drawn_start(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import inf, isfinite
+from math import inf, isfinite, nan
 from typing import Any
 
+from rods.runs.accept import Filter
 from rods.runs.chunk import ChunkResult
 from rods.runs.folder import REJECTED
-from rods.runs.select import Filter, Selection
+from rods.runs.select import Selection
 
 
 def record_lines(
@@ -31,6 +32,9 @@ def record_lines(
                 del line[key]
             else:
                 line[key]["scores"] = finite(line[key]["scores"])
+        if record.tries and not record.tries.level:
+            for key in ("level", "forward", "backward"):
+                del line["tries"][key]
         if filter:
             # The filter's detector is the only one of a run to a folder (`Selection.detectors`).
             line |= filtered(filter, name, done.scores[0][b], exists=exists[b])
@@ -102,6 +106,8 @@ def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> lis
             f"{again} of {len(lines)} drawn again (not {chosen.accept.describe()}), "
             f"{drawn} images drawn in all; {above} were never accepted, the best try is kept"
         )
+        if chosen.accept.level:
+            said.append(_given_up(*tries_nfe(lines), num=drawn - len(lines), level=chosen.accept.level))
     if chosen.filter:
         dropped = sum(line.get("dropped", False) for line in lines)
         scores = [inf if line["filter_score"] is None else line["filter_score"] for line in lines]
@@ -109,7 +115,32 @@ def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> lis
             f"{dropped} of {len(lines)} dropped (not {chosen.filter.describe()}). "
             f"Scores, at their quantiles: {_quantiles(scores)}; scores are in samples.jsonl"
         )
+        if chosen.filter.level and dropped:
+            said.append(_given_up(*filter_nfe(lines), num=dropped, level=chosen.filter.level))
     return said
+
+
+def tries_nfe(lines: Sequence[dict[str, Any]]) -> tuple[int, float]:
+    """NFE that images given up in flight have cost, and what full runs of them would have, as that of the kept try."""
+    spent = full = 0
+    for line in lines:
+        tries = line["tries"]
+        cost = [forward + backward for forward, backward in zip(tries["forward"], tries["backward"], strict=True)]
+        spent += sum(cost) - cost[tries["kept"]]
+        full += (len(cost) - 1) * cost[tries["kept"]]
+    return spent, full
+
+
+def filter_nfe(lines: Sequence[dict[str, Any]]) -> tuple[int, float]:
+    """The same of images that a filter dropped in flight: a full run as the others' in the mean; nan: no other."""
+    nfe = {kept: [x["forward"] + x["backward"] for x in lines if x["dropped"] != kept] for kept in (True, False)}
+    full = sum(nfe[True]) / len(nfe[True]) * len(nfe[False]) if nfe[True] else nan
+    return sum(nfe[False]), full
+
+
+def _given_up(spent: int, full: float, *, num: int, level: float) -> str:
+    would = f"; full runs, at the cost of those that were kept, would have cost {full:,.0f}" if isfinite(full) else ""
+    return f"{num} given up at noise level {level:g}: they cost {spent:,} NFE{would}"
 
 
 def _quantiles(values: Sequence[float]) -> str:

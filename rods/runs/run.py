@@ -21,11 +21,12 @@ from dnnlib.errors import UserError
 from rods.base_samplers import Sampler
 from rods.config import to_json
 from rods.micro_batches import MicroBatches
-from rods.runs.chunk import Chunk, ChunkResult, sample_chunk
+from rods.runs.accept import sample_accepted, sample_filtered
+from rods.runs.chunk import Chunk, ChunkResult, ChunkRun, sample_chunk
 from rods.runs.folder import TRAJECTORIES, OutputFolder
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
 from rods.runs.records import is_at_risk, largest_score, record_lines
-from rods.runs.select import Selection, sample_accepted
+from rods.runs.select import Selection
 from rods.runs.trajectories import Strips
 from rods.types import AnyDenoiser
 from torch_utils import distributed
@@ -141,13 +142,15 @@ def sample_job(
 
     `micro_batches` is what the chunks of a run share.
     """
-    accept = job.selection.accept
-    sample = (
-        partial(sample_accepted, accept=accept)
-        if accept
-        else partial(sample_chunk, observers=[] if strips is None else [strips])
-    )
-    return sample(
+    micro_batches = micro_batches or MicroBatches(probe_batch=job.probe_batch)
+    begin = partial(ChunkRun, job.denoiser, sampler=job.sampler, device=job.device, rng_on_cpu=job.rng == "cpu",
+                    dtype=autocast_of(job.dtype), micro_batches=micro_batches)  # fmt: skip
+    accept, chosen, detectors = job.selection.accept, job.selection.filter, job.selection.detectors()
+    if accept:
+        return sample_accepted(begin, chunk, accept, class_index=job.class_index, detectors=detectors)
+    if chosen and chosen.level:
+        return sample_filtered(begin, chunk, chosen, class_index=job.class_index)
+    return sample_chunk(
         job.denoiser,
         chunk,
         job.sampler,
@@ -155,8 +158,9 @@ def sample_job(
         class_index=job.class_index,
         rng_on_cpu=job.rng == "cpu",
         dtype=autocast_of(job.dtype),
-        detectors=job.selection.detectors(),
-        micro_batches=micro_batches or MicroBatches(probe_batch=job.probe_batch),
+        detectors=detectors,
+        observers=[] if strips is None else [strips],
+        micro_batches=micro_batches,
     )
 
 

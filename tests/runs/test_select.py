@@ -14,8 +14,8 @@ from vectors import ROOT
 
 from rods import Lid, Readout
 from rods.gate import fingerprint
+from rods.runs.accept import Accept, Filter
 from rods.runs.gates import write_gate
-from rods.runs.select import Accept, Filter
 from torch_utils.rng import redrawn
 from training.checkpoint import load_denoiser
 
