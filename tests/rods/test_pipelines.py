@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from rods import Euler, bind, restart_sampler, rods_sampler
-from rods.latents import codec_of, decoded
+from rods.blocks import gate_blocks
+from rods.gate import activations, density_ratio, fingerprint, network_of, pooled
+from rods.latents import codec_of, decoded, encoded
 from rods.pipelines import from_diffusers
 from rods.types import AnyDenoiser
 
@@ -255,3 +257,72 @@ class Parts:
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+
+# -- gates ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "widths"),
+    [
+        ("dit", ["transformer_blocks.0", "transformer_blocks.1"], [32, 32]),
+        ("sdxl", [f"up_blocks.{i}.resnets.{j}" for i in (0, 1) for j in (0, 1)], [16, 16, 8, 8]),
+        ("sd3", ["transformer_blocks.0.ff"], [64]),
+    ],
+)
+def test_a_gate_reads_blocks_of_the_main_network(
+    kind: str, blocks: list[str], widths: list[int], tmp_path: Path
+) -> None:
+    pipe = pipeline(kind, tmp_path)
+    D, labels = adapted(pipe, kind, guidance=W)
+    plain, _ = adapted(pipe, kind, guidance=1)
+    assert gate_blocks(D) == tuple(blocks)
+    side = D.img_resolution
+    x, noise = normal(2, 4, side, side).double(), normal(1, 2, 4, side, side).double()
+    denoise = bind(D, 2, labels)
+    found = activations(denoise, x, torch.tensor(0.5).double(), noise, gate_blocks(D))
+    assert [p.shape[1] for p in found] == widths
+    assert denoise.forward.tolist() == [1, 1]
+    for a, b in zip(found, activations(bind(plain, 2, labels), x, torch.tensor(0.5).double(), noise, gate_blocks(D)),
+                    strict=True):  # fmt: skip
+        assert torch.equal(a, b)
+    swapped = activations(bind(D, 2, labels.flip(0)), x, torch.tensor(0.5).double(), noise, gate_blocks(D))
+    assert not torch.allclose(found[-1], swapped[-1])
+
+
+def test_a_gate_is_fitted_to_encoded_images_and_restarts() -> None:
+    """As docs/how-to/diffusers.md: without labels, in latents, on a guided pipeline."""
+    D = from_diffusers(tiny.cached("dit"), guidance=W)
+    labels, blocks, T = torch.eye(1000)[[3] * 16], gate_blocks(D), 0.5
+    z = encoded(D, normal(16, 3, 32, 32).double().clamp(-1, 1), normal(16, 4, 16, 16).double())
+    sigma = torch.tensor(T).double()
+    real = torch.cat(activations(bind(D, 16, labels), z, sigma, normal(1, 16, 4, 16, 16).double(), blocks), dim=1)
+    gate = density_ratio(real, None, blocks=blocks, sigma=T, draws=1, network=fingerprint(network_of(D), blocks))
+    gate.check(D, [1.0])
+    done = restart_sampler(D, normal(2, 4, 16, 16), labels[:2], threshold=-1e9, sigma_r=1, detector=gate, num_steps=4,
+                           sigma_min=0.02, sigma_max=80, rounds=1)  # fmt: skip
+    assert all(len(record.restart.scores) == 2 for record in done.records)
+    with pytest.raises(ValueError, match=r"^detector: the preset's density-ratio is of another network"):
+        gate.check(other_dit(), [1.0])
+
+
+def other_dit() -> AnyDenoiser:
+    pipe = tiny.dit_pipeline()
+    next(iter(pipe.transformer.transformer_blocks.parameters())).add_(1)
+    return from_diffusers(pipe)
+
+
+def test_blocks_are_named_or_known_by_their_lists() -> None:
+    class Other(torch.nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            setattr(self, name, torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]))
+
+    assert gate_blocks(Other("output_blocks")) == ("output_blocks.0", "output_blocks.1")
+    assert gate_blocks(Other("towers"), ["towers.1"]) == ("towers.1",)
+    with pytest.raises(ValueError, match=r"in a Other is not known; name modules \(it has the lists towers \(2\)\)"):
+        gate_blocks(Other("towers"))
+    with pytest.raises(ValueError, match=r"^detector: this network has no module towers.7"):
+        gate_blocks(Other("towers"), ["towers.7"])
+    with pytest.raises(ValueError, match=r"^block: its output is a tuple; choose one whose"):
+        pooled((torch.zeros(1, 2),))  # type: ignore[arg-type]
