@@ -26,12 +26,12 @@ from rods.eval.features import Extractor
 from rods.eval.metrics import METRICS, NEED_REFERENCE, measure, parse_metrics, reference_warnings, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, reference_of, write_reference
+from rods.runs.decode import add_vae_option, load_network
 from rods.runs.guidance import GUIDANCE_OPTIONS, add_guidance_options, guidance_option
 from rods.runs.options import add_sampler_options, flag, given_options, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset, preset_notes
 from rods.runs.sources import Source, image_source, network_source, paired_sources
 from torch_utils import distributed
-from training.checkpoint import load_snapshot
 from training.header import tool_version
 from training.model_zoo import MODELS
 
@@ -96,6 +96,7 @@ def main() -> None:
 )
 @click.option("--sampler", type=click.Choice(list(SAMPLERS)), help="Sampler; its options, below, are generate.py's.")
 @click.option("--preset", metavar="NAME|FILE", help="Settings of the sampler, as generate.py's.")
+@add_vae_option
 @_reference_options
 @_extractor_options
 @add_guidance_options
@@ -256,7 +257,7 @@ def _refuse_idle_options(opts: dict[str, Any]) -> None:
         if opts["seeds"] is not None and opts["num"] is not None:
             raise UserError("--num and --seeds both say how many images; give one of them")
         return
-    own = {"seeds": "--seeds", "class_index": "--class", "sampler": "--sampler", "preset": "--preset",
+    own = {"seeds": "--seeds", "class_index": "--class", "sampler": "--sampler", "preset": "--preset", "vae": "--vae",
            **{name: flag(name) for name in GUIDANCE_OPTIONS}}  # fmt: skip
     idle = [option for name, option in own.items() if opts[name] is not None]
     if idle := idle + [flag(name) for name in _sampler_options(opts)]:
@@ -266,7 +267,7 @@ def _refuse_idle_options(opts: dict[str, Any]) -> None:
 def _network(opts: dict[str, Any], device: torch.device) -> Source:
     given = _sampler_options(opts)
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
-    snapshot = load_snapshot(opts["from_network"], device=device)
+    snapshot = load_network(opts["from_network"], device=device, vae=opts["vae"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     for note in preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name):
         click.echo(note, err=True)

@@ -19,7 +19,9 @@ from dnnlib.errors import UserError, counted, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
 from rods.guidance import Guidance
+from rods.latents import codec_of
 from rods.runs.chunk import check_class, cut_chunks
+from rods.runs.decode import add_vae_option, check_channels, load_network
 from rods.runs.estimate import estimate
 from rods.runs.execution_options import AUTO, add_execution_options, executed, execution_config
 from rods.runs.folder import CONTACT_SHEET, OutputFolder
@@ -35,11 +37,10 @@ from rods.runs.options import (
 )
 from rods.runs.presets import find_preset, preset_notes
 from rods.runs.records import restart_summary, risk_summary, selection_summary
-from rods.runs.run import CHANNELS, MAX_GRID, Job, run_chunks, write_grid
+from rods.runs.run import MAX_GRID, Job, run_chunks, write_grid
 from rods.runs.select import add_selection_options, selection
 from torch_utils import distributed
 from torch_utils.machine import keep_freed_memory
-from training.checkpoint import load_snapshot
 from training.execution import ExecutionConfig
 from training.header import tool_version
 from training.model_zoo import MODELS, saying_files, with_published
@@ -56,6 +57,7 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     "edm2-img64-s-fid [default: the embedded hands-32].",
 )
 @click.option("--sha256", metavar="HEX", help="What the network file's checksum must be.")
+@add_vae_option
 @click.option(
     "--outdir",
     metavar="DIR",
@@ -174,7 +176,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     if opts["network"] is None and not EMBEDDED.is_file():
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
     with saying_files(published):
-        snapshot = load_snapshot(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"])
+        snapshot = load_network(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"], vae=opts["vae"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))
@@ -252,11 +254,8 @@ def trajectory_steps(opts: dict[str, Any], sampler: Sampler) -> tuple[int, ...]:
 
 def check_network(net: Any, sampler: Sampler, class_index: int | None) -> None:
     """UserError where these options do not suit the network."""
-    if net.img_channels not in CHANNELS and net.img_resolution > 1:
-        raise UserError(
-            f"--network makes {net.img_channels} channels, and a PNG has 1 or 3; latents need their autoencoder's "
-            "decoder, which generate.py does not have (the library samples them: rods.edm_sampler)"
-        )
+    if net.img_resolution > 1 or codec_of(net):  # points are no images
+        check_channels(net, option="--network")
     with user_errors(spelled=respell):
         check_class(class_index, net.label_dim)
         sampler.check(net)

@@ -36,30 +36,32 @@ MOST_SUMMED = 64
 LARGEST = 40.0
 """Exponents of the logistic function end here, so that scores above all others stay apart from 1."""
 
+REMEDY = "choose one whose output is [B, C, H, W], [B, N, C] or [B, C]"
+
 
 def pooled(output: Tensor) -> Tensor:
     """Mean and standard deviation of each channel over space, [B, C, H, W], or over tokens, [B, N, C]: [B, 2 C].
 
     A vector per sample, [B, C], stays as it is. In float64. Raises ValueError for a tensor of another shape.
     """
+    if not isinstance(output, Tensor):
+        raise ValueError(f"block: its output is a {type(output).__name__}; {REMEDY}")
     if output.ndim == 2:
         return output.detach().double()
     if output.ndim not in (3, 4):
-        raise ValueError(
-            f"block: its output has shape {list(output.shape)}; choose one whose output is [B, C, H, W], [B, N, C] or "
-            "[B, C]"
-        )
+        raise ValueError(f"block: its output has shape {list(output.shape)}; {REMEDY}")
     maps = output.detach().float()
     maps = maps.flatten(2) if output.ndim == 4 else maps.transpose(1, 2)  # [B, C, places]
     return torch.cat([maps.mean(dim=2), maps.std(dim=2, correction=0)], dim=1).double()
 
 
 def network_of(denoiser: AnyDenoiser) -> torch.nn.Module:
-    """The network whose layers are read, of a guided one the main network.
+    """The network whose layers are read: of a guided one the main network, of a wrapper the module that it calls.
 
-    Raises ValueError where it is no torch module.
+    Raises ValueError where there is no torch module.
     """
-    network = main_of(denoiser)
+    main = main_of(denoiser)
+    network = main if isinstance(main, torch.nn.Module) else getattr(main, "network", None)
     if not isinstance(network, torch.nn.Module):
         raise ValueError("detector: a readout reads layers; this denoiser is not a torch module; use another detector")
     return network
@@ -111,7 +113,7 @@ def activations(
     try:
         with torch.no_grad():
             for e in noise:
-                denoise.of(network)(image + sigma * e, sigma)
+                denoise.of(main_of(denoise))(image + sigma * e, sigma)
     finally:
         for hook in hooks:
             hook.remove()

@@ -26,7 +26,7 @@ from rods.schema import digits
 from rods.types import AnyDenoiser
 
 
-class _OfMain(Combined):
+class OfMain(Combined):
     """What a denoiser made of others tells of itself: its main network's shape, classes and noise levels."""
 
     @property
@@ -54,7 +54,7 @@ class _OfMain(Combined):
 
 
 @dataclass(frozen=True, repr=False)
-class Guided(_OfMain):
+class Guided(OfMain):
     """D(x; sigma) = D_guide + strength (D_main - D_guide) where lo <= sigma <= hi; outside, D_main: see `guided`.
 
     The noise levels are those that both networks know. Cost of D: the evaluations of both networks, 2 F (and 2 B); F
@@ -148,7 +148,7 @@ def noise_interval(lo: float, hi: float, *, name: str = "interval") -> SigmaWind
 
 
 @dataclass(frozen=True)
-class Unlabelled(_OfMain):
+class Unlabelled(OfMain):
     """A network without its labels: for EDM's, zeros in their place. Good where some were left out in training."""
 
     main: AnyDenoiser = field(repr=False)
@@ -160,7 +160,7 @@ class Unlabelled(_OfMain):
 
 
 @dataclass(frozen=True)
-class Noisier(_OfMain):
+class Noisier(OfMain):
     """D(x; ratio sigma): what a network says of x where it is told a higher noise level, within those it knows.
 
     SG (arXiv 2412.05827), whose offset is here a factor of the noise level.

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from torch_utils.memory import is_out_of_memory
 
-Kind = Literal["forward", "probe"]
-"""What is evaluated: D(x; sigma) alone, or with a backward pass to x, which keeps every layer's activations."""
+Kind = Literal["forward", "probe", "decode"]
+"""What is evaluated: D(x; sigma) alone, or with a backward pass to x, which keeps every layer's activations; or the
+decoder of latents, whose images are many times larger than these."""
+DECODED_AT_ONCE = 8
 
 
 class MicroBatches:
@@ -25,7 +27,7 @@ class MicroBatches:
     def __init__(self, *, probe_batch: int | None = None) -> None:
         if probe_batch is not None and probe_batch < 1:
             raise ValueError(f"probe_batch: {probe_batch} is too few; give a whole number >= 1")
-        self.limits: dict[Kind, int | None] = {"forward": None, "probe": probe_batch}
+        self.limits: dict[Kind, int | None] = {"forward": None, "probe": probe_batch, "decode": DECODED_AT_ONCE}
         self.halved: dict[Kind, int] = {}
 
     def run(self, kind: Kind, rows: int, evaluate: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -54,7 +56,8 @@ class MicroBatches:
         """What was halved, in words; nothing where nothing was."""
         if not self.halved:
             return ""
-        forward, probe = (self.halved.get(kind) for kind in ("forward", "probe"))
+        forward, probe, decode = (self.halved.get(kind) for kind in ("forward", "probe", "decode"))
         parts = [f"{forward} at a time"] if forward else []
         parts += [f"backward passes {probe} at a time (--probe-batch={probe} starts there)"] if probe else []
+        parts += [f"decoded {decode} at a time"] if decode else []
         return "out of memory; going on with the same images, " + ", ".join(parts)

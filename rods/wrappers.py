@@ -8,14 +8,15 @@ place where there are none. Guidance is in guidance.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rods.denoiser import NO_GRADIENT
+from rods.latents import Codec
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
@@ -25,7 +26,8 @@ class FunctionDenoiser:
     """A function D(x, sigma) with what the samplers want to know of a network.
 
     `function(x, sigma)` gets x [B, C, H, W] float64 and sigma [] and returns the expected clean image, differentiable
-    in x. With `label_dim` > 0 it is called as function(x, sigma, class_labels [B, label_dim]).
+    in x. With `label_dim` > 0 it is called as function(x, sigma, class_labels [B, label_dim]). Gates read the layers
+    of `network`, which the function calls once; `codec` makes images of latents.
     """
 
     function: Callable[..., Tensor]
@@ -34,6 +36,8 @@ class FunctionDenoiser:
     label_dim: int = 0
     sigma_min: float = 0.0
     sigma_max: float = inf
+    network: nn.Module | None = field(default=None, repr=False)
+    codec: Codec | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         return self.function(x, sigma) if class_labels is None else self.function(x, sigma, class_labels)
@@ -51,7 +55,8 @@ def from_k_diffusion(
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         return _prediction(model(x.float(), sigma.float().expand(len(x))), x)
 
-    return FunctionDenoiser(denoise, img_channels, img_resolution, sigma_min=sigma_min, sigma_max=sigma_max)
+    return FunctionDenoiser(denoise, img_channels, img_resolution, sigma_min=sigma_min, sigma_max=sigma_max,
+                            network=_module(model))  # fmt: skip
 
 
 def from_vp_steps(
@@ -87,7 +92,7 @@ def from_vp_steps(
         return out if prediction == "sample" else (x / scale - sigma * out) / scale
 
     low, high = float(log_sigmas[0].exp()), float(log_sigmas[-1].exp())
-    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim, sigma_min=low, sigma_max=high)
+    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim, low, high, _module(model))
 
 
 def from_flow(
@@ -111,7 +116,7 @@ def from_flow(
         told = (time_scale * t).to(dtype).expand(len(x))
         return z - t * _prediction(model(z.to(dtype), told, *labels), x)
 
-    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim)
+    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim, network=_module(model))
 
 
 def from_edm_diffusers(
@@ -141,14 +146,23 @@ def from_edm_diffusers(
         told = (sigma.log() / 4).to(dtype).expand(len(x))
         return c_skip * x + c_out * _prediction(model((c_in * x).to(dtype), told, *labels), x)
 
-    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim)
+    return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim, network=_module(model))
+
+
+def _module(model: object) -> nn.Module | None:
+    """The model itself where it has layers that a gate could read."""
+    return model if isinstance(model, nn.Module) else None
 
 
 def _prediction(answer: Any, x: Tensor) -> Tensor:
-    """The tensor in a model's answer to `x`: itself, its `sample`, or the first of a tuple (return_dict=False).
+    """The tensor in a model's answer to `x`: itself, its `sample`, or that of a tuple of one (return_dict=False).
 
-    Raises ValueError: another shape, or no gradient where one is asked for.
+    Raises ValueError: several of them, another shape, or no gradient where one is asked for.
     """
+    if isinstance(answer, tuple) and len(answer) != 1:
+        raise ValueError(
+            f"model: it returned a tuple of {len(answer)}; wrap it so that it returns the prediction alone"
+        )
     found = answer[0] if isinstance(answer, tuple) else getattr(answer, "sample", answer)
     if not isinstance(found, Tensor):
         raise ValueError(f"model: it returned a {type(found).__name__}; wrap it so that it returns a tensor")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dnnlib.errors import UserError, shown
 from dnnlib.util import atomic_write, check_sha256, looks_like_html, open_url
 from torch_utils.persistence import PersistentObject, module_tensors, read_pickle
+from training.encoder import pickled_encoder
 from training.header import Header, checked_labels, format_header, parse_header, tool_version
 from training.model_zoo import locate
 from training.networks import PICKLED_PRECONDS, PRECONDS, Precond, iDDPMPrecond
@@ -171,7 +172,8 @@ def _read_pickle(path: Path) -> tuple[Header, dict[str, Tensor]]:
     data_path = data.get("path") if isinstance(data, dict) else None
     kwargs = check_init_kwargs(class_name, init_kwargs)
     name = Path(data_path).stem if isinstance(data_path, str) else None
-    return Header(class_name, kwargs, dataset=name), module_tensors(ema)
+    extra = pickled_encoder(content.get("encoder")) if isinstance(content, dict) else {}
+    return Header(class_name, kwargs, dataset=name, extra=extra), module_tensors(ema)
 
 
 def _read_safetensors(path: Path) -> tuple[Header, dict[str, Tensor]]:

@@ -26,7 +26,7 @@ from rods.restart import Restart
 from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
 from rods.runs.guidance import GuidedNetwork, forwards
-from rods.runs.run import Job, write_chunk
+from rods.runs.run import Job, chunk_writer
 from rods.runs.trajectories import Strips
 from rods.types import Denoiser
 from training.checkpoint import Snapshot
@@ -82,7 +82,7 @@ class Measuring:
                 path = run / f".{name}" / f"{chunk.seeds[0]}-{len(chunk.seeds)}.npz"
                 if not path.is_file():
                     done, found = measure(chunk)
-                    write_chunk(job, done, Strips(()), folder)
+                    chunk_writer(job, done, Strips(()), folder)()
                     write_arrays(path, found)
                 parts.append(read_arrays(path))
                 bar.update(len(chunk.seeds))

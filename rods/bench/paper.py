@@ -30,13 +30,14 @@ from rods.labels.labels import ImageLabel, settle
 from rods.labels.old_answers import read_any
 from rods.presets import PAPER_PRESETS, Preset
 from rods.runs.chunk import cut_chunks
+from rods.runs.decode import check_channels, load_network
 from rods.runs.folder import OutputFolder
 from rods.runs.images import U8, read_png
 from rods.runs.presets import find_preset
 from rods.runs.records import largest_score
-from rods.runs.run import CHANNELS, Job, run_chunks
+from rods.runs.run import Job, run_chunks
 from rods.runs.snapshot_grid import radius
-from training.checkpoint import Snapshot, load_snapshot
+from training.checkpoint import Snapshot
 from training.header import tool_version
 from training.model_zoo import MODELS
 
@@ -131,8 +132,7 @@ class Experiment:
 
     def check(self, methods: Sequence[str]) -> None:
         """Raises UserError now for whatever would be wrong with these methods later."""
-        if (channels := self.snapshot.header.init_kwargs["img_channels"]) not in CHANNELS:
-            raise UserError(f"--network makes images of {channels} channels; a PNG has 1 or 3")
+        check_channels(self.snapshot.net, option="--network")
         for method in methods:
             OutputFolder(self.path(method), identity=self.job(method).identity(), option="--out")
 
@@ -262,7 +262,7 @@ def open_experiment(
     any other draws an image from each of a few seeds, and stands beside those of the usual study.
     Raises UserError: no such network or preset.
     """
-    snapshot = load_snapshot(network, device=device)
+    snapshot = load_network(network, device=device)
     found = find_preset(preset, network=snapshot.name, folder=MODELS, source=snapshot.source)
     is_paper = found is not None and found.name in PAPER_PRESETS
     study = study_of(snapshot.name) if is_paper else STUDIES[usual.study]

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
 from rods.bench.labelled import values_of
+from rods.blocks import gate_blocks
 from rods.denoiser import bind
 from rods.eval.detection import auroc
 from rods.eval.logistic import fit_logistic
 from rods.gate import Readout, activations, products
 from rods.types import Denoiser, state_dtype
 from torch_utils.rng import SeedStreams
-from training.networks import Precond
 
 F64 = NDArray[np.float64]
 Measured = Mapping[tuple[str, float], F64]
@@ -55,10 +55,10 @@ class Judged:
 
 def decoder_blocks(network: torch.nn.Module, *, remedy: str = "name its modules by --blocks") -> tuple[str, ...]:
     """The paths of the decoder's blocks: what the image is made of, at every size. UserError where there are none."""
-    paths = tuple(network.decoder_blocks()) if isinstance(network, Precond) else ()
-    if not paths:
-        raise UserError(f"--network has no decoder blocks; {remedy}")
-    return paths
+    try:
+        return gate_blocks(network)
+    except ValueError:
+        raise UserError(f"--network has no decoder blocks; {remedy}") from None
 
 
 def pooled_activations(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rods.denoiser import bind
+from rods.latents import decoded
 from rods.runs.chunk import Chunk, ChunkResult
 from rods.runs.run import Job, sample_job
 from torch_utils.machine import kept_for_backward, largest_measured, must_fit, peak_memory, size_text, timed
@@ -33,7 +34,12 @@ def estimate(job: Job, *, ranks: int = 1) -> list[str]:
     if alone * job.sampler.num_steps < PATIENCE:
         found: list[ChunkResult] = []
         first = Chunk(0, job.chunks[0].seeds[:1])
-        took = timed(lambda: found.append(sample_job(job, first)), job.device)
+
+        def one_image() -> None:
+            found.append(sample_job(job, first))
+            decoded(job.denoiser, found[0].images)
+
+        took = timed(one_image, job.device)
         spent, each = found[0].records[0], took * min(rate / alone, 1)
         how = f"the first took {took:.2g} s alone, {spent.forward} F + {spent.backward} B network evaluations"
         if spent.backward:

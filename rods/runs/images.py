@@ -18,6 +18,7 @@ U8 = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 RED: Colour = (230, 60, 40)  # of marked tiles
 LINE = 14  # pixels of a line of text
+CHANNELS = (1, 3)  # what a PNG of ours can hold
 
 
 def to_uint8(images: NDArray[np.floating]) -> U8:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from rods.base_samplers import Sampler
 from rods.config import to_json
+from rods.latents import codec_of, decoded
 from rods.micro_batches import MicroBatches
 from rods.runs.accept import sample_accepted, sample_filtered
 from rods.runs.chunk import Chunk, ChunkResult, ChunkRun, sample_chunk
@@ -33,7 +34,6 @@ from torch_utils import distributed
 from torch_utils.machine import must_fit
 from training.execution import autocast_of
 
-CHANNELS = (1, 3)  # what a PNG of ours can hold
 MAX_GRID = 256
 
 
@@ -84,6 +84,7 @@ class Job:
             **({} if self.probe_batch is None else {"probe_batch": self.probe_batch}),
             **({"channels_last": True} if self.channels_last else {}),
             **({"compile": True} if self.compiled else {}),
+            **({"decoder": codec.identity} if (codec := codec_of(self.denoiser)) else {}),
         }
 
     def names(self, chunk: Chunk) -> list[str]:
@@ -97,31 +98,46 @@ class Job:
 
 def sample_for_folder(job: Job, chunk: Chunk, folder: OutputFolder, micro_batches: MicroBatches) -> Callable[[], None]:
     """Sample a chunk; what is returned writes its files."""
-    strips = Strips(job.trajectory)
+    strips = Strips(job.trajectory, job.denoiser)
     done = sample_job(job, chunk, strips=strips if job.trajectory else None, micro_batches=micro_batches)
-    return partial(write_chunk, job, done, strips, folder)
+    return chunk_writer(job, done, strips, folder, micro_batches)
 
 
-def write_chunk(job: Job, done: ChunkResult, strips: Strips, folder: OutputFolder) -> None:
-    """Write a sampled chunk; an image that is not finite is recorded and never becomes a PNG."""
-    chunk, ok = done.chunk, all_finite(done)
-    part = f"{chunk.seeds[0]:012d}-{len(chunk.seeds)}"
-    lines = record_lines(done, job.names(chunk), job.selection.filter, ok)
-    pixels = done.images.cpu().numpy()
-    if is_points(pixels.shape):
-        for line, x, fine in zip(lines, pixels, ok, strict=True):
-            line["x"] = x.ravel().tolist() if fine else None
-        folder.write(part, [None] * len(lines), lines, {})
-        return
-    wanted = [fine and ("file" in line or not line.get("dropped")) for line, fine in zip(lines, ok, strict=True)]
-    images = [to_pil(to_uint8(x)) if is_wanted else None for x, is_wanted in zip(pixels, wanted, strict=True)]
+def chunk_writer(
+    job: Job, done: ChunkResult, strips: Strips, folder: OutputFolder, micro_batches: MicroBatches | None = None
+) -> Callable[[], None]:
+    """Decode the images of a sampled chunk that are kept; what is returned writes its files.
+
+    An image that is not finite is recorded and never becomes a PNG.
+    """
+    part, ok = f"{done.chunk.seeds[0]:012d}-{len(done.chunk.seeds)}", all_finite(done.images)
+    lines = record_lines(done, job.names(done.chunk), job.selection.filter, ok)
+    if codec_of(job.denoiser) is None and is_points(done.images.shape):
+        for line, x, is_fine in zip(lines, done.images.cpu().numpy(), ok, strict=True):
+            line["x"] = x.ravel().tolist() if is_fine else None
+        return partial(folder.write, part, [None] * len(lines), lines, {})
+    rows = [b for b, line in enumerate(lines) if ok[b] and ("file" in line or not line.get("dropped"))]
+    images = decoded(job.denoiser, done.images[rows], micro_batches=micro_batches).cpu()
+    strips.decode(rows, micro_batches)
+    made = {b: image for b, image, is_fine in zip(rows, images, all_finite(images), strict=True) if is_fine}
+    if broken := set(rows) - set(made):  # by the decoder
+        exists = [is_fine and b not in broken for b, is_fine in enumerate(ok)]
+        lines = record_lines(done, job.names(done.chunk), job.selection.filter, exists)
+    return partial(_write, job, part, lines, made, strips, folder)
+
+
+def _write(
+    job: Job, part: str, lines: list[dict[str, Any]], images: dict[int, Tensor], strips: Strips, folder: OutputFolder
+) -> None:
+    """Write a chunk's records, its images [C, H, W] by their row, and their strips."""
     drawn = {}
-    for b, line in enumerate(lines):
-        if job.trajectory and wanted[b]:
-            file = f"{TRAJECTORIES}/{line['name']}"
-            line["trajectory"] = {"file": file, "steps": list(job.trajectory), "sigma": strips.sigma}
-            drawn[file] = strips.strip(b, done.images[b])
-    folder.write(part, images, lines, drawn)
+    for b, image in images.items():
+        if job.trajectory:
+            file = f"{TRAJECTORIES}/{lines[b]['name']}"
+            lines[b]["trajectory"] = {"file": file, "steps": list(job.trajectory), "sigma": strips.sigma}
+            drawn[file] = strips.strip(b, image)
+    pictures = [to_pil(to_uint8(images[b].numpy())) if b in images else None for b in range(len(lines))]
+    folder.write(part, pictures, lines, drawn)
 
 
 def is_points(shape: Sequence[int]) -> bool:
@@ -129,9 +145,9 @@ def is_points(shape: Sequence[int]) -> bool:
     return tuple(shape[2:]) == (1, 1)
 
 
-def all_finite(done: ChunkResult) -> list[bool]:
+def all_finite(images: Tensor) -> list[bool]:
     """Which images have numbers only [B]."""
-    found: list[bool] = done.images.isfinite().flatten(1).all(dim=1).tolist()
+    found: list[bool] = images.isfinite().flatten(1).all(dim=1).tolist()
     return found
 
 
@@ -165,15 +181,17 @@ def sample_job(
 
 
 def sample_pixels(job: Job, chunk: Chunk) -> Tensor:
-    """The images of a chunk as uint8 [B, C, H, W], the pixels that `write_chunk` saves.
+    """The images of a chunk as uint8 [B, C, H, W], the pixels that `chunk_writer` saves.
 
     Raises UserError: one of them is not finite.
     """
-    done = sample_job(job, chunk)
-    if not all(ok := all_finite(done)):
+    micro_batches = MicroBatches(probe_batch=job.probe_batch)
+    images = decoded(job.denoiser, sample_job(job, chunk, micro_batches=micro_batches).images,
+                     micro_batches=micro_batches)  # fmt: skip
+    if not all(ok := all_finite(images)):
         seed = chunk.row_seeds()[ok.index(False)][0]
         raise UserError(f"the image of seed {seed} is not finite; choose other noise levels")
-    return torch.from_numpy(to_uint8(done.images.cpu().numpy()))
+    return torch.from_numpy(to_uint8(images.cpu().numpy()))
 
 
 def write_grid(folder: OutputFolder, lines: Sequence[dict[str, Any]], path: Path, *, threshold: float) -> str | None:

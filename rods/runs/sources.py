@@ -18,10 +18,11 @@ from rods.base_samplers import Sampler
 from rods.config import to_json
 from rods.guidance import Guidance
 from rods.runs.chunk import check_class, cut_chunks
+from rods.runs.decode import check_channels
 from rods.runs.folder import image_key
 from rods.runs.guidance import guidance_text, guided_network
 from rods.runs.options import respell
-from rods.runs.run import CHANNELS, Job, sample_pixels
+from rods.runs.run import Job, sample_pixels
 from training.checkpoint import Snapshot
 from training.dataset import ImageDataset
 
@@ -108,8 +109,7 @@ def network_source(
     Raises UserError: options that do not suit the network.
     """
     made = snapshot.header.init_kwargs
-    if made["img_channels"] not in CHANNELS:
-        raise UserError(f"--from-network makes images of {made['img_channels']} channels; features need 1 or 3")
+    check_channels(snapshot.net, option="--from-network")
     network = guided_network(snapshot.net, guidance, device=device)
     with user_errors(spelled=respell):
         check_class(class_index, made.get("label_dim", 0))

@@ -47,7 +47,7 @@ OURS = {
     "--sampler", "--preset", "--device", "--dtype", "--rng", "--seeding", "--grid", "--sha256", "--threads", "--filter",
     "-n", "--dry-run", "--restart-share", "--guide-sha256",
     "--filter-threshold", "--rejected", "--accept", "--max-tries", "--trajectory", "--probe-batch",
-    "--checkpoint-blocks", "--channels-last", "--compile", "--guidance", "--guide", "--guidance-interval",
+    "--checkpoint-blocks", "--channels-last", "--compile", "--guidance", "--guide", "--guidance-interval", "--vae",
 }  # fmt: skip
 ARGUMENTS = {"--steps": "num_steps", "--time-rho": "time_rho", "--disc": "discretization"}
 

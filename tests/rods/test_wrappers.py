@@ -130,5 +130,7 @@ def test_what_a_model_may_answer() -> None:
     torch.testing.assert_close(from_vp_steps(lambda x, t: (torch.tanh(x),), ALPHAS, **SHAPE)(x, t), plain)
     with pytest.raises(ValueError, match=r"the last 2 may be a learned variance"):
         from_vp_steps(lambda x, t: torch.cat([x, x], 1), ALPHAS, **SHAPE)(x, t)
+    with pytest.raises(ValueError, match=r"^model: it returned a tuple of 2; wrap it"):
+        from_vp_steps(lambda x, t: (torch.tanh(x), x), ALPHAS, **SHAPE)(x, t)
     with pytest.raises(ValueError, match=r"^model: it returned a dict"):
         from_vp_steps(lambda x, t: {"out": x}, ALPHAS, **SHAPE)(x, t)

@@ -39,6 +39,7 @@ class Precond(nn.Module):
     }
     out_factor = 1  # channels that F returns per image channel
     model: Architecture
+    codec: Any = None  # makes images of latents, where the network draws these (`rods.latents.Codec`); no part of it
 
     def __init__(
         self,
