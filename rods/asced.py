@@ -6,7 +6,7 @@ the step before, and call a pixel an outlier by the median and the median absolu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ from rods.denoiser import TINY, BoundDenoiser, per_sample
 from rods.detectors import Detector, Follower, Needs, at_least
 from rods.schedules import Window, check_window, in_window
 from rods.trajectory import Solver, trajectory
-from rods.types import AnyDenoiser, Step, option
+from rods.types import AnyDenoiser, Step, Steps, option
 
 NORMAL_MAD = 1.4826
 """A normal distribution's standard deviation as a multiple of its median absolute deviation."""
@@ -83,6 +83,12 @@ class _Jumps:
             self.values.append(z.flatten(1).amax(dim=1))
         self.before = step.denoised
 
+    def select(self, index: Tensor) -> Follower:
+        part = _Jumps(self.detector)
+        part.before = None if self.before is None else self.before[index]
+        part.values = [value[index] for value in self.values]
+        return part
+
     def score(self, image: Tensor) -> Tensor:
         if not self.values:
             lo, hi = self.detector.lo, self.detector.hi
@@ -113,15 +119,17 @@ class Asced(Sampler):
     def stream(self) -> Literal["first", "second"]:
         return "second"
 
-    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    def along(self, denoise: BoundDenoiser, x: Tensor, sigmas: Tensor) -> Steps:
         num_steps, before = len(sigmas) - 1, None
         for i in range(num_steps):
             (step,) = trajectory(denoise, x, sigmas[i : i + 2])
             step = replace(step, i=i, num_steps=num_steps)
             if before is not None and in_window(self.window, i=i, num_steps=num_steps, sigma=float(step.sigma)):
                 step = self._renoised(step, before, denoise.draw(step.x))
-            yield step
+            going_on = yield step
             x, before = step.x_next, step.denoised
+            if going_on is not None:
+                denoise, x, before = denoise.rows(going_on), x[going_on], before[going_on]
 
     def _renoised(self, step: Step, before: Tensor, e: Tensor) -> Step:
         """The step with the pixels that jump denoised and noised again by `e` [B, C, H, W]."""

@@ -70,9 +70,9 @@ def measured(net: nn.Module, *, batch: int, channels_last: bool) -> Choice:
     layouts = [True] if channels_last else [False, True]
     kinds = [(precision, last) for precision in ("float32", "mixed") for last in layouts]
     called = {"float32": net, "mixed": Mixed(net)}
-    shape = (net.img_channels, net.img_resolution, net.img_resolution)
-    x = torch.ones(batch, *shape)  # type: ignore[arg-type]
-    labels = torch.zeros(batch, net.label_dim) if net.label_dim else None  # type: ignore[arg-type]
+    channels, side, classes = (int(getattr(net, name)) for name in ("img_channels", "img_resolution", "label_dim"))
+    x = torch.ones(batch, channels, side, side)
+    labels = torch.zeros(batch, classes) if classes else None
     seconds: dict[tuple[str, bool], list[float]] = {kind: [] for kind in kinds}
     for _ in range(1 + REPEATS):
         for precision, last in kinds:
