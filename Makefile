@@ -5,10 +5,12 @@ MIN_PYTHON := 3, 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-browser check lint types bench bench-quality bench-quality-fast crash-test docs figures
+.PHONY: help setup demo test test-browser check lint types bench bench-quality bench-quality-fast crash-test docs figures
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
+
+setup: .venv/.installed ## make .venv with what everything needs, and do nothing else
 
 demo: .venv/.installed ## sample hands with seven samplers, count fingers, print a table, write an image
 	@$(PY) scripts/demo.py

@@ -66,6 +66,13 @@ MAKE_VENV, TEST = "-m venv --clear .venv", "-m pytest"
 INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]"
 
 
+def test_setup_installs_and_does_nothing_else(checkout: Checkout) -> None:
+    assert checkout.make("setup").returncode == 0
+    assert [c for c in checkout.calls if "--version" not in c] == [MAKE_VENV, INSTALL]
+    assert checkout.make("setup").returncode == 0
+    assert checkout.calls == []
+
+
 def test_it_installs_once_and_then_only_runs(checkout: Checkout) -> None:
     assert checkout.make("test").returncode == 0
     assert [c for c in checkout.calls if "--version" not in c] == [MAKE_VENV, INSTALL, TEST]

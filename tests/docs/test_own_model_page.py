@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from commands import PLAIN, generated, options_json, said
+from commands import PLAIN, generated, options_json, refusal, said
 from pages import Page
 
-from scripts import bench, fit_gate
+from scripts import bench, dataset_tool, fit_gate
 
 PAGE = Page("how-to/own-model")
 FEWER = {"scripts/fit_gate": ["--steps=8", "--samples=16", "--trial=16", "--batch=16"], "generate": ["--steps=8"]}
@@ -50,3 +50,21 @@ def test_the_four_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert options_json(Path("out/restart"))["identity"]["threshold"] == restart["threshold"], (
         "found beside the network"
     )
+
+
+def test_images_of_another_size_are_converted_as_the_refusal_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PLAIN, "my-network.pkl")
+    Path("photos").mkdir()
+    for i in range(64):
+        PIL.Image.new("L", (24, 24), i).save(f"photos/{i:03d}.png")
+    options = ["--network=my-network.pkl", "--dest=my-network.preset.json", "--steps=8"]
+    told = refusal(fit_gate.main, *options, "--real=photos")
+    assert "images of shape [1, 24, 24], and the network makes [3, 16, 16]" in told
+    command = told.partition("python scripts/dataset_tool.py ")[2]
+    said(dataset_tool.main, *shlex.split(command))
+    with zipfile.ZipFile("converted.zip") as archive:
+        assert sum(name.endswith(".png") for name in archive.namelist()) == 64
+    assert "--source=photos --dest=images.zip --resolution=32x32 --mode=grey" in PAGE.text
