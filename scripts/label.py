@@ -64,7 +64,10 @@ def images_option(text: str, *, required: bool = False) -> Callable[[Any], Any]:
 
 @click.group(cls=Group)
 def main() -> None:
-    """Label images by hand: `serve` opens the page, `report` prints agreement and rates."""
+    """Label images by hand: `serve` opens the page, `report` prints agreement and rates.
+
+    `import` and `export` exchange labels with other tools. All work on one file of labels, --answers, which grows.
+    """
 
 
 @main.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
@@ -146,7 +149,10 @@ def _order(folders: Sequence[Folder], answers: Path, opts: dict[str, Any]) -> Or
 @click.option("--eps", type=click.FloatRange(min=0), help="Judge the detector that flags an image whose largest H "
               "reaches this, by the records of --images.")  # fmt: skip
 def report(answers: Path, images: Path | None, against: Path | None, eps: float | None) -> None:
-    """Print the raters' agreement, hallucination, correction and new-hallucination rates, and the confusion matrix."""
+    """Print agreement of the raters, rates and verdicts.
+
+    Rates are the share of hallucinated images, and with --against what was corrected and what newly hallucinated.
+    """
     if images is None and (against is not None or eps is not None):
         raise UserError("--against and --eps need --images; give the run that is the baseline")
     folders = {
@@ -175,8 +181,10 @@ def report(answers: Path, images: Path | None, against: Path | None, eps: float 
 def import_labels(
     source: Path, images: Sequence[Path], against: Path | None, labels: LabelSet, rater: str, answers: Path
 ) -> None:
-    """Add labels to a file: from a CSV (columns label, and name or sha256), from folders that are named as the labels,
-    from another file of labels, or from an answers file of before version 0.2. What is there already is not added.
+    """Add labels to the file.
+
+    SOURCE is a CSV (columns label, and name or sha256), a folder with folders that are named as the labels, another
+    file of labels, or an answers file of before version 0.2. What is there already is not added again.
     """
     if not RATER.fullmatch(rater):
         raise UserError(f"--rater={rater} must be small letters, digits, - and _")
@@ -213,7 +221,9 @@ def _with_sums(source: Path, folders: dict[str, Folder]) -> list[Line]:
 @images_option("Folders whose labelled images are copied, where DEST is a folder.")
 @click.option("--dest", type=Destination(), required=True, help="A file.csv, or a folder for one folder a label.")
 def export(answers: Path, images: Sequence[Path], dest: Path) -> None:
-    """Write labels as a CSV, a row for each answer that counts; or copy the images to DEST/valid, DEST/hallucinated and
+    """Write labels as a CSV or as folders of images.
+
+    A CSV gets a row for each answer that counts; a folder, copies of the images in DEST/valid, DEST/hallucinated and
     DEST/uncertain, by what the raters agree on.
     """
     lines = read_any(answers)
