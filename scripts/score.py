@@ -118,7 +118,7 @@ def measured(run: LabelledRun, opts: dict[str, Any]) -> list[Score]:
             f"{sha256[:12]}; give that network"
         )
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
-    for note in other_network(preset, snapshot.name):
+    for note in other_network(preset, snapshot.name, snapshot.net):
         click.echo(note)
     detectors = [detector_option(text, preset, option="--detector") for text in opts["detectors"]]
     net = cast(Denoiser, snapshot.net)
