@@ -7,7 +7,7 @@ draw. What is chosen without labels: how many of the last blocks, and at which l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -96,28 +96,26 @@ def real_features(
     levels: Sequence[Level],
     blocks: tuple[str, ...],
     *,
-    batch: int,
+    first: int,
     device: torch.device,
-    report: Callable[[int], None] = lambda n: None,
 ) -> dict[float, Tensor]:
     """By `score_at`, the activations [N, K] of real images [N, C, H, W] that went the samples' way. 2F a level.
 
-    `class_labels` [N, label_dim], or None for a network without classes.
+    `class_labels` [N, label_dim], or None for a network without classes; `first` is the number of the first image,
+    which its noise depends on.
     """
-    found: dict[float, list[Tensor]] = {level.score_at: [] for level in levels}
-    for start in range(0, len(images), batch):
-        x = torch.from_numpy(values_of(images[start : start + batch])).to(device, state_dtype(device))
-        labels = None if class_labels is None else class_labels[start : start + len(x)].to(device)
-        seeds = range(NOISE_SEED + start, NOISE_SEED + start + len(x))
-        for level in levels:
-            streams = SeedStreams(seeds, device)
-            t = torch.as_tensor(level.t, dtype=x.dtype, device=device)
-            with torch.no_grad():
-                denoised = bind(denoiser, len(x), labels)(x + t * streams.randn_like(x), t)
-            noise = streams.third().randn_like(x)[None]
-            found[level.score_at].append(features(denoiser, denoised, level.sigma, blocks, noise, labels))
-        report(len(x))
-    return {score_at: torch.cat(parts) for score_at, parts in found.items()}
+    found: dict[float, Tensor] = {}
+    x = torch.from_numpy(values_of(images)).to(device, state_dtype(device))
+    labels = None if class_labels is None else class_labels.to(device)
+    seeds = range(NOISE_SEED + first, NOISE_SEED + first + len(x))
+    for level in levels:
+        streams = SeedStreams(seeds, device)
+        t = torch.as_tensor(level.t, dtype=x.dtype, device=device)
+        with torch.no_grad():
+            denoised = bind(denoiser, len(x), labels)(x + t * streams.randn_like(x), t)
+        noise = streams.third().randn_like(x)[None]
+        found[level.score_at] = features(denoiser, denoised, level.sigma, blocks, noise, labels)
+    return found
 
 
 # -- what is chosen ---------------------------------------------------------------------------------------------------
