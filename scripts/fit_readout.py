@@ -45,9 +45,10 @@ from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.eval.labels import Label
 from rods.gate import Readout, fingerprint
-from rods.labels.agreement import labels_of, settle
-from rods.labels.labels import read_labels
-from rods.labels.session import read_answers
+from rods.labels.agreement import codes, people_in
+from rods.labels.folders import read_folder
+from rods.labels.labels import read_labels, settle
+from rods.labels.old_answers import read_any
 from rods.presets import Preset
 from rods.runs.images import read_png
 from rods.runs.presets import beside_preset, read_preset, write_preset
@@ -73,15 +74,14 @@ def of_task(
 
 
 def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledImages:
-    """The images of run A that people have rated by scripts/label.py; all answers but "normal" are hallucinated."""
-    labels = labels_of(settle(read_answers(answers), "image"), "A")
-    names = sorted(labels)
+    """The images of a folder that people have rated by scripts/label.py, those without a certain label left out."""
+    of_folder = read_folder(folder, option="--images")
+    labels = codes(settle(people_in(read_any(answers, {"A": of_folder}))), of_folder.sums)
+    names = sorted(name for name, label in labels.items() if label is not Label.UNCERTAIN)
     if not names:
         raise UserError(f"--answers={answers} has no settled answer to an image of the run --images; label some first")
     d, images = network.denoiser, []
     for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"--images={folder} has no {name}, which was labelled; give the folder that was labelled")
         try:
             images.append(read_png(folder / name))
         except OSError:

@@ -1,11 +1,17 @@
-"""Label images by hand in the browser, and report what the raters found (paper, appendix B.6)."""
+"""Label images by hand in the browser, and report what the raters found (paper, appendix B.6).
+
+python scripts/label.py serve --images=out/euler --labels=good,bad --answers=out/labels.jsonl
+python scripts/label.py serve --images=out/euler --against=out/restart --answers=out/labels.jsonl
+python scripts/label.py report --answers=out/labels.jsonl --images=out/euler --against=out/restart
+python scripts/label.py export --answers=out/labels.jsonl --dest=labels.csv
+python scripts/label.py import labels.csv --images=out/euler --answers=out/labels.jsonl
+"""
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
-from math import inf
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +20,46 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
 from dnnlib.cli import Command, Destination, Group
-from dnnlib.errors import UserError, counted
+from dnnlib.errors import UserError, counted, user_errors
 from dnnlib.util import alone
-from rods.eval.correction import Proportion, proportion_interval
-from rods.labels.agreement import agreements, flagged, hallucination_rate, outcomes, settle, verdicts
+from rods.bench.proposal_activations import proposal_activations
+from rods.labels.agreement import people_in
+from rods.labels.exchange import read_class_folders, read_csv, write_class_folders, write_csv
+from rods.labels.folders import Folder, read_folder
+from rods.labels.growing_file import Line, append_lines, end_whole
+from rods.labels.label_set import LabelSet, label_set
+from rods.labels.labels import settle
+from rods.labels.old_answers import read_any
+from rods.labels.proposals import by_score, most_telling, run_thresholds, scores_by_sum
+from rods.labels.report import Runs, agreement_lines, detector_lines, pair_lines, rate_lines
 from rods.labels.server import serve as serve_session
-from rods.labels.session import CATEGORIES, Answers, open_session, read_answers
-from rods.runs.records import largest_score
+from rods.labels.session import RATER, Answers, Order, open_session
 
-SAMPLES = "samples.jsonl"
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class LabelSetType(click.ParamType):  # type: ignore[type-arg]
+    name = "labels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LabelSet:
+        if isinstance(value, LabelSet):
+            return value
+        with user_errors("--labels"):
+            return label_set(value)
+
+
+labels_option = click.option(
+    "--labels",
+    type=LabelSetType(),
+    default="hands",
+    help="Answers with commas between, such as good,bad: the first is for a valid image, the others for hallucinated "
+    "ones, or as WORD=valid|hallucinated|uncertain says; or a set of the paper, hands or faces.",
+)
+
+
+def images_option(text: str, *, required: bool = False) -> Callable[[Any], Any]:
+    return click.option("--images", type=FOLDER, multiple=True, required=required, help=text)
 
 
 @click.group(cls=Group)
@@ -30,110 +67,163 @@ def main() -> None:
     """Label images by hand: `serve` opens the page, `report` prints agreement and rates."""
 
 
-@main.command(cls=Command, context_settings={"show_default": True})
-@click.option("--images", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Run A: the baseline.")
-@click.option("--against", type=click.Path(path_type=Path), metavar="DIR", help="Run B: the same seeds, corrected.")
-@click.option("--answers", type=Destination(dir_okay=False), required=True, help="The file to append to.")
-@click.option("--kind", type=click.Choice(sorted(CATEGORIES)), default="hands", help="Which labels there are.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Order of the items, and side of each run in a pair."
-)
+@main.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
+@images_option("A folder of images, such as a run; can be given several times.", required=True)
+@click.option("--against", type=FOLDER, help="A second run of the same seeds, for pairs too: the corrected one.")
+@click.option("--answers", type=Destination(dir_okay=False), required=True, help="The file of labels, which grows.")
+@labels_option
+@click.option("--order", metavar="SCORE", help="The highest score of the runs' records first, such as lid.")
+@click.option("--next", "count", type=click.IntRange(min=1), help="Only so many images, whose labels would tell most.")
+@click.option("--network", type=FILE, help="next: choose by this network's activations, at one F an image.")
+@click.option("--repeat", type=click.IntRange(min=0), default=0, help="Images to ask a second time, at the end.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Order, and side of each run in a pair.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: any that is free.")
 @click.option("--token", metavar="TEXT", help="The secret part of the address [default: random].")
-def serve(
-    images: Path, against: Path | None, answers: Path, kind: str, seed: int, port: int, token: str | None
-) -> None:
+def serve(images: Sequence[Path], against: Path | None, answers: Path, token: str | None, **opts: Any) -> None:
     """Serve the labelling page on this machine (127.0.0.1) until Ctrl-C.
 
-    Every rater opens the address, types an id, and works by keyboard; every answer is one line of --answers, on the
-    disk before it counts as given. The same command goes on where it was.
+    Every rater opens the address, types an id, and works by keyboard or clicks in a grid; every answer is one line of
+    --answers, on the disk before it counts as given. The same command goes on where it was, and with more images it
+    asks for what the file lacks: labels belong to image files, wherever these lie.
     """
     if token is not None and not (token.isascii() and token.isalnum()):
         raise UserError(f"--token={token} must be letters and digits")
-    session = open_session(images, against, kind=kind, seed=seed)
-    if answers.exists():
-        read_answers(answers, session.identity)  # whose file it is, before anything is done to it
+    if opts["order"] and opts["count"]:
+        raise UserError(f"--order={opts['order']} and --next both say which images come first; give one of them")
+    if opts["network"] and not opts["count"]:
+        raise UserError(f"--network={opts['network']} is for --next; give it, or leave --network out")
+    folders = [read_folder(path, option="--images") for path in images]
+    second = None if against is None else read_folder(against, option="--against")
+    order = _order([*folders, *([second] if second else [])], answers, opts)
+    session = open_session(
+        folders, second, labels=opts["labels"], seed=opts["seed"], repeat=opts["repeat"], order=order
+    )
+    end_whole(answers)  # whose file it is, before anything is done to it
     answers.parent.mkdir(parents=True, exist_ok=True)
     with open(answers, "ab"):
         pass
     with alone(answers, busy=f"--answers={answers}: another server appends to it; stop that one first"):
         store = Answers(answers, session)
-        pairs = len(session.of_mode("pair"))
+        shown, pairs = len(session.of_mode("image")), len(session.of_mode("pair"))
         click.echo(
-            f"{counted(len(session.of_mode('image')), 'image')}, {counted(pairs, 'pair')} of different images; "
-            f"{counted(len(store.lines), 'answer')} so far"
+            f"{counted(shown, 'image')}, {counted(pairs, 'pair')} of different images; "
+            f"{counted(len(store.lines), 'answer')} so far. {session.labels.describe()}"
         )
-        serve_session(store, port=port, token=token or secrets.token_hex(16), say=click.echo)
+        serve_session(store, port=opts["port"], token=token or secrets.token_hex(16), say=click.echo)
 
 
-@main.command(cls=Command)
-@click.option("--answers", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
-@click.option(
-    "--samples", type=click.Path(exists=True, path_type=Path), help=f"{SAMPLES} of the run, for the detector."
-)
-@click.option("--run", type=click.Choice(["A", "B"]), default="A", show_default=True, help="Which run --samples is of.")
-@click.option("--eps", type=click.FloatRange(min=0), help="The detector flags an image whose largest H reaches this.")
-def report(answers: Path, samples: Path | None, run: str, eps: float | None) -> None:
+def _order(folders: Sequence[Folder], answers: Path, opts: dict[str, Any]) -> Order | None:
+    """What --order or --next ask for; None: shuffled."""
+    if not opts["order"] and not opts["count"]:
+        return None
+    sums = list(dict.fromkeys(checksum for folder in folders for checksum in folder.sums.values()))
+    scores = scores_by_sum(folders)
+    if opts["order"]:
+        return by_score(opts["order"], scores, sums)
+    labels = settle(people_in(read_any(answers))) if answers.exists() else {}
+    activations = None
+    if opts["network"]:
+        files = {checksum: path for folder in folders for checksum, path in folder.by_sum.items()}
+        activations = proposal_activations(opts["network"], [files[checksum] for checksum in sums])
+    shuffled = [
+        item.sums[0] for item in open_session(folders, labels=opts["labels"], seed=opts["seed"]).of_mode("image")
+    ]
+    order, how = most_telling(
+        opts["count"], sums, labels, activations=activations, scores=scores, thresholds=run_thresholds(folders),
+        shuffled=shuffled,
+    )  # fmt: skip
+    if not order.sums:
+        raise UserError(f"--next={opts['count']}: {answers} has a label of every image; sample more")
+    left = len(set(sums) - labels.keys())
+    click.echo(f"The next {counted(len(order.sums), 'image')} of {left} without a label: {how}")
+    return order
+
+
+@main.command(cls=Command, context_settings={"max_content_width": 120})
+@click.option("--answers", type=FILE, required=True, help="The file of labels; one of before version 0.2 will do.")
+@click.option("--images", type=FOLDER, help="The run whose rates are wanted [default: all images of the file].")
+@click.option("--against", type=FOLDER, help="A second run, compared with it.")
+@click.option("--eps", type=click.FloatRange(min=0), help="Judge the detector that flags an image whose largest H "
+              "reaches this, by the records of --images.")  # fmt: skip
+def report(answers: Path, images: Path | None, against: Path | None, eps: float | None) -> None:
     """Print the raters' agreement, hallucination, correction and new-hallucination rates, and the confusion matrix."""
-    if (samples is None) != (eps is None):
-        raise UserError("--samples and --eps belong together; give both or none")
-    lines = read_answers(answers)
+    if images is None and (against is not None or eps is not None):
+        raise UserError("--against and --eps need --images; give the run that is the baseline")
+    folders = {
+        run: read_folder(path, option=option)
+        for run, path, option in (("A", images, "--images"), ("B", against, "--against"))
+        if path is not None
+    }
+    lines = read_any(answers, folders or None)
     if not lines:
-        raise UserError(f"--answers={answers} holds no answers yet; label some images first")
-    kind = _kind(answers)
-    for mode in ("image", "pair"):
-        _print_agreement(lines, mode, kind)
-    labels, pairs = settle(lines, "image"), settle(lines, "pair")
-    if labels.answers:
-        click.echo(f"\nImages: {len(labels.answers)} with one label, {labels.disputed} disputed (left out)")
-        for name in sorted({where for where, _ in labels.answers}):
-            click.echo(f"  hallucinated, run {name}: {_rate(hallucination_rate(labels, name))}")
-        paired = outcomes(labels)
-        if paired.n:
-            click.echo(f"  corrected (hallucinated in A, normal in B): {_rate(paired.repaired)}")
-            click.echo(f"  newly hallucinated (normal in A, not in B): {_rate(paired.broken)}")
-            click.echo(f"  McNemar, exact: p = {paired.mcnemar_p:.3g}")
-    if pairs.answers:
-        counts, p = verdicts(pairs)
-        said = ", ".join(f"{k} {v}" for k, v in counts.items())
-        click.echo(f"\nPairs: run B against run A: {said}; {pairs.disputed} disputed; sign test p = {p:.3g}")
-    if samples is not None and eps is not None:
-        found = flagged(labels, _max_scores(samples), run=run, eps=eps)
-        tpr = proportion_interval(found.tp, found.tp + found.fn)
-        fpr = proportion_interval(found.fp, found.fp + found.tn)
-        click.echo(f"\nDetector, largest H >= {eps:g}: tp {found.tp}, fp {found.fp}, fn {found.fn}, tn {found.tn}")
-        click.echo(f"  found of the hallucinated: {_rate(tpr)}\n  false alarms: {_rate(fpr)}")
+        raise UserError(f"--answers={answers} holds no answers of these images yet; label some first")
+    runs = Runs.of(lines, folders)
+    said = [*agreement_lines(lines), *rate_lines(lines, runs), *pair_lines(lines, runs)]
+    if eps is not None and images is not None:
+        said += detector_lines(runs, images, eps)
+    for line in said:
+        click.echo(line)
 
 
-def _print_agreement(lines: Any, mode: str, kind: str) -> None:
-    for (a, b), agreement in agreements(lines, mode, kind).items():
-        if not agreement.n:
-            continue
-        click.echo(
-            f"{a} and {b}, {mode}s: n = {agreement.n}, same answer {agreement.observed:.1%}, "
-            f"Cohen's kappa {agreement.kappa:.3f}"
+@main.command("import", cls=Command, context_settings={"show_default": True, "max_content_width": 120})
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@images_option("Folders of the images that a CSV or an old answers file names; of the latter, run A.")
+@click.option("--against", type=FOLDER, help="Run B of an old answers file.")
+@labels_option
+@click.option("--rater", default="import", help="Whose labels these are, where SOURCE does not say.")
+@click.option("--answers", type=Destination(dir_okay=False), required=True, help="The file of labels to add to.")
+def import_labels(
+    source: Path, images: Sequence[Path], against: Path | None, labels: LabelSet, rater: str, answers: Path
+) -> None:
+    """Add labels to a file: from a CSV (columns label, and name or sha256), from folders that are named as the labels,
+    from another file of labels, or from an answers file of before version 0.2. What is there already is not added.
+    """
+    if not RATER.fullmatch(rater):
+        raise UserError(f"--rater={rater} must be small letters, digits, - and _")
+    folders = [read_folder(path, option="--images") for path in images]
+    lines: Sequence[Line]
+    if source.is_dir():
+        lines = read_class_folders(source, labels, rater)
+    elif source.suffix.lower() == ".csv":
+        lines = read_csv(source, folders, labels, rater)
+    else:
+        pairs = zip(
+            "AB", [*folders[:1], *([read_folder(against, option="--against")] if against else [])], strict=False
         )
-        width = max(map(len, agreement.categories))
-        for category, row in zip(agreement.categories, agreement.table, strict=True):
-            click.echo(f"  {category:{width}} " + " ".join(f"{count:4d}" for count in row))
+        lines = _with_sums(source, dict(pairs))
+    end_whole(answers)
+    known = {line.get("id") for line in read_any(answers)} if answers.exists() else set()
+    new = [line for line in lines if line.get("id") not in known]
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    append_lines(answers, new)
+    click.echo(f"{counted(len(new), 'label')} added to {answers}, {len(lines) - len(new)} were there already")
 
 
-def _kind(answers: Path) -> str:
-    with open(answers) as f:
-        return str(json.loads(f.readline())["session"]["kind"])
+def _with_sums(source: Path, folders: dict[str, Folder]) -> list[Line]:
+    lines = read_any(source, folders or None)
+    if any(":" in text for line in lines for text in (line.get("sha256") or "", *line.get("pair", ()))):
+        raise UserError(
+            f"{source} is of before version 0.2; give the folders that were labelled by --images, --against"
+        )
+    return lines
 
 
-def _rate(p: Proportion) -> str:
-    return f"{p.k} of {p.n} = {p.rate:.1%} ({p.low:.1%} to {p.high:.1%})" if p.n else "none"
-
-
-def _max_scores(samples: Path) -> dict[str, float]:
-    path = samples / SAMPLES if samples.is_dir() else samples
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return {line["name"]: largest_score(line) for line in lines if largest_score(line) > -inf}
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"--samples={samples} is not the {SAMPLES} of a run; give that of generate.py") from None
+@main.command(cls=Command, context_settings={"max_content_width": 120})
+@click.option("--answers", type=FILE, required=True, help="The file of labels.")
+@images_option("Folders whose labelled images are copied, where DEST is a folder.")
+@click.option("--dest", type=Destination(), required=True, help="A file.csv, or a folder for one folder a label.")
+def export(answers: Path, images: Sequence[Path], dest: Path) -> None:
+    """Write labels as a CSV, a row for each answer that counts; or copy the images to DEST/valid, DEST/hallucinated and
+    DEST/uncertain, by what the raters agree on.
+    """
+    lines = read_any(answers)
+    if dest.suffix.lower() == ".csv":
+        click.echo(f"{counted(write_csv(lines, dest), 'label')} written to {dest}")
+        return
+    if not images:
+        raise UserError(f"--dest={dest} is a folder to copy images to; give theirs by --images, or name a file.csv")
+    counts = write_class_folders(lines, [read_folder(path, option="--images") for path in images], dest)
+    click.echo(f"Copied to {dest}: " + (", ".join(f"{n} {label}" for label, n in sorted(counts.items())) or "no image"))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ from rods.bench.tasks import TASKS
 from rods.config import to_json
 from rods.eval.correction import PairedOutcomes, paired_outcomes
 from rods.eval.labels import Label
-from rods.labels.agreement import Settled, labels_of, settle, verdicts
-from rods.labels.session import open_session, read_answers
+from rods.labels.agreement import codes, people_in, verdicts
+from rods.labels.folders import Folder, read_folder
+from rods.labels.growing_file import Line
+from rods.labels.labels import ImageLabel, settle
+from rods.labels.old_answers import read_any
 from rods.presets import PAPER_PRESETS, Preset
 from rods.runs.chunk import cut_chunks
 from rods.runs.folder import OutputFolder
@@ -183,50 +186,40 @@ class Experiment:
             return calibrated, f"preset {self.preset.name}"
         return float(np.quantile(self.scores(run), 1 - FLAGGED)), "the highest fifth; not calibrated"
 
-    @cached_property
-    def _answered(self) -> dict[str, Settled]:
-        """Settled labels by method."""
-        return {method: settle(self._lines(method, path), "image") for method, path in self.answers.items()}
+    def _folder(self, method: str) -> Folder:
+        return read_folder(self.path(method), option="--out")
 
-    def _lines(self, method: str, path: Path) -> list[dict[str, Any]]:
-        try:
-            with open(path) as f:
-                seed = json.loads(f.readline())["session"]["seed"]
-        except (ValueError, LookupError, TypeError):
-            raise UserError(f"{path} is not an answers file; give that of scripts/label.py serve") from None
-        session = open_session(self.path(EULER), self.path(method), kind=self.study.kind, seed=seed)
-        return read_answers(path, session.identity)
+    def _lines(self, method: str) -> list[Line]:
+        """The lines of the file of answers on Euler's images against this method's."""
+        return read_any(self.answers[method], {"A": self._folder(EULER), "B": self._folder(method)})
+
+    @cached_property
+    def _settled(self) -> dict[str, ImageLabel]:
+        """What people say of an image, by its checksum: that on which all raters of a file, and all files, agree."""
+        return settle(label for method in self.answers for label in settle(people_in(self._lines(method))).values())
 
     def labels(self, method: str) -> list[Label | None]:
         """Of each image [N]; None where there is none.
 
-        People's label of Euler's image is the one on which all files agree. An image of another method that nobody
-        labelled and that is the same file as Euler's has Euler's label.
+        People's labels belong to image files: an image of a method that is the same file as Euler's has its label.
         """
         if not self.answers:
             if self.task is None:
                 return [None] * self.num
             return list(map(Label, self.task.label(self.images(method) / 127.5 - 1).tolist()))
-        told = [labels_of(settled, "A") for settled in self._answered.values()]
-        said = {name: {own[name] for own in told if name in own} for name in self.names()}
-        labels = {name: next(iter(found)) for name, found in said.items() if len(found) == 1}
-        if method != EULER:
-            pairs = zip(self.records(EULER), self.records(method), strict=True)
-            same = {a["name"] for a, b in pairs if a["sha256"] == b["sha256"]}
-            own = labels_of(self._answered[method], "B") if method in self._answered else {}
-            labels = {name: label for name, label in labels.items() if name in same} | own
+        labels = codes(self._settled, self._folder(method).sums)
         return [labels.get(name) for name in self.names()]
 
     def answers_to_euler(self) -> dict[str, str]:
         """What people said of Euler's images, in their words, by name."""
-        found = (settled.answers.items() for settled in self._answered.values())
-        return {name: str(line["answer"]) for own in found for (run, name), line in own if run == "A"}
+        found = {name: self._settled.get(checksum) for name, checksum in self._folder(EULER).sums.items()}
+        return {name: label.answer for name, label in found.items() if label and label.answer}
 
     def judged(self, method: str) -> dict[str, int]:
         """How many pairs people found better, worse, the same, unclear; empty where nobody judged."""
         if method not in self.answers:
             return {}
-        return verdicts(settle(self._lines(method, self.answers[method]), "pair"))[0]
+        return verdicts(self._lines(method), self._folder(EULER).sums, self._folder(method).sums)[0]
 
     def outcomes(self, method: str) -> PairedOutcomes | None:
         """The method against Euler on what both have labels for; None where that is nothing."""

@@ -32,7 +32,7 @@ from rods.bench.tasks.real_data import as_samples
 from rods.eval.bootstrap import bootstrap
 from rods.eval.detection import auroc, detection_curve
 from rods.eval.labels import Label
-from rods.labels.session import CATEGORIES
+from rods.labels.label_set import PAPER
 from rods.runs.images import U8, read_png
 from rods.runs.trajectories import tiles_of
 
@@ -224,7 +224,7 @@ def by_label(e: Experiment) -> Drawn:
     for i, fault in enumerate(said):
         if fault is not None:
             found.setdefault(fault, []).append(i)
-    known = CATEGORIES[e.study.kind]
+    known = PAPER[e.study.kind]
     order = sorted(found, key=lambda f: (known.index(f) if f in known else len(known), -len(found[f]), f))[:8]
     lines = [f"{e.name}, Euler, {e.num} images by label ({e.label_source() or 'no labels'})"]
     lines += [f"{fault}: {len(found[fault])}" for fault in order] or [NO_LABELS]
@@ -244,7 +244,7 @@ def faults(e: Experiment) -> list[str | None]:
         return [told.get(name) for name in e.names()]
     if e.task is None or e.task.faults is None:
         return [None] * e.num
-    return [fault or CATEGORIES[e.study.kind][0] for fault in e.task.faults(as_samples(e.images(EULER)))]
+    return [fault or PAPER[e.study.kind][0] for fault in e.task.faults(as_samples(e.images(EULER)))]
 
 
 def trajectories(e: Experiment) -> Drawn:

@@ -1,51 +1,26 @@
-"""What human labels say: agreement of the raters, rates with intervals, the detector's confusion matrix."""
+"""What human labels say: agreement of the raters, rates with intervals, what an unchanged image would show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from dnnlib.errors import UserError
 from rods.eval.correction import PairedOutcomes, Proportion, mcnemar_p, paired_outcomes, proportion_interval
-from rods.eval.detection import Confusion, confusion
 from rods.eval.labels import Label
-from rods.labels.session import CATEGORIES, CONSENSUS, NORMAL, SIDES, VERDICTS, latest_answers, raters, verdict
+from rods.labels.growing_file import Line
+from rods.labels.labels import CONSENSUS, PERSON, VERDICTS, ImageLabel, labels_in
+from rods.labels.session import SIDES, answer_of, latest_answers
 
-Line = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Settled:
-    """The images or pairs on which the raters agree, by (run or "pair", name), and how many they do not."""
-
-    answers: Mapping[tuple[str, str], Line]
-    disputed: int
-
-
-def settle(lines: Sequence[Line], mode: str) -> Settled:
-    """The consensus' answer where there is one, else the one that all raters of the item gave."""
-    found: dict[str, list[Line]] = {}
-    for line in latest_answers(lines).values():
-        if line["mode"] == mode and line["answer"] is not None:
-            found.setdefault(line["item"], []).append(line)
-    answers, disputed = {}, 0
-    for given in found.values():
-        final = [line for line in given if line["rater"] == CONSENSUS] or given
-        if len({line["answer"] for line in final}) > 1:
-            disputed += 1
-            continue
-        where = final[0]["runs"][0] if mode == "image" else "pair"
-        answers[where, final[0]["name"]] = final[0]
-    return Settled(answers, disputed)
+BETTER = ("better", "worse", "same", "unclear")  # what the answer to a pair means for the second run against the first
+AGAIN = ", again"  # after a rater's name: the answers to images that were asked a second time
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two raters' answers to the same n items."""
+    """Two raters' answers to the same n items, or one rater's at two times."""
 
     categories: tuple[str, ...]
     table: tuple[tuple[int, ...], ...]  # [first rater][second rater], in the order of `categories`
@@ -83,56 +58,113 @@ def cohen_kappa(first: Sequence[str], second: Sequence[str], *, categories: Sequ
     return Agreement(tuple(categories), tuple(map(tuple, table)), kappa)
 
 
-def agreements(lines: Sequence[Line], mode: str, kind: str) -> dict[tuple[str, str], Agreement]:
-    """Cohen's kappa of every two raters over the items that both answered."""
-    latest = {
-        key: line for key, line in latest_answers(lines).items() if line["mode"] == mode and line["answer"] is not None
-    }
+def agreements(lines: Iterable[Line], mode: str) -> dict[tuple[str, str], Agreement]:
+    """Cohen's kappa of every two raters, and of each rater's two answers, over the items that both answered."""
+    said: dict[str, dict[tuple[str, ...], str]] = {}
+    for (source, where), line in latest_answers(lines).items():
+        answer = answer_of(line, sorted(line["pair"]) if mode == "pair" and "pair" in line else None)
+        if ("pair" in line) != (mode == "pair") or answer is None or source == PERSON + CONSENSUS:
+            continue
+        rater = source.removeprefix(PERSON) + (AGAIN if where[-1] != "1" else "")
+        said.setdefault(rater, {})[where[:-1]] = answer
+    words = list(dict.fromkeys(answer for own in said.values() for answer in own.values()))
+    categories = sorted(words, key=lambda w: SIDES.index(w) if w in SIDES else -1) if mode == "pair" else words
     found = {}
-    for a, b in combinations(raters(lines), 2):
-        common = [item for rater, item in latest if rater == a and (b, item) in latest]
-        said = [[latest[rater, item]["answer"] for item in common] for rater in (a, b)]
-        found[a, b] = cohen_kappa(said[0], said[1], categories=CATEGORIES[kind] if mode == "image" else SIDES)
+    for a, b in combinations(sorted(said), 2):
+        common = [item for item in said[a] if item in said[b]]
+        found[a, b] = cohen_kappa(*([said[r][item] for item in common] for r in (a, b)), categories=categories)
     return found
 
 
-def labels_of(settled: Settled, run: str) -> dict[str, Label]:
-    """The raters' labels of a run by image name: every answer but "normal" is a hallucination."""
-    return {
-        name: Label.VALID if line["answer"] == NORMAL else Label.HALLUCINATED
-        for (where, name), line in settled.answers.items()
-        if where == run
-    }
+@dataclass(frozen=True)
+class Floor:
+    """Images with two answers, by two raters or by one at two times: what a comparison shows of unchanged images."""
+
+    differ: Proportion  # images whose second answer means another verdict, of all with two
+    broken: Proportion  # of those first called valid, those then called hallucinated
+    repaired: Proportion  # of those first called hallucinated, those then called valid
+
+    def lines(self) -> list[str]:
+        """Sentences for people."""
+        if not self.differ.n:
+            return ["No image has two answers, so that the raters' own disagreement is not known; have some images "
+                    "labelled twice (label.py serve --repeat=50, or a second rater)"]  # fmt: skip
+        return [
+            f"The raters' own disagreement: {rate(self.differ)} of the images with two answers have two verdicts",
+            f"  an unchanged image looks newly broken: {rate(self.broken)}, and repaired: {rate(self.repaired)}; "
+            "less than that cannot be seen by single answers",
+        ]
 
 
-def hallucination_rate(settled: Settled, run: str) -> Proportion:
-    """Hallucinated images of a run, of those that have a label."""
-    labels = list(labels_of(settled, run).values())
-    return proportion_interval(labels.count(Label.HALLUCINATED), len(labels))
+def floor(labels: Iterable[ImageLabel]) -> Floor:
+    """The first two answers to each image, in the order of the file, the consensus aside."""
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        if label.is_of_person and label.source != PERSON + CONSENSUS:
+            found.setdefault(label.key, []).append(label.label)
+    twice = [(said[0], said[1]) for said in found.values() if len(said) > 1]
+    _, valid, hallucinated = VERDICTS
+    firsts = [first for first, _ in twice]
+    return Floor(
+        proportion_interval(sum(a != b for a, b in twice), len(twice)),
+        proportion_interval(twice.count((valid, hallucinated)), firsts.count(valid)),
+        proportion_interval(twice.count((hallucinated, valid)), firsts.count(hallucinated)),
+    )
 
 
-def outcomes(settled: Settled) -> PairedOutcomes:
-    """Run A before, run B after, over the names labelled in both: corrected, newly hallucinated."""
-    before, after = labels_of(settled, "A"), labels_of(settled, "B")
+def rate(p: Proportion) -> str:
+    """`3 of 12 = 25.0% (5.5% to 57.2%)`."""
+    return f"{p.k} of {p.n} = {p.rate:.1%} ({p.low:.1%} to {p.high:.1%})" if p.n else "none"
+
+
+def codes(settled: Mapping[str, ImageLabel], images: Mapping[str, str]) -> dict[str, Label]:
+    """The labels of images, by name, whose keys are given by name."""
+    return {name: Label[settled[key].label.upper()] for name, key in images.items() if key in settled}
+
+
+def hallucination_rate(labels: Mapping[str, Label]) -> Proportion:
+    """Hallucinated images of all that have a label, uncertain ones too."""
+    return proportion_interval(list(labels.values()).count(Label.HALLUCINATED), len(labels))
+
+
+def outcomes(before: Mapping[str, Label], after: Mapping[str, Label]) -> PairedOutcomes:
+    """Two runs' labels by name, over the names labelled in both."""
     names = [name for name in before if name in after]
     return paired_outcomes(*(np.array([own[name] for name in names], dtype=np.int8) for own in (before, after)))
 
 
-def verdicts(settled: Settled) -> tuple[dict[str, int], float]:
-    """How often run B was better, worse, the same, unclear; and the exact sign test of better against worse."""
-    counts = dict.fromkeys(VERDICTS, 0)
-    for line in settled.answers.values():
-        counts[verdict(line)] += 1
-    return counts, mcnemar_p(counts["better"], counts["worse"])
+def verdicts(lines: Iterable[Line], before: Mapping[str, str], after: Mapping[str, str]) -> tuple[dict[str, int], int]:
+    """How often the second run was better, worse, the same, unclear; and the pairs on which raters disagree.
 
-
-def flagged(settled: Settled, largest_H: Mapping[str, float], *, run: str, eps: float) -> Confusion:
-    """The detector "largest H >= eps" against the labels of a run; `largest_H` by file name.
-
-    Raises UserError where a labelled image has no H.
+    `before` and `after` are the checksums of the runs' images by name; the consensus' answer counts where there is one.
     """
-    labels = labels_of(settled, run)
-    if missing := [name for name in labels if name not in largest_H]:
-        raise UserError(f"{missing[0]} is labelled, and the samples file has no H for it; give the samples of that run")
-    H, bad = [largest_H[name] for name in labels], [label is Label.HALLUCINATED for label in labels.values()]
-    return confusion(np.array(H, dtype=np.float64), np.array(bad, dtype=np.bool_), eps)
+    said: dict[tuple[str, str], dict[str, str]] = {}  # of each pair, by source
+    for (source, _), line in latest_answers(lines).items():
+        if "pair" in line and answer_of(line) is not None:
+            key = before.get(line["name"], ""), after.get(line["name"], "")
+            if sorted(key) == sorted(line["pair"]):
+                said.setdefault(key, {})[source] = _against(line, key)
+    counts, disputed = dict.fromkeys(BETTER, 0), 0
+    for own in said.values():
+        final = {own[PERSON + CONSENSUS]} if PERSON + CONSENSUS in own else set(own.values())
+        if len(final) == 1:
+            counts[final.pop()] += 1
+        else:
+            disputed += 1
+    return counts, disputed
+
+
+def _against(line: Line, key: tuple[str, str]) -> str:
+    """What the answer to a pair says of the second of `key` against the first."""
+    side = answer_of(line, key)
+    return {SIDES[0]: "worse", SIDES[1]: "better"}.get(str(side), str(side))
+
+
+def sign_test(counts: Mapping[str, int]) -> float:
+    """The exact sign test of better against worse."""
+    return mcnemar_p(counts["better"], counts["worse"])
+
+
+def people_in(lines: Iterable[Line]) -> list[ImageLabel]:
+    """The raters' labels that count."""
+    return [label for label in labels_in(lines) if label.is_of_person]

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnnlib.errors import UserError, install
-from rods.labels.session import CONSENSUS, RATER, Answers, ConflictError, raters
+from rods.labels.label_set import VALID
+from rods.labels.labels import CONSENSUS
+from rods.labels.session import RATER, Answers, ConflictError, raters
 
 if TYPE_CHECKING:
     from flask import Flask
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html", "page.js"))
+GRID = "grid"  # a second way to rate images: thumbnails to click
 MAX_BODY = 16_384
 HOSTS = ("127.0.0.1", "localhost")
 Html = tuple[str, dict[str, str]]  # text and headers
@@ -39,12 +42,16 @@ def make_app(answers: Answers, *, token: str) -> Flask:
 
     @app.get(f"/{token}/")
     def start() -> Html:
-        return _page({"page": "start", "modes": modes, "progress": _progress(answers, modes)}, token)
+        ways = [*modes[:1], GRID, *modes[1:]] if modes[:1] == ["image"] else modes
+        return _page({"page": "start", "modes": ways, "progress": _progress(answers, modes)}, token)
 
     @app.get(f"/{token}/rate/<rater>/<mode>")
     def rate(rater: str, mode: str) -> Html:
-        known(rater, mode)
-        return _page({"page": "rate", "rater": rater, "mode": mode, "answers": session.answers_to(mode)}, token)
+        known(rater, "image" if mode == GRID else mode)
+        answers_to = session.answers_to("image" if mode == GRID else mode)
+        valid = next(a for a, verdict in session.labels.verdicts.items() if verdict == VALID)
+        what = {"answers": answers_to, "verdicts": session.labels.verdicts, "valid": valid}
+        return _page({"page": "rate", "rater": rater, "mode": mode, **what}, token)
 
     @app.get(f"/{token}/items/<rater>/<mode>")
     def items(rater: str, mode: str) -> Response:
@@ -114,7 +121,8 @@ def _page(data: Mapping[str, Any], token: str) -> Html:
     """The page with its data; nothing that it shows can load or run anything else."""
     nonce = secrets.token_urlsafe(16)
     text = json.dumps({**data, "root": f"/{token}/", "consensus": CONSENSUS}).replace("<", "\\u003c")
-    html = PAGE.read_text().replace("{{nonce}}", nonce).replace("{{data}}", text)
+    html = PAGE.read_text().replace("{{nonce}}", nonce).replace("{{script}}", SCRIPT.read_text())
+    html = html.replace("{{data}}", text)
     policy = "default-src 'none'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     policy += f"style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
     return html, {"Content-Security-Policy": policy}

@@ -1,13 +1,13 @@
-"""Labelling sessions: what is shown to raters, and their answers as one appended JSON line each (paper, appendix B.6).
+"""Labelling sessions: what is shown to raters, and their answers as lines of a file of labels (paper, appendix B.6).
 
-An item is an image, or a pair of images of one name, one from each run; its key says nothing of the run. Answers go to
-one file: a line with the session, then a line per answer. The last answer of a rater to an item counts.
+An item is an image, or a pair of images of one name, one from each run. Equal files are one image, whatever runs they
+are in, and are asked once. An item's key says nothing of the run. What the file has of these images already counts,
+whichever folders it was labelled in. The last answer of a rater to an item counts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import threading
@@ -19,29 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
-from dnnlib.run_folder import not_of_their_run
-from dnnlib.util import file_sha256
+from rods.labels.folders import Folder
+from rods.labels.growing_file import Line, append_lines, end_whole
+from rods.labels.label_set import LabelSet
+from rods.labels.labels import CONSENSUS, PERSON, read_label_lines
 
-NORMAL = "normal"
-CATEGORIES: dict[str, tuple[str, ...]] = {
-    "hands": (
-        NORMAL,
-        "extra fingers",
-        "missing fingers",
-        "incorrect finger structure",
-        "abnormal palm",
-        "multiple hands",
-        "unrecognisable",
-    ),
-    "faces": (NORMAL, "hallucinated"),
-}
 SIDES = ("left better", "right better", "same", "unclear")  # what a rater says of a pair
-VERDICTS = ("better", "worse", "same", "unclear")  # what it means for the second run against the first
-CONSENSUS = "consensus"  # the rater who settles what the others disagree on
 RATER = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_NOTE = 2000
-SCHEMA = 1
+SHUFFLED = "shuffled"
 
 
 @dataclass(frozen=True)
@@ -50,75 +36,90 @@ class Item:
 
     key: str
     mode: str  # "image" or "pair"
-    name: str  # the file name in its run
-    runs: tuple[str, ...]  # "A" or "B" of each image shown, from left to right
+    name: str  # the file name in its folder
+    sums: tuple[str, ...]  # checksum of each image shown, from left to right
     images: tuple[str, ...]  # their keys
+    round: int = 1  # 2: an image that is asked a second time
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What lines of the file say which item they answer."""
+        return (*sorted(self.sums), str(self.round))
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images come first, and why: checksums, the first one first. Those that it lacks are not shown."""
+
+    name: str  # such as "score lid"
+    sums: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Session:
-    """What is rated; `identity` is what the answers belong to."""
+    """What is rated."""
 
-    identity: Mapping[str, Any]
     items: Mapping[str, Item]  # by key, in the order shown
     images: Mapping[str, Path]  # by the image's key
+    labels: LabelSet
+    order: str = SHUFFLED
 
     def of_mode(self, mode: str) -> list[Item]:
         return [item for item in self.items.values() if item.mode == mode]
 
     def answers_to(self, mode: str) -> tuple[str, ...]:
-        return CATEGORIES[self.identity["kind"]] if mode == "image" else SIDES
+        return self.labels.answers if mode == "image" else SIDES
 
 
-def open_session(folder_a: Path, folder_b: Path | None, *, kind: str, seed: int) -> Session:
-    """Every image of both runs, and the pairs whose files differ, each shuffled by a hash of `seed`.
+def open_session(
+    folders: Sequence[Folder],
+    against: Folder | None = None,
+    *,
+    labels: LabelSet,
+    seed: int = 0,
+    repeat: int = 0,
+    order: Order | None = None,
+) -> Session:
+    """Every image of the folders once, `repeat` of them again at the end, and the pairs that differ.
 
-    Raises UserError: a folder without images, two runs that share no name.
+    Pairs are of the first folder and `against`. All are shuffled by a hash of `seed`, but for images that have an
+    `order`. Raises UserError: two runs that share no name.
     """
-    runs = {"A": _images(folder_a, "--images")}
-    if folder_b is not None:
-        runs["B"] = _images(folder_b, "--against")
-    sums = {(run, name): file_sha256(path) for run, found in runs.items() for name, path in found.items()}
-    keys = {(run, name): _hash(seed, run, name) for run, found in runs.items() for name in found}
-    items = [Item(_hash(seed, "image", *key), "image", key[1], key[:1], (keys[key],)) for key in keys]
-    if folder_b is not None:
-        common = [name for name in runs["A"] if name in runs["B"]]
-        if not common:
-            raise UserError(f"--against={folder_b} shares no file name with --images={folder_a}; give paired runs")
-        for name in common:
-            if sums["A", name] == sums["B", name]:
-                continue
-            sides = ("A", "B") if int(_hash(seed, "side", name), 16) % 2 else ("B", "A")
-            shown = tuple(keys[side, name] for side in sides)
-            items.append(Item(_hash(seed, "pair", name), "pair", name, sides, shown))
-    identity = {
-        "schema": SCHEMA,
-        "kind": kind,
-        "seed": seed,
-        "images": _digest(sums, "A"),
-        "against": _digest(sums, "B") if folder_b is not None else None,
-    }
-    images = {key: runs[run][name] for (run, name), key in keys.items()}
-    return Session(identity, {item.key: item for item in sorted(items, key=lambda item: item.key)}, images)
+    found: dict[str, tuple[str, Path]] = {}  # by checksum
+    for folder in [*folders, *([against] if against else [])]:
+        for name, path in folder.files.items():
+            found.setdefault(folder.sums[name], (name, path))
+    images: dict[str, Path] = {}
+
+    def item(checksum: str, round: int) -> Item:
+        name, path = found[checksum]
+        shown = _hash(seed, "shown", checksum, str(round))
+        images[shown] = path
+        return Item(_hash(seed, "image", checksum, str(round)), "image", name, (checksum,), (shown,), round)
+
+    firsts = [item(checksum, 1) for checksum in (found if order is None else order.sums)]
+    if order is None:
+        firsts.sort(key=lambda item: item.key)
+    chosen = sorted(firsts, key=lambda item: _hash(seed, "again", *item.sums))[:repeat]
+    seconds = sorted((item(one.sums[0], 2) for one in chosen), key=lambda item: item.key)
+    pairs = [] if against is None else _pairs(folders[0], against, seed, images)
+    items = [*firsts, *seconds, *sorted(pairs, key=lambda item: item.key)]
+    return Session({item.key: item for item in items}, images, labels, SHUFFLED if order is None else order.name)
 
 
-def _images(folder: Path, option: str) -> dict[str, Path]:
-    """Images by their name relative to the folder, a run's own alone; links that lead out of it are refused."""
-    if not folder.is_dir():
-        raise UserError(f"{option}={folder} is not a folder; give a folder of images")
-    root, found = folder.resolve(), {}
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    images = [name for name, path in files.items() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    strangers = not_of_their_run(images, files, lambda name: files[name].read_bytes())
-    for name in images:
-        path = files[name]
-        if name in strangers:
+def _pairs(first: Folder, second: Folder, seed: int, images: dict[str, Path]) -> list[Item]:
+    common = [name for name in first.files if name in second.files]
+    if not common:
+        raise UserError(f"--against={second.path} shares no file name with --images={first.path}; give paired runs")
+    found = []
+    for name in common:
+        if first.sums[name] == second.sums[name]:
             continue
-        if not path.resolve().is_relative_to(root):
-            raise UserError(f"{path} leads out of {option}={folder}; put the image itself there")
-        found[name] = path.resolve()
-    if not found:
-        raise UserError(f"{option}={folder} holds no images ({' '.join(SUFFIXES)}); give a folder of images")
+        one, two = (first, second) if int(_hash(seed, "side", name), 16) % 2 else (second, first)
+        sums = one.sums[name], two.sums[name]
+        shown = tuple(_hash(seed, "side", name, checksum) for checksum in sums)
+        images |= {shown[0]: one.files[name], shown[1]: two.files[name]}
+        found.append(Item(_hash(seed, "pair", *sums), "pair", name, sums, shown))
     return found
 
 
@@ -126,35 +127,22 @@ def _hash(seed: int, *parts: str) -> str:
     return hashlib.sha256(os.fsencode("\0".join([str(seed), *parts]))).hexdigest()[:20]
 
 
-def _digest(sums: Mapping[tuple[str, str], str], run: str) -> str:
-    """Names and contents of a run in one checksum: answers belong to these images, wherever they lie."""
-    total = hashlib.sha256()
-    for (of, name), checksum in sums.items():
-        if of == run:
-            total.update(os.fsencode(f"{name}\0{checksum}\n"))
-    return total.hexdigest()
-
-
 class ConflictError(ValueError):
     """The item was answered elsewhere, in another tab, after the page was loaded."""
 
 
 class Answers:
-    """The answers file of a session: appended and flushed to the disk before an answer is acknowledged."""
+    """The file of a session: appended and flushed to the disk before an answer is acknowledged."""
 
     def __init__(self, path: Path, session: Session) -> None:
-        """Raises UserError: the file holds another session's answers, or a line that is not ours."""
+        """Raises UserError: the file is not one of labels."""
         self.path, self.session = path, session
         self._lock = threading.Lock()
-        found: list[tuple[dict[str, Any], int]] = []
-        if path.exists():
-            found = _parse(path, session.identity)
-            _end_whole(path, found[-1][1] if found else 0)
-        self.lines = [line for line, _ in found[1:]]
-        self._ids = {line["id"] for line in self.lines}
-        self._counts = Counter((line["rater"], line["item"]) for line in self.lines)
-        if not found:
-            self._append({"session": dict(session.identity), "time": _now()})
+        lines = read_label_lines(path) if path.exists() else []
+        end_whole(path)
+        self.lines: list[Line] = [line for line in lines if line["source"].startswith(PERSON)]
+        self._ids = {line.get("id") for line in self.lines}
+        self._counts = Counter((line["source"], subject(line)) for line in self.lines)
 
     def record(self, rater: str, data: Mapping[str, Any]) -> None:
         """Append one answer; the same `id` twice is one answer. `answer` None takes an answer back.
@@ -175,116 +163,74 @@ class Answers:
         with self._lock:
             if ident in self._ids:
                 return
-            if seen != self._counts[rater, item.key]:
+            counted = PERSON + rater, item.subject
+            if seen != self._counts[counted]:
                 raise ConflictError("answered in another tab")
-            line: dict[str, Any] = {"id": ident, "rater": rater, "item": item.key, "mode": item.mode}
-            line |= {"name": item.name, "runs": list(item.runs), "answer": answer, "note": note, "time": _now()}
-            self._append(line)
+            line = {"id": ident, "source": PERSON + rater, "name": item.name, **self._said(item, answer)}
+            line |= {"note": note, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            append_lines(self.path, [line])
             self._ids.add(ident)
-            self._counts[rater, item.key] += 1
+            self._counts[counted] += 1
             self.lines.append(line)
+
+    def _said(self, item: Item, answer: str | None) -> dict[str, Any]:
+        """What a line says of the images, and what of the answer."""
+        if item.mode == "pair":
+            return {"pair": list(item.sums), "answer": answer}
+        label = None if answer is None else self.session.labels.verdict(answer)
+        again = {"round": item.round} if item.round > 1 else {}
+        return {"sha256": item.sums[0], "label": label, "answer": answer, **again, "order": self.session.order}
 
     def view(self, rater: str, mode: str) -> list[dict[str, Any]]:
         """The items for a rater, in order, with his answers; for the consensus, what the others disagree on."""
         with self._lock:
             lines = list(self.lines)
-        latest, others = latest_answers(lines), raters(lines)
+        latest = latest_answers(lines)
+        said_of: dict[tuple[str, ...], list[str]] = {}
+        for (source, where), line in latest.items():
+            if source != PERSON + CONSENSUS and (said := answer_of(line)) is not None:
+                said_of.setdefault(where[:-1], []).append(said)  # of both rounds
         rows = []
         for item in self.session.of_mode(mode):
-            said = [latest[r, item.key]["answer"] for r in others if (r, item.key) in latest]
-            said = [answer for answer in said if answer is not None]
-            if rater == CONSENSUS and len(set(said)) < 2:
+            others = said_of.get(item.subject[:-1], [])
+            if rater == CONSENSUS and (len(set(others)) < 2 or item.round > 1):
                 continue
-            mine = latest.get((rater, item.key), {"answer": None, "note": ""})
+            mine = latest.get((PERSON + rater, item.subject), {"answer": None})
             rows.append(
                 {
                     "item": item.key,
                     "images": list(item.images),
-                    "answer": mine["answer"],
-                    "note": mine["note"],
-                    "seen": self._counts[rater, item.key],
-                    "said": said if rater == CONSENSUS else [],
+                    "answer": answer_of(mine, item.sums),
+                    "note": mine.get("note", ""),
+                    "seen": self._counts[PERSON + rater, item.subject],
+                    "said": others if rater == CONSENSUS else [],
                 }
             )
         return rows
 
-    def _append(self, line: Mapping[str, Any]) -> None:
-        with open(self.path, "ab") as f:
-            f.write(json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n")
-            f.flush()
-            os.fsync(f.fileno())
+
+def subject(line: Line) -> tuple[str, ...]:
+    """Which item a line answers: the images' checksums and the round."""
+    sums = line.get("pair") or [line.get("sha256") or line["name"]]
+    return (*sorted(sums), str(line.get("round", 1)))
 
 
-def read_answers(path: Path, identity: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The answers in a file, which is left as it is. A last line that a kill cut short was never acknowledged.
+def answer_of(line: Line, sums: Sequence[str] | None = None) -> str | None:
+    """The answer of a line, a label where it has no word for it; None where one was taken back.
 
-    Raises UserError: not such a file, or one of another session than `identity`.
+    Of a pair that was shown with its sides exchanged against `sums`, the answer is exchanged, too.
     """
-    return [line for line, _ in _parse(path, identity)][1:]
+    answer: str | None = line.get("answer") or line.get("label")
+    if sums is not None and answer in SIDES[:2] and list(sums) != line["pair"]:
+        return SIDES[1 - SIDES.index(answer)]
+    return answer
 
 
-def _parse(path: Path, identity: Mapping[str, Any] | None) -> list[tuple[dict[str, Any], int]]:
-    """The session and the answers of a file, each with where it ends in the file, its newline included."""
-    content, start = path.read_bytes(), 0
-    found: list[tuple[dict[str, Any], int]] = []
-    try:
-        for text in content.splitlines(keepends=True):
-            start += len(text)
-            try:
-                line = json.loads(text)
-            except ValueError:
-                if start == len(content) and not text.endswith(b"\n") and (found or _begins_ours(text)):  # cut short
-                    break
-                raise
-            if not isinstance(line["session" if not found else "answer"], dict | str | None):
-                raise TypeError
-            if found and not all(isinstance(line[k], str) for k in ("id", "rater", "item")):
-                raise TypeError
-            found.append((line, start))
-        header = found[0][0]["session"] if found else None
-        if header is not None and not {"kind", "seed", "images"} <= header.keys():
-            raise TypeError
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path} is not an answers file; name another --answers") from None
-    if header is not None and identity is not None and header != dict(identity):
-        changed = next(k for k in {**header, **identity} if header.get(k) != identity.get(k))
-        raise UserError(f"{path} holds answers to another {changed}; repeat its options, or name another --answers")
-    return found
+def latest_answers(lines: Iterable[Line]) -> dict[tuple[str, tuple[str, ...]], Line]:
+    """The answer that counts, by source and subject."""
+    return {(line["source"], subject(line)): line for line in lines}
 
 
-def _begins_ours(text: bytes) -> bool:
-    """Whether a first line that was cut short is the beginning of ours."""
-    ours = b'{"session": {'
-    return text.startswith(ours) or ours.startswith(text)
-
-
-def _end_whole(path: Path, end: int) -> None:
-    """An answers file that ends with its last whole line, and that with a newline."""
-    content = path.read_bytes()
-    whole = content[:end] if content[:end].endswith(b"\n") or not end else content[:end] + b"\n"
-    if whole != content:
-        with open(path, "r+b") as f:
-            f.write(whole)
-            f.truncate(len(whole))
-
-
-def latest_answers(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """The answer that counts, by (rater, item)."""
-    return {(line["rater"], line["item"]): line for line in lines}
-
-
-def raters(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def raters(lines: Iterable[Line]) -> list[str]:
     """Who has answered, the consensus aside."""
-    return sorted({line["rater"] for line in lines} - {CONSENSUS})
-
-
-def verdict(line: Mapping[str, Any]) -> str:
-    """What the answer to a pair says of run B against run A."""
-    if line["answer"] in ("same", "unclear"):
-        return str(line["answer"])
-    better = line["runs"][0 if line["answer"] == "left better" else 1]
-    return "better" if better == "B" else "worse"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return sorted({line["source"].removeprefix(PERSON) for line in lines} - {CONSENSUS})

@@ -10,7 +10,9 @@ import pytest
 
 from rods.bench.task import Task
 from rods.eval.labels import Label
-from rods.labels.session import NORMAL, Answers, open_session
+from rods.labels.folders import read_folder
+from rods.labels.label_set import PAPER, label_set
+from rods.labels.session import Answers, open_session
 
 Labels = Mapping[str, Label]  # by image name
 
@@ -37,14 +39,17 @@ def write_answers() -> Callable[..., None]:
     """
 
     def write(path: Path, runs: tuple[Path, Path], labels: tuple[Labels, Labels], *, raters: Sequence[str]) -> None:
-        session = open_session(*runs, kind="hands", seed=0)
+        folders = [read_folder(run, option="--images") for run in runs]
+        session = open_session(folders, labels=label_set("hands"))
         store = Answers(path, session)
-        bad = session.answers_to("image")[1]
+        normal, bad = PAPER["hands"][:2]
+        known = [{folder.sums[name]: label for name, label in own.items()}
+                 for folder, own in zip(folders, labels, strict=True)]  # fmt: skip
         for number, item in enumerate(session.of_mode("image")):
-            label = labels["AB".index(item.runs[0])][item.name]
+            label = (known[1] | known[0])[item.sums[0]]
             for k, rater in enumerate(raters):
                 is_bad = label is Label.HALLUCINATED or (label is Label.UNCERTAIN and k == 0)
-                answer = {"item": item.key, "answer": bad if is_bad else NORMAL, "note": "", "seen": 0}
+                answer = {"item": item.key, "answer": bad if is_bad else normal, "note": "", "seen": 0}
                 store.record(rater, {**answer, "id": f"{number:08x}-{k:08x}"})
 
     return write

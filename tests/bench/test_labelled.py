@@ -93,7 +93,7 @@ def test_labels_say_who_gave_them(points, tmp_path: Path) -> None:
     shutil.copytree(points["euler"].path, run)
     name = "000003.png"
     write_labels(run, [ImageLabel(name, "uncertain", "alice")])
-    with pytest.raises(UserError, match="has labels of 'alice', 'program points'; name one by --labels"):
+    with pytest.raises(UserError, match="has labels of 'program points', 'alice'; name one by --labels"):
         read_run(run)
     mine = read_run(run, source="alice")
     assert (mine.seeds.tolist(), mine.labels.tolist(), mine.modes) == ([3], [Label.UNCERTAIN], None)

@@ -27,6 +27,8 @@ from rods.bench.readout_fit import (
 )
 from rods.eval.detection import auroc
 from rods.gate import Readout
+from rods.labels.folders import read_folder
+from rods.labels.label_set import label_set
 from rods.labels.labels import ImageLabel, write_labels
 from rods.labels.session import Answers, open_session
 from rods.presets import Preset
@@ -163,7 +165,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the small network, a rater's answers, which go by what a layer of it says, and the same as labels."""
     folder = tmp_path_factory.mktemp("labelled")
     generated(folder / "run", "--sampler=euler", "--seeds=0-59", "--batch=20")
-    session = open_session(folder / "run", None, kind="hands", seed=0)
+    session = open_session([read_folder(folder / "run", option="--images")], labels=label_set("hands"))
     answers = Answers(folder / "answers.jsonl", session)
     names = sorted(item.name for item in session.items.values())
     images = np.stack([read_png(folder / "run" / name) for name in names])

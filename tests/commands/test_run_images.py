@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commands import generated, records
 
-from rods.labels.session import open_session
+from rods.labels.folders import read_folder
 from rods.runs.sources import image_source, paired_sources
 from training.dataset import ImageDataset
 from training.datasets.sources import open_source
@@ -37,6 +37,6 @@ def test_every_reader_has_the_kept_images(runs: tuple[Path, Path]) -> None:
     assert "no image of its sampling run" in ImageDataset(some).left_out
     assert image_source(str(some), option="--images", batch=4).num == 4
     assert [item.name for item in open_source(some).items] == kept
-    assert len(open_session(some, None, kind="hands", seed=0).images) == 4
+    assert len(read_folder(some, option="--images").files) == 4
     pairs = paired_sources(str(everything), str(some), batch=4)  # of which one has subfolders
     assert [(s.num, s.left_out) for s in pairs] == [(4, 4), (4, 0)]

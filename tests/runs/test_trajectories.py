@@ -13,7 +13,7 @@ from exact import CPU, Watch
 from numpy.typing import NDArray
 
 from rods import Euler
-from rods.labels.session import open_session
+from rods.labels.folders import read_folder
 from rods.runs.chunk import Chunk, sample_chunk
 from rods.runs.images import to_uint8
 from rods.runs.sources import image_source
@@ -97,7 +97,7 @@ def test_what_cannot_be_shown(tmp_path: Path, options: tuple[str, ...], says: st
 def test_strips_are_no_images_of_the_run(tmp_path: Path) -> None:
     generated(tmp_path, "--sampler=euler", "--seeds=0-2", "--trajectory=0")
     assert image_source(str(tmp_path), option="--images", batch=8).num == 3
-    assert len(open_session(tmp_path, None, kind="hands", seed=0).items) == 3
+    assert len(read_folder(tmp_path, option="--images").files) == 3
 
 
 def test_a_state_without_numbers_is_black() -> None:
