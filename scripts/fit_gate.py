@@ -144,7 +144,7 @@ def prepared(opts: dict[str, Any], device: torch.device) -> Inputs:
         raise UserError(f"--dest={dest} has guidance, and a gate is fitted to samples without it; name another file")
     m = Measuring(snapshot, Euler(num_steps=opts["steps"]), device, opts["batch"], opts["out"])
     real = None if opts["real"] in (None, NO_IMAGES) else real_images(opts["real"], m.net)
-    labelled = of_runs(opts["runs"], opts["labels"], snapshot.sha256, m.sampler) if opts["runs"] else None
+    labelled = of_runs(opts["runs"], opts["labels"], snapshot.sha256) if opts["runs"] else None
     blocks: tuple[str, ...] = ()
     if real is not None or labelled is not None:
         blocks = decoder_blocks(
@@ -163,7 +163,7 @@ def fit_to_inputs(inputs: Inputs, opts: dict[str, Any]) -> Fit:
     m, blocks, levels = inputs.m, inputs.blocks, inputs.levels
     f = None if inputs.real is None else m.features(*inputs.real, blocks, levels, opts["samples"])
     if inputs.labelled is not None:
-        fitted = from_labels(inputs, f, opts)
+        fitted = from_labels(inputs, f, inputs.labelled, opts)
     else:
         assert f is not None, "either real images or labels are there"
         fitted = from_real(inputs, f, opts)
@@ -215,35 +215,20 @@ def real_source(f: Features, opts: dict[str, Any]) -> str:
     )
 
 
-def from_labels(inputs: Inputs, f: Features | None, opts: dict[str, Any]) -> Fitted:
+def from_labels(inputs: Inputs, f: Features | None, labelled: LabelledImages, opts: dict[str, Any]) -> Fitted:
     """The gate that finds most of the labels that it was not fitted to."""
-    images, data = labelled_features(inputs, opts)
-    by = f"{images.source}, {images.counts()}"
-    source = (
-        f"labelled gate: {by}, scripts/fit_gate.py" if f is None else f"labelled gate: {by}, {real_source(f, opts)}"
-    )
+    m, blocks, levels = inputs.m, inputs.blocks, inputs.levels
+    classes = labelled.class_labels(m.net)
+    found = m.image_features(labelled.images, classes, blocks, levels, "labelled images")
     free = None if f is None else chosen(f)[0]
-    fitted, lines = taught_gate(f, free, data, inputs.m.net, opts["alpha"], source)
+    data = Labelled(levels, blocks, m.widths(classes, blocks), found, labelled.bad)
+    by = f"{labelled.source}, {labelled.counts()}"
+    source = (
+        f"labelled gate: scripts/fit_gate.py, {by}" if f is None else f"labelled gate: {real_source(f, opts)}; {by}"
+    )
+    fitted, lines = taught_gate(f, free, data, m.net, opts["alpha"], source)
     tell(*lines)
     return fitted if f is None or f.num_real >= FEW_REAL else replace(fitted, limit=None)
-
-
-def labelled_features(inputs: Inputs, opts: dict[str, Any]) -> tuple[LabelledImages, Labelled]:
-    """The labelled images that are used and their activations: in flight, where their seeds draw them again."""
-    m, blocks, levels, images = inputs.m, inputs.blocks, inputs.levels, inputs.labelled
-    assert images is not None, "there are labels"
-    if again := images.drawn_again():
-        if left_out := len(images.images) - len(again.images):
-            tell(f"Left out: {left_out} labelled images that are not what Euler's method draws from their seeds")
-        images = again
-        found = m.again_features(images.images, [seed for seed in images.seeds if seed is not None], blocks, levels)
-    else:
-        tell(
-            f"The labelled images were not drawn by --sampler=euler --steps={opts['steps']}: they are noised and "
-            "denoised once and not read in flight, where labels tell more"
-        )
-        found = m.image_features(images.images, images.class_labels(m.net), blocks, levels, "labelled images")
-    return images, Labelled(levels, blocks, m.widths(images.class_labels(m.net), blocks), found, images.bad)
 
 
 def fit_without_images(m: Measuring, opts: dict[str, Any]) -> Fit:

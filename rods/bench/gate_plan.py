@@ -88,10 +88,7 @@ def parts_of(inputs: Inputs, back: Sequence[float], samples: int, seeds: int) ->
     if inputs.real is not None:
         parts.append(Part(f"read {len(inputs.real[0]):,} real images", len(inputs.real[0]), 2 * levels))
     if (labelled := inputs.labelled) is not None:
-        again = labelled.drawn_again()
-        how, each = ("read", 2 * levels) if again is None else ("draw again and read", steps + levels)
-        part = again or labelled
-        parts.append(Part(f"{how} {part.source}, {part.counts()}", len(part.images), each))
+        parts.append(Part(f"read {labelled.source}, {labelled.counts()}", len(labelled.images), 2 * levels))
     parts.append(trial_part(m, back, seeds, inputs.scores_each))
     return parts
 

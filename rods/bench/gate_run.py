@@ -27,7 +27,6 @@ from rods.gate import ActivationDetector, activations
 from rods.restart import Restart
 from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
-from rods.runs.images import to_uint8
 from rods.runs.run import Job, write_chunk
 from rods.runs.trajectories import Strips
 from rods.types import Denoiser, state_dtype
@@ -40,7 +39,6 @@ U8 = NDArray[np.uint8]
 F64 = NDArray[np.float64]
 FIRST_SEED, FIRST_TRIAL = 3_000_000, 3_500_000  # seeds that neither calibration, nor a readout, nor a report uses
 LEAST_REAL, MOST_REAL = 64, 4096
-MOST_APART = 4.0  # levels of 255, in the mean over an image that is drawn again: other machines round otherwise
 
 
 @dataclass(frozen=True)
@@ -152,35 +150,6 @@ class Measuring:
         check_finite(found, what)
         return by_level(levels, found)
 
-    def again_file(self, seeds: Sequence[int], chunk: Chunk, blocks: tuple[str, ...]) -> Path:
-        """Where the activations of a chunk of labelled images are kept."""
-        what = repr((tuple(seeds), blocks, self.sampler, self.batch, self.device.type)).encode()
-        return self.folder / "labelled" / f"{hashlib.sha256(what).hexdigest()[:12]}-{chunk.index}.npz"
-
-    def again_features(
-        self, images: U8, seeds: Sequence[int], blocks: tuple[str, ...], levels: Sequence[Level]
-    ) -> dict[float, Tensor]:
-        """By `score_at`, the activations [N, K] in flight of images [N, C, H, W] that are drawn again from their seeds.
-
-        UserError where they come out otherwise.
-        """
-        chunks = cut_chunks(seeds, batch=self.batch)
-        files = [self.again_file(seeds, chunk, blocks) for chunk in chunks]
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        with progress(len(seeds), "labelled images, drawn again") as bar:
-            for chunk in distributed.shard(chunks):
-                if not files[chunk.index].is_file():
-                    labels = drawn_labels(self.net, chunk, self.device)
-                    flight = FlightFeatures(self.net, labels, blocks, levels, chunk.seeds)
-                    done = sample_chunk(self.net, chunk, self.sampler, device=self.device, observers=[flight])
-                    start = chunk.index * self.batch
-                    check_same(done, images[start : start + self.batch])
-                    write_arrays(files[chunk.index], {str(t): p.numpy() for t, p in flight.found.items()})
-                bar.update(len(chunk.seeds))
-        distributed.barrier()
-        parts = [read_arrays(file) for file in files]
-        return by_level(levels, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
-
     def widths(self, labels: Tensor | None, blocks: tuple[str, ...]) -> tuple[int, ...]:
         """How many numbers each block gives; of `labels` [N, label_dim] of a network with classes one is used."""
         C, H = self.net.img_channels, self.net.img_resolution
@@ -246,17 +215,6 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     if images.shape[1:] != shape:
         raise UserError(f"--real={path}: images of shape {list(images.shape[1:])}, and the network makes {list(shape)}")
     return cast(U8, images), labels if net.label_dim else None
-
-
-def check_same(done: ChunkResult, images: U8) -> None:
-    """UserError where what was drawn again is not these images [N, C, H, W], but for rounding."""
-    pixels = done.images.cpu().nan_to_num(0).numpy()
-    apart = np.abs(to_uint8(pixels).astype(np.float64) - images).mean(axis=(1, 2, 3))
-    if apart[worst := int(apart.argmax())] > MOST_APART:
-        raise UserError(
-            f"--run: seed {done.chunk.seeds[worst]} draws another image now than the run holds; sample the run again "
-            "by this version, and label it"
-        )
 
 
 def check_finite(arrays: Mapping[str, F64], what: str) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from commands import LABELLED, SMALL, files, generated, ranked, records, refusal, said
@@ -16,17 +14,12 @@ from test_gate_fit import real_folder
 from vectors import ROOT
 
 from dnnlib.errors import UserError
-from rods.base_samplers import Euler
-from rods.bench.gate_fit import Choice, Features, FlightFeatures, Level, levels_of
+from rods.bench.gate_fit import Choice, Features, Level
 from rods.bench.gate_labels import Candidate, Labelled, candidates, chosen_way, final_gate, learned_from, ratio_of
 from rods.bench.gate_preset import HeldOut
-from rods.bench.labelled_images import LabelledImages, seed_of
-from rods.bench.readout_fit import decoder_blocks
-from rods.config import to_json
 from rods.eval.detection import auroc
 from rods.gate import Readout
 from rods.labels.labels import ImageLabel, write_labels
-from rods.runs.chunk import Chunk, sample_chunk
 from rods.runs.gates import read_gate, write_gate
 from rods.runs.presets import read_preset
 from scripts import fit_gate as command
@@ -133,45 +126,6 @@ def test_labels_alone_make_a_readout_that_restarts(labelled_run: Path, tmp_path:
     assert all("restart" in line for line in records(tmp_path / "run"))
 
 
-def test_images_are_read_in_flight_where_their_seeds_draw_them_again(labelled_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(labelled_run, run)
-    told = said(command.main, *options_of(tmp_path, f"--labels={run / 'labels.jsonl'}"))
-    assert "noised" not in told
-    (cached,) = (tmp_path / "out").rglob("labelled/*-0.npz")
-    flight = np.load(cached)["0.47"]
-    net = load_denoiser(SMALL)
-    reader = FlightFeatures(net, None, decoder_blocks(net), levels_of(Euler(num_steps=8).levels(net)), range(16))
-    sample_chunk(net, Chunk(0, tuple(range(16))), Euler(num_steps=8), device=torch.device("cpu"), observers=[reader])
-    np.testing.assert_array_equal(flight, reader.found[0.47].numpy())
-
-    cached.unlink()
-    PIL.Image.fromarray(np.zeros((8, 8), np.uint8)).save(run / "000003.png")
-    *_, error = said(command.main, *options_of(tmp_path, f"--run={run}"), code=2).splitlines()
-    assert "seed 3 draws another image now" in error
-    options = json.loads((run / "options.json").read_text())
-    (run / "options.json").write_text(json.dumps({**options, "identity": {**options["identity"], "num_steps": 9}}))
-    assert "noised and denoised once" in said(command.main, *options_of(tmp_path, f"--run={run}"))
-
-
-def test_which_images_their_seeds_draw_again() -> None:
-    euler = Euler()
-    plain = {**to_json(euler), "rows_per_seed": 1, "dtype": "float32", "class": None}
-    assert seed_of(plain, {"seed": 7}, euler) == 7
-    assert seed_of(plain, {"seed": 7}, Euler(num_steps=18)) is None
-    for changes in ({"sampler": "edm"}, {"dtype": "float16"}, {"class": 3}, {"guide": "none"}, {"rows_per_seed": 9}):
-        assert seed_of({**plain, **changes}, {"seed": 7}, euler) is None, changes
-    restart = {**plain, "sampler": "restart", "solver": "euler"}
-    assert [seed_of(restart, {"seed": 7, "restart": {"kept": k}}, euler) for k in (0, 1)] == [7, None]
-    assert seed_of(plain, {"seed": 7, "tries": {"kept": 2}}, euler) is None
-    images = np.zeros((3, 1, 2, 2), np.uint8)
-    found = LabelledImages(images, np.zeros(3, bool), "run", (None,) * 3, (7, None, 9))
-    again = found.drawn_again()
-    assert again is not None
-    assert again.seeds == (7, 9)
-    assert LabelledImages(images, np.zeros(3, bool), "run", (None,) * 3, (7, None, None)).drawn_again() is None
-
-
 def test_labels_and_images_together_say_what_each_way_finds(labelled_run: Path, tmp_path: Path) -> None:
     real = real_folder(tmp_path / "real", load_denoiser(SMALL), 64)
     told = said(command.main, *options_of(tmp_path, f"--run={labelled_run}", f"--real={real}"))
@@ -188,10 +142,10 @@ def test_a_dry_run_checks_all_inputs_and_writes_nothing(labelled_run: Path, tmp_
     assert told[0].startswith("Would sample 40 images")
     assert told[0].endswith(": 400 F"), "40 times 8 steps and 2 levels"
     assert told[1] == "Would read 64 real images: 256 F"
-    assert told[2] == "Would draw again and read 40 images of run, 40 labels, 16 hallucinated: 400 F"
+    assert told[2] == "Would read 40 images of run, 40 labels, 16 hallucinated: 160 F"
     assert told[3].endswith(": 480 F"), "3 times 16 times 8 steps and two scores"
     assert told[4].startswith("Time: about ")
-    assert " for 1,536 F, and at most " in told[4]
+    assert " for 1,296 F, and at most " in told[4]
     assert "my.density-ratio.safetensors or my.readout.safetensors" in told[5]
     assert files(tmp_path) == before
     said(command.main, *last_of_each([*options[:-1], "--trial=16"]))
