@@ -265,12 +265,15 @@ def within_budget(trial: Trial, limit: float | None, opts: dict[str, Any]) -> Fo
 def write(inputs: Inputs, fit: Fit, opts: dict[str, Any]) -> None:
     """The preset and the log, and what to type next."""
     m, dest, best, steps = inputs.m, opts["dest"], fit.forecast, opts["steps"]
-    write_preset(dest, with_fit(inputs.old, beside_preset(dest, "").name, m.snapshot.name, fit, m.sampler))
+    preset = with_fit(inputs.old, beside_preset(dest, "").name, m.snapshot.name, fit, m.sampler)
+    write_preset(dest, preset)
     write_log(beside_preset(dest, ".gate.jsonl"), fit)
     click.echo(
         f"Forecast: {best.restarted:.1%} of the images go back to noise level {best.sigma_r:g}, {best.nfe:.1f} F an "
         f"image ({best.nfe / steps:.2f}x Euler's)"
     )
+    if inputs.old and (stale := inputs.old.samplers.keys() - preset.samplers.keys()):
+        click.echo(f"Left out, for they were of the gate before: the settings of {', '.join(sorted(stale))}")
     click.echo(f"Wrote {dest}. Next:")
     runs = [quote(f"out/{beside_preset(dest, '').name}-{sampler}") for sampler in ("euler", "restart")]
     for sampler, run in zip(("euler", "restart"), runs, strict=True):

@@ -10,7 +10,7 @@ is taken (Breiman et al. 1984): what learns more has to show it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,40 +106,42 @@ def interval(c: Candidate, bad: Bad) -> Estimate:
 # -- candidates -------------------------------------------------------------------------------------------------------
 
 
-def candidates(
-    f: Features | None, free: Choice | None, labelled: Labelled, report: Callable[[int], None] = lambda n: None
-) -> list[Candidate]:
+def candidates(f: Features | None, free: Choice | None, labelled: Labelled) -> list[Candidate]:
     """Every way at every level and number of last blocks that is tried; `f` None: there are no real images.
 
-    `free` is what is chosen without labels. Raises UserError where there is nothing to choose from: too few labels.
+    `free` is what is chosen without labels. Raises UserError: labels of one kind, or too few where nothing else is.
     """
-    bad, found = labelled.bad, []
-    if f is not None:
-        for way, choice in [*([(0, free)] if free else []), *((1, choice) for choice in choices(f))]:
-            scores = ratio_of(f, choice).of(labelled.of(choice.level, len(choice.blocks))).numpy()
-            own = choice.two_class
-            found.append(Candidate(way, choice.level, len(choice.blocks), own, None, scores, auroc(scores, bad)))
-            report(1)
+    bad = labelled.bad
+    counts = f"{int(bad.sum())} hallucinated and {int((~bad).sum())} valid images"
+    if bad.all() or not bad.any():
+        raise UserError(f"--labels: {counts}; a choice needs both kinds")
+    ratios = [] if f is None else density_ratios(f, free, labelled)
     if not labelled.can_teach:
-        if not found:
-            raise UserError(
-                f"--labels: {int(bad.sum())} hallucinated and {int((~bad).sum())} valid images are too few to learn "
-                f"from; label {LEAST_LABELS} of either kind, or give --real"
-            )
-        return found
-    taught = [c for c in found if c.way == 1]
-    places = [(c.level, c.last) for c in taught] or places_of(labelled)
-    blank = np.zeros(len(bad))
-    for way, tried in ((2, taught), (3, [Candidate(3, t, n, False, None, blank, 0.0) for t, n in places])):
-        learned = []
-        for c in tried:
-            learned.append(learned_from(f if way == 2 else None, replace(c, way=way), labelled, RIDGES[0]))
-            report(1)
-        if learned:
-            best = max(learned, key=lambda c: c.auroc)
-            learned += [learned_from(f if way == 2 else None, best, labelled, ridge) for ridge in RIDGES[1:]]
-        found += learned
+        if not ratios:
+            raise UserError(f"--labels: {counts} are too few to learn from; label {LEAST_LABELS} of either kind, or "
+                            "give --real")  # fmt: skip
+        return ratios
+    start = [replace(c, way=2) for c in ratios if c.way == 1]
+    places = [(c.level, c.last) for c in start] or places_of(labelled)
+    alone = [Candidate(3, level, last, False, None, np.zeros(len(bad)), 0.0) for level, last in places]
+    return [*ratios, *(taught(f, start, labelled) if start else []), *taught(None, alone, labelled)]
+
+
+def density_ratios(f: Features, free: Choice | None, labelled: Labelled) -> list[Candidate]:
+    """The gate that is chosen without labels, and that of every level and number of last blocks."""
+    found = []
+    for way, choice in [*([(0, free)] if free else []), *((1, choice) for choice in choices(f))]:
+        scores = ratio_of(f, choice).of(labelled.of(choice.level, len(choice.blocks))).numpy()
+        found.append(Candidate(way, choice.level, len(choice.blocks), choice.two_class, None, scores,
+                               auroc(scores, labelled.bad)))  # fmt: skip
     return found
+
+
+def taught(f: Features | None, start: Sequence[Candidate], labelled: Labelled) -> list[Candidate]:
+    """Candidates that learn from labels: all at the first ridge, and the best of these at the others."""
+    found = [learned_from(f, c, labelled, RIDGES[0]) for c in start]
+    best = max(found, key=lambda c: c.auroc)
+    return found + [learned_from(f, best, labelled, ridge) for ridge in RIDGES[1:]]
 
 
 def places_of(labelled: Labelled) -> list[tuple[Level, int]]:

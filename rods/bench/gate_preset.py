@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Fit:
     forecast: Forecast
     source: str  # where its numbers come from
     quantiles: Mapping[str, tuple[float, ...]]  # percentiles of scores of samples that no report uses
-    log: Sequence[Mapping[str, Any]] = field(default=())  # what was tried
+    log: Sequence[Mapping[str, Any]]  # what was tried
 
 
 def best_of_trials(

@@ -88,6 +88,8 @@ def test_few_labels_teach_nothing_and_choose() -> None:
     with pytest.raises(UserError, match="9 hallucinated and 100 valid images are too few"):
         candidates(None, None, labelled)
     assert {c.way for c in candidates(None, None, made(10, 100, told=1.0)[1])} == {3}
+    with pytest.raises(UserError, match="0 hallucinated and 50 valid images; a choice needs both kinds"):
+        candidates(f, FREE, made(0, 50, told=1.0)[1])
     assert HeldOut((0.1, 0.9, 0.5), (False, True, True)).at(0.5) == "1 of 2 hallucinated and 0 of 1 valid"
 
 
