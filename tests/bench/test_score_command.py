@@ -48,6 +48,10 @@ def test_a_score_that_labels_follow_finds_all(run: Path, tmp_path: Path) -> None
     assert files(run) == before, "the sheet goes where it was asked for"
     with PIL.Image.open(tmp_path / "sheet.png") as image:
         sheet = np.asarray(image).reshape(-1, 3)
+    pooled = tmp_path / "pooled.jsonl"
+    (run / "labels.jsonl").rename(pooled)
+    assert "no labels" in said(command.main, run, f"--sheet={tmp_path / 'sheet.png'}")
+    assert said(command.main, run, f"--labels={pooled}", "--by=lid", f"--sheet={tmp_path / 'sheet.png'}") == told
     for colour in ((230, 60, 40), (40, 150, 70), (170, 170, 170)):
         assert (sheet == colour).all(axis=1).any(), colour
 
