@@ -269,7 +269,7 @@ def _network(opts: dict[str, Any], device: torch.device) -> Source:
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
     snapshot = load_network(opts["from_network"], device=device, vae=opts["vae"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
-    for note in preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name):
+    for note in preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name, net=snapshot.net):
         click.echo(note, err=True)
     chosen = sampler_from_options(sampler, given, preset, snapshot.name)
     seeds = opts["seeds"] or list(range(opts["num"] or NUM))

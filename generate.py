@@ -181,7 +181,8 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))
     applies = preset is not None and preset.applies_to(sampler, by_score=by_score)
-    said = preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name, by_score=by_score)
+    said = preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name, net=snapshot.net,
+                        by_score=by_score, by_default=opts["sampler"] is None)  # fmt: skip
     given = with_restart_share(given, opts["restart_share"], sampler, preset)
     chosen_sampler = sampler_from_options(sampler, given, preset, snapshot.name)
     notes += said

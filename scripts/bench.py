@@ -143,7 +143,7 @@ def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
 def preset_of(name: str | None, network: LoadedNetwork) -> Preset | None:
     """The preset of this name, or the network's own; one of another network is said."""
     preset = find_preset(name, network=network.name, folder=MODELS)
-    for note in other_network(preset, network.name) if distributed.rank() == 0 else ():
+    for note in other_network(preset, network.name, network.denoiser) if distributed.rank() == 0 else ():
         click.echo(note)
     return preset
 

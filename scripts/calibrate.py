@@ -1,5 +1,6 @@
-"""Calibrate samplers for a task's network, on seeds that no report uses, and write the settings as a preset.
+"""Calibrate samplers on seeds that no report uses, and write the settings as a preset: from labelled runs, or a task.
 
+python scripts/calibrate.py out/euler out/restart out/restart-high --labels=labels.jsonl --dest=my.preset.json
 python scripts/calibrate.py --task=hands-32 --dest=models/hands-32.preset.json
 """
 
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rods.bench import calibrate
 from rods.bench.calibrate import Calibrated, Search
 from rods.bench.calibrate_restart import iq, restart
 from rods.bench.calibrate_rods import critical_steps, rods_cas, rods_sas
+from rods.bench.calibrate_runs import best_of, labelled_runs, preset_of_runs, table_of, trials_of
 from rods.bench.task import load_network
 from rods.bench.tasks import TASKS
 from rods.config import changed, values_of
@@ -90,7 +92,11 @@ def write_trials(path: Path, search: Search, critical: Mapping[str, Any] | None)
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
-@click.option("--task", "task_name", type=click.Choice(list(TASKS)), required=True, help="What is sampled.")
+@click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--labels", metavar="FILE|SOURCE",
+              help="runs: a file of labels, or whose of each run's own [default: the only ones].")  # fmt: skip
+@click.option("--task", "task_name", type=click.Choice(list(TASKS)),
+              help="A task of the benchmark, whose program labels what is sampled.")  # fmt: skip
 @click.option("--network", help="One of the task's networks [default: its first].")
 @click.option("--samplers", default=",".join(FAMILIES), help="What to calibrate, with commas between.")
 @click.option("--seeds", type=SeedList(), help="Calibration seeds [default: the task's]; report no number on these.")
@@ -118,19 +124,65 @@ def write_trials(path: Path, search: Search, critical: Mapping[str, Any] | None)
     help="The preset to write, NAME.preset.json; NAME.calibration.jsonl beside it lists every candidate.",
 )
 def main(**opts: Any) -> None:
-    """Find window, radius, sign and threshold of each sampler on a block of seeds, and write them as a preset.
+    """Find the settings of samplers that repair most, and write them as a preset.
+
+    From runs of any network, made by generate.py and labelled by people or a program: the first RUN is by
+    --sampler=euler, the others are candidates, and of a restart's also higher thresholds than its own are judged, with
+    nothing sampled. Or for a --task, whose program labels: window, radius, sign and threshold of each sampler are
+    searched on a block of seeds. --base is the preset whose gate the runs had.
 
     Of the candidates that break at most 1 % of the valid samples by the upper end of the 95 % interval, keep 97 % of
     the variance (of points also of the standard deviation within modes) and take at most 1.5 times Euler's NFE, the
     one with the most repaired minus broken is chosen, ties going to the lowest NFE; where there is none, the preset's
     `source` says what was missed.
     """
+    check_folder_of(opts["dest"], option="--dest")
+    check_options(opts)
+    base = None if opts["base"] is None else read_preset(opts["base"], option="--base")
+    if opts["runs"]:
+        from_runs(opts["runs"], opts["labels"], base, opts["dest"])
+    else:
+        search_for_task(opts, base)
+
+
+def check_options(opts: dict[str, Any]) -> None:
+    """UserError unless either runs or a task are given, with what belongs to them."""
+    if bool(opts["runs"]) == bool(opts["task_name"]):
+        raise UserError("give either labelled runs, the baseline's first, or --task=NAME")
+    if len(opts["runs"]) == 1:
+        raise UserError(f"{opts['runs'][0]}: one run is a baseline without candidates; give runs of other settings too")
+    for option in ("network", "seeds", "first", "batch") if opts["runs"] else ("labels",):
+        if opts[option] is not None:
+            raise UserError(f"--{option} is {'for --task' if opts['runs'] else 'of runs'}; leave it out")
+
+
+def from_runs(paths: Sequence[Path], labels: str | None, base: Preset | None, dest: Path) -> None:
+    """Prints what each candidate did to the baseline's images, and writes the best as a preset."""
+    euler, runs, said = labelled_runs(paths, labels)
+    for line in said:
+        click.echo(line)
+    fitted = {} if base is None else base.fitted
+    trials = [trial for run in runs for trial in trials_of(euler, run, fitted)]
+    if not trials:
+        raise UserError(f"{paths[1]} only records scores; give runs that change images")
+    click.echo(table_of(trials).markdown())
+    chosen = best_of(trials)
+    for family, trial in chosen.items():
+        click.echo(f"{family}: {trial.method.name}: {trial.remark()}")
+    write_preset(dest, preset_of_runs(paths, chosen, base, euler, beside_preset(dest, "").name))
+    beside = beside_preset(dest, ".calibration.jsonl")
+    with atomic_write(beside) as temporary:
+        lines = [{"runs": [str(path) for path in paths], "labels": labels}, *(trial.record() for trial in trials)]
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    click.echo(f"Wrote {dest} and {beside}. The best of many looks better than it is: judge it on other seeds")
+
+
+def search_for_task(opts: dict[str, Any], base: Preset | None) -> None:
+    """Searches each sampler on a task's calibration seeds, and writes the settings as a preset."""
     families = opts["samplers"].split(",")
     for family in families:
         if family not in FAMILIES:
             raise UserError(f"--samplers: {family!r} cannot be calibrated; use {', '.join(FAMILIES)}")
-    check_folder_of(opts["dest"], option="--dest")
-    base = None if opts["base"] is None else read_preset(opts["base"], option="--base")
     device = distributed.begin(opts["device"], opts["threads"])
     task = TASKS[opts["task_name"]]()
     network = load_network(task, opts["network"])

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,8 @@ from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_run import read_arrays, write_arrays
-from rods.bench.labelled import LabelledRun, is_finite, read_run
+from rods.bench.labelled import read_run
+from rods.bench.labelled_images import LabelledImages, of_run
 from rods.bench.methods import BASELINE, Method
 from rods.bench.readout_fit import (
     Judged,
@@ -62,38 +63,6 @@ BATCH = 64
 READOUT = "readout"
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images of a network and whether each is hallucinated."""
-
-    images: NDArray[np.uint8]  # [N, C, H, W]
-    bad: NDArray[np.bool_]  # [N]
-    source: str  # where they are from, in words
-
-
-def of_run(run: LabelledRun, network: LoadedNetwork, source: str, *, option: str) -> LabelledImages:
-    """The images of a labelled run, without those whose label is uncertain and those that are not finite.
-
-    Raises UserError: points, a run of another network, or an image that is missing.
-    """
-    if run.is_points:
-        raise UserError(f"{option}: its samples are points, whose network has no layers to read; use a run of images")
-    sha256 = run.options.get("network_sha256")
-    if sha256 and sha256 != network.sha256:
-        raise UserError(f"{option} was sampled by another network (checksum {sha256[:12]}, not "
-                        f"{network.sha256[:12]}); give that one by --network")  # fmt: skip
-    index = [i for i, line in enumerate(run.samples) if is_finite(line) and run.labels[i] != Label.UNCERTAIN]
-    images = []
-    for i in index:
-        if (image := run.image(i)) is None:
-            missing = run.samples[i]["name"]
-            raise UserError(f"{option}: {missing} is missing; sample the run again by the command that made it")
-        images.append(image)
-    if not images:
-        raise UserError(f"{option}: no image is labelled valid or hallucinated; label more")
-    return LabelledImages(np.stack(images), run.labels[index] == Label.HALLUCINATED, source)
-
-
 def of_task(
     task: Task, network: LoadedNetwork, seeds: Sequence[int], out: Path, device: torch.device
 ) -> LabelledImages:
@@ -102,7 +71,7 @@ def of_task(
     run_methods(task, network, [method], seeds, out=out, batch=BATCH, device=device)
     folder = Place(out, task.name, network.name).run(method)
     run = read_run(folder, source=source_of(task)).only(set(seeds))
-    return of_run(run, network, f"{task.name}, euler, {len(seeds)} seeds from {seeds[0]}", option=f"--out={out}")
+    return of_run(run, network.sha256, f"{task.name}, euler, {len(seeds)} seeds from {seeds[0]}", option=f"--out={out}")
 
 
 def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledImages:
@@ -257,7 +226,7 @@ def main(**opts: Any) -> None:
         run = read_run(opts["run"], source=opts["labels"])
         by = opts["labels"] or next(iter(read_labels(opts["run"]).values())).source
         source = f"{len(run)} images of {opts['run']}, labelled by {by}"
-        labelled = of_run(run, network, source, option=f"--run={opts['run']}")
+        labelled = of_run(run, network.sha256, source, option=f"--run={opts['run']}")
     else:
         labelled = of_raters(network, opts["images"], opts["answers"])
     if distributed.rank() == 0:  # the others have done their part of the sampling

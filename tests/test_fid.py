@@ -341,7 +341,9 @@ def test_a_preset_of_another_network_or_sampler_is_said(data: dict[str, Path], t
     (tmp_path / "p.json").write_text(json.dumps(preset))
     calc = ("calc", f"--from-network={SMALL}", f"--preset={tmp_path / 'p.json'}", "--num=4", "--steps=2", *PIXELS)
     calc = (*calc, f"--ref={data['ref']}")
-    assert f"Note: preset p is for network big; {SMALL.stem} may need another\n" in run(*calc, "--sampler=euler")
+    assert f"Note: preset p was made for network big and is used with {SMALL.stem}, which may need another\n" in run(
+        *calc, "--sampler=euler"
+    )
     assert "p.json has no settings for --sampler=edm; it has some for: euler" in error(*calc, "--sampler=edm")
 
 

@@ -15,8 +15,8 @@ def data(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return X, rng.random(n) < 1 / (1 + np.exp(-logit))
 
 
-@pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0])
-def test_the_gradient_vanishes(ridge: float) -> None:
+@pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0, np.array([1e-3, 10.0, 1.0])], ids=str)
+def test_the_gradient_vanishes(ridge: float | np.ndarray) -> None:
     X, y = data(200)
     bias, weights = fit_logistic(X, y, ridge=ridge)
     error = 1 / (1 + np.exp(-(bias + X @ weights))) - y
@@ -55,6 +55,7 @@ def test_separable_labels_stay_finite() -> None:
         ([[1.0], [2.0]], [1, 1], 1.0, "bad: all labels are the same"),
         ([[1.0], [1.0]], [0, 1], 1.0, "features: column 0 is constant"),
         ([[1.0], [2.0]], [0, 1], 0.0, "ridge: 0.0 is not the weight"),
+        ([[1.0], [2.0]], [0, 1], [1.0, 1.0], "or one a feature"),
     ],
 )
 def test_what_cannot_be_fitted(X: object, y: object, ridge: float, says: str) -> None:

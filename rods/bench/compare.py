@@ -265,7 +265,11 @@ def judged_scores(base: LabelledRun, run: LabelledRun) -> tuple[F64, NDArray[np.
 
 def detection(base: LabelledRun, run: LabelledRun) -> Detection | None:
     """How well a run's scores tell the baseline's hallucinated images from its valid ones; None: there are neither."""
-    s, bad = judged_scores(base, run)
+    return detection_of(*judged_scores(base, run))
+
+
+def detection_of(s: F64, bad: NDArray[np.bool_]) -> Detection | None:
+    """How well scores [M] tell hallucinated images from the others [M]; None for M = 0."""
     if not len(s):
         return None
     return Detection(

@@ -7,7 +7,7 @@ draw. What is chosen without labels: how many of the last blocks, and at which l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dnnlib.errors import UserError
 from rods.bench.labelled import values_of
 from rods.denoiser import bind
 from rods.eval.detection import auroc
@@ -23,6 +24,7 @@ from rods.types import AnyDenoiser, Denoiser, Step, state_dtype
 from torch_utils.rng import SeedStreams
 
 U8 = NDArray[np.uint8]
+READ_AT = 0.6  # of a level that was asked for, the noise level at which it is read
 LEVELS = ((0.131, 0.12), (0.47, 0.3), (1.07, 0.6))  # (score_at, T): where samples are scored in flight, and read
 RIDGE = 1e-3  # larger ones are worse: the directions in which real data hardly vary tell most
 NEAR_BEST = 0.85  # of the heaviest tail: among choices as near as that, the one of the most numbers is taken
@@ -53,6 +55,11 @@ def levels_of(steps_begin: Sequence[float], wanted: Sequence[tuple[float, float]
         if i >= 0:
             found.setdefault(i, Level(score_at, sigma, i, float(steps_begin[i])))
     return list(found.values())
+
+
+def measured_levels(score_at: float | None) -> tuple[tuple[float, float], ...]:
+    """(score_at, T) of the levels to measure: those to choose from, unless another is asked for."""
+    return LEVELS if score_at is None or score_at in dict(LEVELS) else ((score_at, READ_AT * score_at),)
 
 
 @dataclass
@@ -96,28 +103,26 @@ def real_features(
     levels: Sequence[Level],
     blocks: tuple[str, ...],
     *,
-    batch: int,
+    first: int,
     device: torch.device,
-    report: Callable[[int], None] = lambda n: None,
 ) -> dict[float, Tensor]:
     """By `score_at`, the activations [N, K] of real images [N, C, H, W] that went the samples' way. 2F a level.
 
-    `class_labels` [N, label_dim], or None for a network without classes.
+    `class_labels` [N, label_dim], or None for a network without classes; `first` is the number of the first image,
+    which its noise depends on.
     """
-    found: dict[float, list[Tensor]] = {level.score_at: [] for level in levels}
-    for start in range(0, len(images), batch):
-        x = torch.from_numpy(values_of(images[start : start + batch])).to(device, state_dtype(device))
-        labels = None if class_labels is None else class_labels[start : start + len(x)].to(device)
-        seeds = range(NOISE_SEED + start, NOISE_SEED + start + len(x))
-        for level in levels:
-            streams = SeedStreams(seeds, device)
-            t = torch.as_tensor(level.t, dtype=x.dtype, device=device)
-            with torch.no_grad():
-                denoised = bind(denoiser, len(x), labels)(x + t * streams.randn_like(x), t)
-            noise = streams.third().randn_like(x)[None]
-            found[level.score_at].append(features(denoiser, denoised, level.sigma, blocks, noise, labels))
-        report(len(x))
-    return {score_at: torch.cat(parts) for score_at, parts in found.items()}
+    found: dict[float, Tensor] = {}
+    x = torch.from_numpy(values_of(images)).to(device, state_dtype(device))
+    labels = None if class_labels is None else class_labels.to(device)
+    seeds = range(NOISE_SEED + first, NOISE_SEED + first + len(x))
+    for level in levels:
+        streams = SeedStreams(seeds, device)
+        t = torch.as_tensor(level.t, dtype=x.dtype, device=device)
+        with torch.no_grad():
+            denoised = bind(denoiser, len(x), labels)(x + t * streams.randn_like(x), t)
+        noise = streams.third().randn_like(x)[None]
+        found[level.score_at] = features(denoiser, denoised, level.sigma, blocks, noise, labels)
+    return found
 
 
 # -- what is chosen ---------------------------------------------------------------------------------------------------
@@ -174,6 +179,15 @@ class Features:
     @property
     def num_own(self) -> int:
         return len(next(iter(self.own.values()))) if self.own else 0
+
+
+def at_level(f: Features, score_at: float | None) -> Features:
+    """The features at one of the levels, where one is asked for."""
+    if score_at is None:
+        return f
+    if not (levels := [level for level in f.levels if level.score_at == score_at]):
+        raise UserError(f"--score-at={score_at:g}: no step of its own lies there; use more --steps")
+    return replace(f, levels=levels)
 
 
 def fitted(

@@ -42,6 +42,8 @@ class Lines:
         print(f"{self.what}: {text}", file=sys.stderr, flush=True)
 
 
-def progress(total: int, what: str) -> tqdm[None] | Lines:
-    """What counts images by `update(n)`, used in a with statement."""
-    return tqdm(total=total, unit="img", desc=what) if sys.stderr.isatty() else Lines(total, what)
+def progress(total: int, what: str, *, shown: bool = True) -> tqdm[None] | Lines:
+    """What counts images by `update(n)`, used in a with statement; of several ranks, one is `shown`."""
+    if sys.stderr.isatty() or not shown:
+        return tqdm(total=total, unit="img", desc=what, disable=not shown)
+    return Lines(total, what)

@@ -108,10 +108,12 @@ def usable(X: F64) -> NDArray[np.bool_]:
     return varies
 
 
-def regression(X: F64, bad: NDArray[np.bool_], ridge: float) -> tuple[float, F64]:
-    """`fit_logistic` on the columns that vary, weight 0 for the others."""
+def regression(X: F64, bad: NDArray[np.bool_], ridge: float | F64) -> tuple[float, F64]:
+    """`fit_logistic` on the columns that vary, weight 0 for the others; `ridge` is one number or one for each [K]."""
     weights, varies = np.zeros(X.shape[1]), usable(X)
-    bias, weights[varies] = fit_logistic(X[:, varies], bad, ridge=ridge)
+    bias, weights[varies] = fit_logistic(
+        X[:, varies], bad, ridge=ridge[varies] if isinstance(ridge, np.ndarray) else ridge
+    )
     return bias, weights
 
 

@@ -6,7 +6,7 @@ threshold makes the first of them. So one run tells the cost and the outcome of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,32 +90,42 @@ def replayed(scores: Sequence[float], threshold: float) -> tuple[int, int]:
     return kept, len(scores) - 1
 
 
-def run_trial(
-    net: Denoiser,
-    restart: Restart,
-    second: ActivationDetector | None,
-    chunks: Sequence[Chunk],
-    device: torch.device,
-    report: Callable[[int], None] = lambda n: None,
-) -> Trial:
-    """Restarts of the chunks' seeds, on Euler. Cost: those, and a F of every image made, for the second gate."""
-    scores: list[tuple[float, ...]] = []
-    others: list[tuple[float, ...]] = []
-    rounds, spent = 0, 0
-    base = forwards(net, restart.levels(net)) + restart.detector.num_draws
-    for chunk in chunks:
-        opinions = [SecondOpinion(net, drawn_labels(net, chunk, device), second, chunk.seeds)] if second else []
-        done = sample_chunk(net, chunk, restart, device=device, observers=opinions)
-        for record in done.records:
-            assert record.restart is not None, "a restart keeps records"
-            scores.append(tuple(record.restart.scores))
-            rounds += len(record.restart.scores) - 1
-            spent += record.forward - base
-        others += [tuple(row) for opinion in opinions for row in opinion.scores]
-        report(len(chunk.seeds))
-    return Trial(
-        restart.sigma_r, restart.threshold, base, spent / rounds if rounds else 0.0, tuple(scores), tuple(others)
-    )
+@dataclass(frozen=True)
+class ChunkTrial:
+    """Restarts of one chunk's seeds."""
+
+    scores: tuple[tuple[float, ...], ...]  # of each image's makes, in their order
+    second: tuple[tuple[float, ...], ...]  # the same by a gate of other images; empty without one
+    spent: int  # F of all restarts
+
+
+def try_chunk(
+    net: Denoiser, restart: Restart, second: ActivationDetector | None, chunk: Chunk, device: torch.device
+) -> ChunkTrial:
+    """Restarts of a chunk's seeds, on Euler. Cost: those, and a F of every image made, for the second gate."""
+    base = base_evaluations(net, restart)
+    opinions = [SecondOpinion(net, drawn_labels(net, chunk, device), second, chunk.seeds)] if second else []
+    done = sample_chunk(net, chunk, restart, device=device, observers=opinions)
+    scores, spent = [], 0
+    for record in done.records:
+        assert record.restart is not None, "a restart keeps records"
+        scores.append(tuple(record.restart.scores))
+        spent += record.forward - base
+    return ChunkTrial(tuple(scores), tuple(tuple(row) for opinion in opinions for row in opinion.scores), spent)
+
+
+def base_evaluations(net: Denoiser, restart: Restart) -> int:
+    """F of an image that is not restarted."""
+    return forwards(net, restart.levels(net)) + restart.detector.num_draws
+
+
+def joined(net: Denoiser, restart: Restart, parts: Sequence[ChunkTrial]) -> Trial:
+    """The trial of all chunks."""
+    scores = tuple(row for part in parts for row in part.scores)
+    rounds, spent = sum(len(row) - 1 for row in scores), sum(part.spent for part in parts)
+    second = tuple(row for part in parts for row in part.second)
+    per_round = spent / rounds if rounds else 0.0
+    return Trial(restart.sigma_r, restart.threshold, base_evaluations(net, restart), per_round, scores, second)
 
 
 @dataclass

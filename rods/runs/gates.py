@@ -15,7 +15,6 @@ from rods.config import FITTED
 from rods.gate import ActivationDetector
 
 _ARRAYS = ("mean", "scale", "linear", "quadratic")
-_DTYPES = {"readout": np.float32, "density-ratio": np.float64}  # of weights; a quadratic form cancels much
 
 
 def gate_suffix(kind: str) -> str:
@@ -23,10 +22,20 @@ def gate_suffix(kind: str) -> str:
     return f".{kind}.safetensors"
 
 
+def gate_kind(gate: ActivationDetector) -> str:
+    """The name of `FITTED` that a gate has."""
+    return next(name for name, cls in FITTED.items() if type(gate) is cls)
+
+
 def write_gate(path: Path, gate: ActivationDetector) -> None:
-    """Writes a gate; `read_gate` reads back an equal one (a readout's weights are float32 numbers)."""
-    kind = next(name for name, cls in FITTED.items() if type(gate) is cls)
-    arrays = {name: np.array(getattr(gate, name), dtype=_DTYPES[kind]) for name in _ARRAYS}
+    """Writes a gate; `read_gate` reads back an equal one."""
+    kind = gate_kind(gate)
+    arrays = {name: np.array(getattr(gate, name), dtype=np.float64) for name in _ARRAYS}
+    # Most readouts have float32 numbers; a quadratic form of many features cancels too much for them.
+    with np.errstate(over="ignore"):
+        short = {name: array.astype(np.float32) for name, array in arrays.items()}
+    if kind == "readout" and all((short[name] == array).all() for name, array in arrays.items()):
+        arrays = short  # type: ignore[assignment]
     about = {"format": f"rods-{kind}-1", "blocks": list(gate.blocks), "sigma": gate.sigma, "draws": gate.draws,
              "network": gate.network, "bias": gate.bias}  # fmt: skip
     with atomic_write(path) as temporary:

@@ -17,6 +17,7 @@ from rods.gate import ActivationDetector
 from rods.guidance import interval_to_text
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
 from rods.runs.gates import gate_suffix, read_gate, write_gate
+from rods.types import AnyDenoiser
 
 SUFFIX = ".preset.json"
 _RANGE = ("sigma_min", "sigma_max", "time_rho")  # of the noise grid
@@ -45,30 +46,61 @@ def find_preset(name: str | None, *, network: str, folder: Path, source: str = "
 
 
 def preset_notes(
-    preset: Preset | None, *, asked: str | None, sampler: str, network: str, by_score: bool = False
+    preset: Preset | None,
+    *,
+    asked: str | None,
+    sampler: str,
+    network: str,
+    net: AnyDenoiser | None = None,
+    by_score: bool = False,
+    by_default: bool = False,
 ) -> list[str]:
     """What to say of a preset that is to be used with `network`.
 
     Args:
         asked: what --preset says.
+        net: the network itself, by which a gate of the preset tells a renamed copy.
         by_score: whether only a detector's weights or thresholds are wanted, not settings of the sampler.
+        by_default: whether the sampler was not chosen.
     Raises:
         UserError: a preset that was asked for and has no settings of the sampler.
     """
     if preset is None:
         return []
-    applies = preset.applies_to(sampler, by_score=by_score)
-    if asked and not applies:
+    if preset.applies_to(sampler, by_score=by_score):
+        return other_network(preset, network, net)
+    if asked:
         has = ", ".join(preset.samplers) or "none"
-        raise UserError(f"--preset={asked} has no settings for --sampler={sampler}; it has some for: {has}")
-    return other_network(preset, network) if applies else []
+        raise UserError(
+            f"--preset={asked} has no settings for --sampler={sampler}; it has some for: {has}"
+            + (f". {sampler} is the default: choose another by --sampler" if by_default else "")
+        )
+    if by_default and preset.samplers:
+        has = " or ".join(f"--sampler={name}" for name in preset.samplers)
+        return [f"Note: preset {preset.name} is not used: without --sampler this is {sampler}; it is for {has}"]
+    return []
 
 
-def other_network(preset: Preset | None, network: str) -> list[str]:
-    """The line to say where a preset is made for another network than this one."""
+def other_network(preset: Preset | None, network: str, net: AnyDenoiser | None = None) -> list[str]:
+    """The line to say where a preset is made for another network than this one, or under another name of it."""
     if preset is None or preset.network in (None, network):
         return []
-    return [f"Note: preset {preset.name} is for network {preset.network}; {network} may need another"]
+    said = f"Note: preset {preset.name} was made for network {preset.network} and is used with {network}"
+    return [
+        said + (": a copy, by the layers that its gate reads" if _is_copy(preset, net) else ", which may need another")
+    ]
+
+
+def _is_copy(preset: Preset, net: AnyDenoiser | None) -> bool:
+    """Whether all gates of a preset, of which it has one or more, are of this network's layers."""
+    if net is None or not preset.fitted:
+        return False
+    try:
+        for gate in preset.fitted.values():
+            gate.check(net, [])
+    except ValueError:
+        return False
+    return True
 
 
 def beside_preset(path: Path, suffix: str) -> Path:

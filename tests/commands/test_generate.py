@@ -33,6 +33,10 @@ import generate as command
 import rods.runs.run as run_module
 from rods import Euler, edm_sampler
 from rods.config import SAMPLERS, build, options, values_of
+from rods.gate import DensityRatio, fingerprint
+from rods.presets import Preset
+from rods.restart import Restart
+from rods.runs.presets import write_preset
 from training.checkpoint import load_denoiser
 
 # -- the option set ---------------------------------------------------------------------------------------------------
@@ -380,11 +384,35 @@ def test_a_preset_of_another_network_is_said(tmp_path: Path) -> None:
     preset = {"name": "p", "network": "big", "source": "word " * 200, "samplers": {"rods-cas": {"eps": 1, "rho": 1}}}
     (tmp_path / "p.json").write_text(json.dumps(preset))
     output = generated(tmp_path / "out", "--sampler=rods-cas", f"--preset={tmp_path / 'p.json'}", "--seeds=0")
-    assert f"Note: preset p is for network big; {SMALL.stem} may need another\n" in output
+    assert f"Note: preset p was made for network big and is used with {SMALL.stem}, which may need another\n" in output
     header = next(line for line in output.splitlines() if line.startswith("Preset "))
     assert (len(header) < 220, header.endswith(" ...")) == (True, True)
     assert options_json(tmp_path / "out")["preset"] == f"p ({preset['source']})"
     assert "=None" not in output
+
+
+def test_a_preset_beside_the_network_is_used_by_its_sampler_alone_and_a_copy_is_known(tmp_path: Path) -> None:
+    network, copy = tmp_path / "mine.safetensors", tmp_path / "copy.safetensors"
+    for path in (network, copy):
+        path.write_bytes(SMALL.read_bytes())
+    net = load_denoiser(SMALL)
+    block = tuple(net.decoder_blocks())[-1]
+    gate = DensityRatio((block,), 0.3, 1, fingerprint(net, (block,)), 0.0, (0.0,) * 8, (1.0,) * 8, (1.0,) * 8)
+    restart = Restart(threshold=-1e9, sigma_r=2, detector=gate, num_steps=8)
+    write_preset(
+        tmp_path / "mine.preset.json",
+        Preset("mine", "mine", "by hand", {"restart": restart}, {}, {"density-ratio": gate}),
+    )
+    plain = generated(tmp_path / "plain", "--seeds=0", network=network)
+    assert "Note: preset mine is not used: without --sampler this is edm; it is for --sampler=restart\n" in plain
+    assert "restart" not in records(tmp_path / "plain")[0]
+    restarted = generated(tmp_path / "restarted", "--seeds=0", "--sampler=restart", network=network, steps=None)
+    assert "Note" not in restarted
+    assert len(records(tmp_path / "restarted")[0]["restart"]["scores"]) == 4
+    by_file = f"--preset={tmp_path / 'mine.preset.json'}"
+    assert "edm is the default: choose another by --sampler" in refused(tmp_path / "no", by_file, network=network)
+    told = generated(tmp_path / "copy", "--seeds=0", by_file, "--sampler=restart", network=copy, steps=None)
+    assert "preset mine was made for network mine and is used with copy: a copy, by the layers that its gate" in told
 
 
 def test_a_network_of_two_channels_makes_no_png(tmp_path: Path) -> None:
