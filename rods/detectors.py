@@ -46,6 +46,7 @@ class Detector:
     """What is measured of each image. A subclass is a frozen dataclass and says what it `needs`."""
 
     needs: ClassVar[Needs] = "image"
+    least_steps: ClassVar[int] = 1  # in flight: so many it must have read, of a detector that reads steps
 
     @property
     def num_draws(self) -> int:
@@ -56,6 +57,11 @@ class Detector:
     def max_sigma(self) -> float:
         """The largest noise level whose steps the score reads: 0 for the image alone, inf for the whole run."""
         return {"image": 0.0, "trajectory": inf, "step": inf}[self.needs]
+
+    @property
+    def min_sigma(self) -> float:
+        """The smallest of them."""
+        return 0.0
 
     def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
         """ValueError where it cannot score runs of this network whose steps begin at these noise levels."""
@@ -108,6 +114,10 @@ class StepDetector(Detector):
     @property
     def max_sigma(self) -> float:
         return self.hi
+
+    @property
+    def min_sigma(self) -> float:
+        return self.lo
 
     @property
     def probed_radii(self) -> tuple[float, ...]:
@@ -295,6 +305,7 @@ class Tvf(Detector):
     sigma: float = 2
 
     needs: ClassVar[Needs] = "trajectory"
+    least_steps: ClassVar[int] = 2  # one has no variance
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < inf:
@@ -305,11 +316,8 @@ class Tvf(Detector):
         return self.sigma
 
     def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
-        if sum(t <= self.sigma for t in levels) < 2:
-            raise ValueError(
-                f"sigma: fewer than two steps lie at noise levels up to {self.sigma:g}, and a variance needs two; "
-                "widen the range"
-            )
+        if not any(t <= self.sigma for t in levels):
+            raise ValueError(f"sigma: no step lies at noise levels up to {self.sigma:g}; widen the range")
 
     def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
         return _Variance(self)

@@ -163,6 +163,8 @@ def prepared(opts: dict[str, Any], device: torch.device) -> Inputs:
         labelled.class_labels(m.net)
     with user_errors("--steps"):
         levels = levels_of(m.sampler.levels(m.net), measured_levels(opts["score_at"]))
+    if (asked := opts["score_at"]) is not None and asked not in [level.score_at for level in levels]:
+        raise UserError(f"--score-at={asked:g}: no step of its own lies there; use more --steps")
     m.check_folder()
     inputs = Inputs(m, old, guidance, real, labelled, blocks, levels)
     least = 1 + inputs.draws / m.euler_cost

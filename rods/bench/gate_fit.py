@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dnnlib.errors import UserError
 from rods.bench.labelled import values_of
 from rods.denoiser import bind
 from rods.eval.detection import auroc
@@ -183,11 +182,7 @@ class Features:
 
 def at_level(f: Features, score_at: float | None) -> Features:
     """The features at one of the levels, where one is asked for."""
-    if score_at is None:
-        return f
-    if not (levels := [level for level in f.levels if level.score_at == score_at]):
-        raise UserError(f"--score-at={score_at:g}: no step of its own lies there; use more --steps")
-    return replace(f, levels=levels)
+    return f if score_at is None else replace(f, levels=[level for level in f.levels if level.score_at == score_at])
 
 
 def fitted(

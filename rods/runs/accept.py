@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dnnlib.errors import counted
 from rods.base_samplers import Sampler
 from rods.config import to_text
 from rods.detectors import Detector
@@ -42,10 +43,13 @@ def check_scores(detector: Detector, level: float, sampler: Sampler, net: AnyDen
     levels = sampler.levels(net)
     if not level < levels[0]:
         raise ValueError(f"{level:g} is not a noise level of this run; after @ give one below {levels[0]:g}")
-    try:
-        detector.check(net, [t for t in levels if t > level])
-    except ValueError as e:
-        raise ValueError(f"{e} (its steps down to @{level:g} are asked)" if level else str(e)) from None
+    detector.check(net, levels)
+    read = sum(detector.min_sigma <= t <= detector.max_sigma for t in levels if t > level)
+    if level and detector.needs != "image" and read < detector.least_steps:
+        raise ValueError(
+            f"{to_text(detector)} reads {counted(detector.least_steps, 'step')} or more, and {read} of its range come "
+            f"before @{level:g}; lower the level, or widen the range"
+        )
 
 
 # -- drawn again ------------------------------------------------------------------------------------------------------

@@ -196,6 +196,31 @@ def test_a_gate_of_guided_samples_is_in_a_preset_with_their_guidance(tmp_path: P
     assert f"{nfe:.1f} F an image ({nfe / (8 + inside):.2f}x Euler's)" in told, "the trial's seeds, as a run has them"
 
 
+def test_a_gate_scores_where_it_is_asked_to_and_accepts_there(tmp_path: Path) -> None:
+    net = load_denoiser(SMALL)
+    options = [f"--network={SMALL}", f"--real={real_folder(tmp_path / 'real', net, 64)}", "--steps=8", "--batch=16",
+               "--trial=16", "--threads=1", "--device=cpu", f"--out={tmp_path / 'out'}"]  # fmt: skip
+    for level, samples in (("2", 0), ("2", 40), (".47", 40)):
+        preset_file = tmp_path / f"at-{level}-{samples}.preset.json"
+        said(command.main, *options, f"--samples={samples}", f"--dest={preset_file}", f"--score-at={level}")
+        restart = read_preset(preset_file).samplers["restart"]
+        assert isinstance(restart, Restart)
+        assert restart.score_at == float(level)
+        assert restart.sigma_r > restart.score_at
+        accept = f"--accept=density-ratio<50%@{level}"
+        run = (f"--preset={preset_file}", "--sampler=euler", "--seeds=0-7", accept, "--max-tries=2")
+        assert "8 images in " in generated(tmp_path / f"run-{level}-{samples}", *run, steps=8)
+        assert all(line["tries"]["level"] == float(level) for line in records(tmp_path / f"run-{level}-{samples}"))
+    said(command.main, *options, "--samples=40", f"--dest={tmp_path / 'any.preset.json'}")  # by what is kept
+
+    dest = f"--dest={tmp_path / 'no.preset.json'}"
+    told = refusal(command.main, *last_of_each([*options, "--real=none", "--budget=2", dest, "--score-at=2"]))
+    assert told.startswith("Error: --score-at is where a gate of images scores")
+    assert "Invalid value for '--score-at'" in refusal(command.main, *options, dest, "--score-at=6")
+    told = refusal(command.main, *options, dest, "--score-at=1.07", "--samples=0")
+    assert told.startswith("Error: --score-at=1.07: no step of its own lies there")
+
+
 def test_too_few_images_are_one_line(tmp_path: Path) -> None:
     net = load_denoiser(SMALL)
     real = real_folder(tmp_path / "real", net, 10)

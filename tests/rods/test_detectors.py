@@ -272,7 +272,7 @@ def test_lmi_of_a_linear_sampler_is_known() -> None:
 
 @pytest.mark.parametrize("detector", [CurvatureIndex(lo=0.6, hi=0.61), LambdaMax(lo=0.6, hi=0.61), Tvf(1e-4)])
 def test_a_range_without_steps_is_refused_before_the_run_and_after(detector: Detector) -> None:
-    with pytest.raises(ValueError, match=r"(no step lies|fewer than two steps lie) at noise levels"):
+    with pytest.raises(ValueError, match="no step lies at noise levels"):
         detector.check(mixture(), LEVELS[:-1].tolist())
     with pytest.raises(ValueError, match="no step lies at noise levels"):
         scored(detector)
