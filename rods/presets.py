@@ -24,6 +24,7 @@ from rods.base_samplers import Sampler
 from rods.config import FITTED, SAMPLERS, build, changed, from_json, name_of
 from rods.detectors import Detector
 from rods.guidance import Guidance, interval_from_text
+from rods.samplers import Rods, RodsSas
 
 KEYS, OPTIONAL = ("name", "network", "source", "samplers"), ("detect_eps", "guidance", "quantiles", *FITTED)
 RESTART_SCORES = "restart"
@@ -45,8 +46,9 @@ class Preset:
     def risk_threshold(self, sampler: Sampler) -> float | None:
         """The H from which a sample counts as at risk, if these are the preset's own settings (H depends on them)."""
         name = name_of(sampler)
-        own = name in self.detect_eps and sampler == self.samplers.get(name)
-        return self.detect_eps[name] if own else None
+        own = self.samplers.get(name)
+        is_own = own is not None and (own == sampler or changed(own, measuring(own)) == sampler)
+        return self.detect_eps.get(name) if is_own else None
 
     def applies_to(self, sampler: str, *, by_score: bool = False) -> bool:
         """Whether it says anything of a run by this sampler; `by_score`: one that asks for a detector's weights."""
@@ -62,7 +64,7 @@ class Preset:
         limit = "eps" if hasattr(own, "eps") else "threshold"
         if "detector" in given and limit not in given and given["detector"] != getattr(own, "detector", None):
             raise ValueError(f"{limit}: preset {self.name} has one for another detector; give one (inf: only record)")
-        return changed(own, given)
+        return changed(own, {**(measuring(own) if _asks_for_detection(own, given) else {}), **given})
 
     def quantile(self, scores: str, share: float) -> float:
         """The score that a share of the calibration's samples do not exceed. ValueError: no scores of that name."""
@@ -74,6 +76,20 @@ class Preset:
             )
         values = torch.tensor(self.quantiles[scores], dtype=torch.float64)
         return float(torch.quantile(values, share))
+
+
+def measuring(own: Sampler) -> dict[str, Any]:
+    """What has a preset's RODS measure H at every step, as the paper does; nothing where it is another sampler.
+
+    A preset that corrects every image may leave detection out, and look for the direction at every k-th step only.
+    Neither stands where detection, a threshold or a detector is asked for: older flags lose most repairs behind one.
+    """
+    return {"detect": True, "probe_every": 1} if isinstance(own, Rods) and not own.detect else {}
+
+
+def _asks_for_detection(own: Sampler, given: Mapping[str, Any]) -> bool:
+    asked = {"detector", "detect"} | ({"gradient", "probe_every"} if isinstance(own, RodsSas) else set())
+    return bool(asked & given.keys()) or given.get("eps", 0) != 0
 
 
 def percentiles(scores: Sequence[float]) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dnnlib.util import atomic_write
 from torch_utils.machine import cpu_name, has_bf16_units
 from training.execution import Mixed, set_layout
+from training.networks import Precond
 
 GAIN = 0.95
 """What a choice may take of float32's time to be chosen: less than that is noise."""
@@ -44,7 +45,7 @@ class Choice:
         return f"{self.precision}{layout} ({faster}{', measured before' if self.kept else ''})"
 
 
-def fastest(net: nn.Module, *, batch: int, channels_last: bool, device: torch.device) -> Choice:
+def fastest(net: Precond, *, batch: int, channels_last: bool, device: torch.device) -> Choice:
     """The precision and layout that take the least time for `batch` images; float32 where nothing gains 5 %.
 
     With `channels_last` that layout is settled. Off the CPU, and on one without units for bf16, nothing is tried.
@@ -65,14 +66,13 @@ def fastest(net: nn.Module, *, batch: int, channels_last: bool, device: torch.de
     return found
 
 
-def measured(net: nn.Module, *, batch: int, channels_last: bool) -> Choice:
+def measured(net: Precond, *, batch: int, channels_last: bool) -> Choice:
     """The choice by a few forward evaluations of each kind, in turns. The network is laid out as it was."""
     layouts = [True] if channels_last else [False, True]
     kinds = [(precision, last) for precision in ("float32", "mixed") for last in layouts]
-    called = {"float32": net, "mixed": Mixed(net)}
-    channels, side, classes = (int(getattr(net, name)) for name in ("img_channels", "img_resolution", "label_dim"))
-    x = torch.ones(batch, channels, side, side)
-    labels = torch.zeros(batch, classes) if classes else None
+    called: dict[str, nn.Module] = {"float32": net, "mixed": Mixed(net)}
+    x = torch.ones(batch, net.img_channels, net.img_resolution, net.img_resolution)
+    labels = torch.zeros(batch, net.label_dim) if net.label_dim else None
     seconds: dict[tuple[str, bool], list[float]] = {kind: [] for kind in kinds}
     for _ in range(1 + REPEATS):
         for precision, last in kinds:
@@ -93,7 +93,7 @@ def spent(net: nn.Module, x: Tensor, labels: Tensor | None) -> float:
     return time.process_time() - start
 
 
-def key_of(net: nn.Module, batch: int, channels_last: bool) -> str:
+def key_of(net: Precond, batch: int, channels_last: bool) -> str:
     """What a choice is good for: this machine with so many threads, and a network of this shape."""
     shapes = repr([(name, tuple(p.shape)) for name, p in net.named_parameters()]).encode()
     network = f"{type(net).__name__} {net.img_resolution}x{net.img_channels} {hashlib.sha256(shapes).hexdigest()[:12]}"

@@ -41,7 +41,10 @@ def rods(search: Search, family: str, sampler: Sampler) -> tuple[Trial, Calibrat
     chosen = choose(search.try_all(family, gated, finals=True))
     judged = search.run([chosen.method.sampler], search.seeds)[1]
     risk = rounded(level_of(base, judged, RISK_FALSE_ALARMS), 3)
-    return chosen, Calibrated(chosen.method.sampler, chosen.remark(), risk)
+    settled = chosen.method.sampler
+    if isinstance(settled, Rods) and settled.eps == 0:  # the same images without measuring H
+        settled = changed(settled, {"detect": False})
+    return chosen, Calibrated(settled, chosen.remark(), risk)
 
 
 def level_of(base: LabelledRun, run: LabelledRun, false_alarms: float) -> float:

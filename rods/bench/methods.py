@@ -68,15 +68,15 @@ METHODS: dict[str, Template] = {
     "churn": Template("edm", {"S_churn": CHURN}),
     "churn-euler": Template("ablation", {"solver": "euler", "S_churn": CHURN}),
     "tag": Template("tag", {"eta": 1.1}),
-    "rods-cas": Template("rods-cas"),
+    "rods-cas": Template("rods-cas", {"detect": True}),  # the paper's form, whatever a preset has
     "rods-cas-all": Template("rods-cas", {"eps": 0.0, "detect": False}),
     "rods-cas-5": Template("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 5}),
     "rods-cas-10": Template("rods-cas", {"eps": 0.0, "detect": False, "ascent_steps": 10}),
-    "rods-sas": Template("rods-sas"),
+    "rods-sas": Template("rods-sas", {"detect": True}),
     "rods-sas-all": Template("rods-sas", {"eps": 0.0, "detect": False}),
-    "rods-cas+churn": Template("rods-cas", {"S_churn": CHURN}),
-    "rods-cas+heun": Template("rods-cas", {"solver": "heun"}),
-    "rods-sas+heun": Template("rods-sas", {"solver": "heun"}),
+    "rods-cas+churn": Template("rods-cas", {"detect": True, "S_churn": CHURN}),
+    "rods-cas+heun": Template("rods-cas", {"detect": True, "solver": "heun"}),
+    "rods-sas+heun": Template("rods-sas", {"detect": True, "solver": "heun"}),
 }
 METHODS |= {name: Template(name) for name in SAMPLERS if name not in METHODS}
 """In the order of the report."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from typing import Any
 
 import pytest
+from exact import latents, mixture
 from vectors import GOLDEN, ROOT
 
-from rods import Cas, Edm, LambdaMax, Lid, Overshoot, Readout, Restart, RodsCas, Sas, Tvf, legacy
+from rods import Cas, CurvatureIndex, Edm, LambdaMax, Lid, Overshoot, Readout, Restart, RodsCas, Sas, Tvf, legacy
 from rods.config import build, to_json
 from rods.presets import PAPER_PRESETS, Preset, parse_preset
 from rods.runs.presets import read_preset
@@ -51,6 +53,47 @@ def test_the_published_settings(name: str, eps: float, rho: float, window: Any, 
     assert preset.sampler("rods-sas", {}).sas_sign == "uphill"  # type: ignore[attr-defined]
     assert preset.sampler("rods-cas", {"eps": 5.0}).eps == 5  # type: ignore[attr-defined]
     assert preset.sampler("edm", {}) == Edm()
+
+
+ALL: dict[str, Any] = {
+    "rods-cas": {"eps": 0, "rho": 4, "detect": False, "probe_every": 2},
+    "rods-sas": {"eps": 0, "rho": 8, "detect": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "given", "detect", "probe_every"),
+    [
+        ("rods-cas", {}, False, 2),
+        ("rods-cas", {"eps": 0.0, "rho": 2.0}, False, 2),
+        ("rods-cas", {"probe_every": 4}, False, 4),
+        ("rods-cas", {"detect": True}, True, 1),  # the paper's form
+        ("rods-cas", {"detect": False}, False, 1),
+        ("rods-cas", {"eps": 0.1}, True, 1),
+        ("rods-cas", {"eps": math.inf, "probe_every": 3}, True, 3),
+        ("rods-cas", {"eps": 0.1, "detector": CurvatureIndex(2)}, True, 1),
+        ("rods-sas", {}, False, 1),
+        ("rods-sas", {"gradient": "difference"}, True, 1),  # which needs something to measure
+    ],
+)
+def test_a_preset_measures_where_detection_is_asked_for(
+    sampler: str, given: dict[str, Any], detect: bool, probe_every: int
+) -> None:
+    preset = parse_preset({**GOOD, "samplers": ALL, "detect_eps": {"rods-cas": 0.5}}, where="here")
+    found: Any = preset.sampler(sampler, given)
+    assert (found.detect, found.probe_every) == (detect, probe_every)
+    assert {name: getattr(found, name) for name in given} == given
+    if given in ({}, {"detect": True}):
+        assert preset.risk_threshold(found) == (0.5 if sampler == "rods-cas" else None)
+
+
+@pytest.mark.parametrize(("network", "most"), [("hands-32", 1.4), ("hands-32-1", 1.4), ("grid25-0", 1.8)])
+def test_what_the_plain_sampler_of_our_networks_costs(network: str, most: float) -> None:
+    """Beside Euler's evaluations, on an exact density: the count is that of any network."""
+    preset = read_preset(ROOT / "models" / f"{network}.preset.json")
+    for given, price in (({}, most), ({"detect": True}, 2.2)):
+        record = preset.sampler("rods-cas", given).sample(mixture(), latents()).records[0]
+        assert (record.forward + record.backward) / 40 == pytest.approx(price)
 
 
 def test_a_preset_that_corrects_all_says_who_is_at_risk_for_its_own_settings_alone() -> None:
