@@ -66,7 +66,7 @@ def tokenizer(folder: Path) -> Any:
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
 def text_encoder(*, width: int = 16, projection: bool = True, seed: int = 2) -> Any:
@@ -74,7 +74,7 @@ def text_encoder(*, width: int = 16, projection: bool = True, seed: int = 2) -> 
 
     config = CLIPTextConfig(
         vocab_size=54, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=8, projection_dim=width, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        max_position_embeddings=16, projection_dim=width, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
     return seeded(lambda: kind(config), seed)

@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 from commands import LABELLED, generated, records
 from pages import Page
-from vectors import ROOT
+from vectors import GOLDEN, ROOT
 
 from scripts import bench
 
-WITH_CODE = ("sample", "restart", "guidance", "foreign-models", "comfyui")
+WITH_CODE = ("sample", "restart", "guidance", "foreign-models", "comfyui", "latents")
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
@@ -92,3 +92,34 @@ def test_the_commands_of_guidance_run(tmp_path: Path) -> None:
     spent = [records(tmp_path / str(i))[0]["forward"] for i in range(3)]
     assert spent[0] == spent[2] == 12
     assert 6 < spent[1] < 12
+
+
+def test_the_blocks_of_diffusers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tiny pipelines of random weights in the place of the published ones, which the blocks would load."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    import tiny_pipelines as tiny
+
+    monkeypatch.setattr(diffusers.DiTPipeline, "from_pretrained", lambda name: tiny.dit_pipeline(clip_sample=False))
+    monkeypatch.setattr(diffusers.StableDiffusion3Pipeline, "from_pretrained", lambda name: tiny.sd3_pipeline(tmp_path))
+    blocks, found = Page("how-to/diffusers").blocks, {}
+    assert len(blocks) == 3
+    shapes = []
+    for block in blocks:
+        exec(block, found)
+        shapes.append(tuple(found["images"].shape))
+    assert shapes == [(3, 3, 32, 32), (2, 3, 16, 16), (16, 3, 32, 32)]
+    assert len(found["done"].records[0].restart.scores) >= 1
+
+
+def test_the_command_of_latents_runs(tmp_path: Path) -> None:
+    """On a small network of EDM2 and a small autoencoder."""
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    import tiny_pipelines as tiny
+
+    tiny.vae().save_pretrained(tmp_path / "vae")
+    (options,) = Page("how-to/latents").commands
+    few = [option for option in options if not option.startswith(("--network", "--seeds", "--outdir", "--vae"))]
+    network = GOLDEN / "edm2" / "pickles" / "edm2-latent-cond.pkl"
+    generated(tmp_path / "out", "--seeds=0-1", f"--vae={tmp_path / 'vae'}", *few, network=network, steps=2)
+    assert (tmp_path / "out" / "grid.png").is_file()

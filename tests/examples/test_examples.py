@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from commands import files
 from exact import latents, mixture
 from vectors import ROOT
 
@@ -17,6 +18,7 @@ from rods import Euler, Mixture, Restart, RodsResult, rods_sampler
 from rods.bench.tasks.grid25.task import label_points
 from rods.eval.labels import Label
 from rods.runs.chunk import Chunk, sample_chunk
+from rods.runs.images import read_png
 from rods.runs.presets import read_preset
 from rods.types import AnyDenoiser
 from training.checkpoint import load_denoiser
@@ -138,6 +140,20 @@ def test_k_diffusion_model_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_diffusers_unet_runs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers", reason="diffusers is not installed")
     assert "moved the images" in run("diffusers_unet", capsys)[-1]
+
+
+def test_diffusers_pipelines_write_run_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    monkeypatch.setattr("sys.argv", ["diffusers_pipelines.py", str(tmp_path)])
+    first, second = run("diffusers_pipelines", capsys)
+    for name, line in (("dit", first), ("sd3", second)):
+        assert line.startswith(f"{name}: 4 images in ")
+        assert read_png(tmp_path / name / "000003.png").shape == (3, 16, 16)
+    before = files(tmp_path)
+    assert run("diffusers_pipelines", capsys) == [first, second]
+    assert files(tmp_path) == before
 
 
 def test_no_example_is_forgotten() -> None:
