@@ -17,7 +17,6 @@ from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import Features, FlightFeatures, Level, real_features
-from rods.bench.progress import progress
 from rods.bench.restart_trial import Trial, run_trial
 from rods.denoiser import bind
 from rods.detectors import Detector
@@ -25,6 +24,7 @@ from rods.gate import ActivationDetector, activations
 from rods.restart import Restart
 from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
+from rods.runs.progress import progress
 from rods.runs.run import Job, write_chunk
 from rods.runs.trajectories import Strips
 from rods.types import Denoiser
