@@ -18,7 +18,6 @@ from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import Features, FlightFeatures, Level, levels_of, real_features
-from rods.bench.progress import progress
 from rods.bench.restart_trial import ChunkTrial, Trial, joined, try_chunk
 from rods.denoiser import bind
 from rods.detectors import Detector
@@ -27,6 +26,7 @@ from rods.restart import Restart
 from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
 from rods.runs.guidance import GuidedNetwork, forwards
+from rods.runs.progress import progress
 from rods.runs.run import Job, chunk_writer
 from rods.runs.trajectories import Strips
 from rods.types import Denoiser, state_dtype

@@ -26,6 +26,7 @@ from rods.runs.accept import sample_accepted, sample_filtered
 from rods.runs.chunk import Chunk, ChunkResult, ChunkRun, sample_chunk
 from rods.runs.folder import TRAJECTORIES, OutputFolder
 from rods.runs.images import contact_sheet, save_png, to_pil, to_uint8
+from rods.runs.progress import progress
 from rods.runs.records import is_at_risk, largest_score, record_lines
 from rods.runs.select import Selection
 from rods.runs.trajectories import Strips
@@ -235,9 +236,9 @@ def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
     mine = [chunk for chunk in distributed.shard(job.chunks) if not folder.is_done(job.names(chunk))]
     total = sum(len(job.names(chunk)) for chunk in mine)
     micro_batches, said = MicroBatches(probe_batch=job.probe_batch), ""
-    progress = tqdm(total=total, unit="img", disable=None if show_progress else True)
+    shown = progress(total, "samples", shown=show_progress, announce=False)
     # A thread writes a chunk's files while the next one is sampled; the block is not left before that is done.
-    with progress, ThreadPoolExecutor(1) as writer:
+    with shown as bar, ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for chunk in mine:
             with must_fit(f"--batch={job.batch} does not fit in the memory of {job.device}; use less"):
@@ -248,6 +249,6 @@ def run_chunks(job: Job, folder: OutputFolder, *, show_progress: bool) -> None:
             if written:
                 written.result()
             written = writer.submit(write)
-            progress.update(len(job.names(chunk)))
+            bar.update(len(job.names(chunk)))
         if written:
             written.result()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from tqdm import tqdm
 
-from rods.bench.progress import Lines, progress
+from rods.runs.progress import Lines, progress
 
 
 def test_a_line_a_minute_with_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +20,12 @@ def test_a_line_a_minute_with_what_is_left(capsys: pytest.CaptureFixture[str]) -
         "samples: 100 of 1,200 images, about 11 min to go",
         "samples: 300 of 1,200 images, about 6 min to go",
     ]
+
+
+def test_a_short_run_that_said_what_it_does_says_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(3, "samples", announce=False) as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,22 @@ from dnnlib.errors import counted
 
 
 class Lines:
-    """Says on stderr what is to be done, then every `seconds` how much is done and how long the rest takes."""
+    """Says on stderr every `seconds` how much is done and how long the rest takes; first what is to be done."""
 
     def __init__(
-        self, total: int, what: str, *, seconds: float = 60, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        what: str,
+        *,
+        announce: bool = True,
+        seconds: float = 60,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.what, self.seconds, self.clock = total, what, seconds, clock
         self.begun = self.said = clock()
         self.done = 0
-        self._say(f"{counted(total, 'image')} ...")
+        if announce:
+            self._say(f"{counted(total, 'image')} ...")
 
     def __enter__(self) -> Lines:
         return self
@@ -42,8 +49,8 @@ class Lines:
         print(f"{self.what}: {text}", file=sys.stderr, flush=True)
 
 
-def progress(total: int, what: str, *, shown: bool = True) -> tqdm[None] | Lines:
+def progress(total: int, what: str, *, shown: bool = True, announce: bool = True) -> tqdm[None] | Lines:
     """What counts images by `update(n)`, used in a with statement; of several ranks, one is `shown`."""
     if sys.stderr.isatty() or not shown:
         return tqdm(total=total, unit="img", desc=what, disable=not shown)
-    return Lines(total, what)
+    return Lines(total, what, announce=announce)
