@@ -7,7 +7,7 @@ from rods.correctors import Cas, Iq, IqThrough, Laplacian, Overshoot, RandomShif
 from rods.costly_detectors import LambdaMax, Lmi
 from rods.denoiser import BoundDenoiser, bind
 from rods.densities import Mixture, finite_dataset, gaussian
-from rods.detectors import CurvatureIndex, Detector, Lid, StepDetector, Tvf, curvature_index
+from rods.detectors import CurvatureIndex, Detector, Lid, StepDetector, curvature_index
 from rods.gate import Readout
 from rods.guidance import Guided, guided
 from rods.restart import Restart, restart_sampler
@@ -16,6 +16,7 @@ from rods.schedules import SigmaWindow, Window, in_window
 from rods.state import State
 from rods.trajectory import Churn, Correction, Corrector, trajectory
 from rods.types import Denoiser, RestartRecord, RodsResult, SampleRecord, Step, Steps
+from rods.variance import Tvf
 
 __all__ = [
     "Ablation",

@@ -65,7 +65,9 @@ class Jump(Detector):
 
     def check(self, denoiser: AnyDenoiser, levels: Sequence[float]) -> None:
         if not any(self.lo <= t <= self.hi for t in levels[1:]):
-            raise ValueError(f"lo, hi: no step but the first lies at noise levels {self.lo:g} to {self.hi:g}; widen it")
+            raise ValueError(
+                f"lo, hi: no step but the first lies at noise levels {self.lo:g} to {self.hi:g}; widen the range"
+            )
 
     def follow(self, denoise: BoundDenoiser, noise: Tensor, *, solver: Solver = "euler") -> Follower:
         return _Jumps(self)
@@ -92,7 +94,7 @@ class _Jumps:
     def score(self, image: Tensor) -> Tensor:
         if not self.values:
             lo, hi = self.detector.lo, self.detector.hi
-            raise ValueError(f"lo, hi: no step but the first lies at noise levels {lo:g} to {hi:g}; widen it")
+            raise ValueError(f"lo, hi: no step but the first lies at noise levels {lo:g} to {hi:g}; widen the range")
         return torch.stack(self.values).amax(dim=0)
 
 

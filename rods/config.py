@@ -32,13 +32,14 @@ from rods.correctors import (
     Tag,
 )
 from rods.costly_detectors import LambdaMax, Lmi
-from rods.detectors import CurvatureIndex, Detector, Lid, Tvf
+from rods.detectors import CurvatureIndex, Detector, Lid
 from rods.gate import ActivationDetector, DensityRatio, Readout
 from rods.restart import Restart
 from rods.samplers import Corrected, RodsCas, RodsSas
 from rods.schedules import SigmaWindow, Window
 from rods.schema import REQUIRED, Option, digits, options_of, window_from_text, window_to_text
 from rods.trajectory import Corrector
+from rods.variance import Tvf
 
 DETECTORS: dict[str, type[Detector]] = {
     "lid": Lid,

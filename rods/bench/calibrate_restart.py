@@ -16,9 +16,10 @@ from rods.bench.labelled import LabelledRun
 from rods.bench.methods import HIGH
 from rods.config import changed, to_text
 from rods.correctors import Iq
-from rods.detectors import Detector, Lid, Tvf
+from rods.detectors import Detector, Lid
 from rods.eval.detection import auroc
 from rods.restart import Restart
+from rods.variance import Tvf
 
 F64 = NDArray[np.float64]
 LID_LEVELS = (0.5, 0.55, 0.6, 0.65, 0.75, 0.85)  # of the steps: where LID looks

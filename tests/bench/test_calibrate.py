@@ -24,7 +24,7 @@ from rods.bench.methods import Method
 from rods.bench.task import LoadedNetwork
 from rods.config import SAMPLERS, build, changed
 from rods.correctors import Overshoot
-from rods.detectors import Lid, Tvf
+from rods.detectors import Lid
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import proportion_interval
 from rods.gate import Readout, fingerprint
@@ -33,6 +33,7 @@ from rods.restart import Restart
 from rods.runs.presets import read_preset, write_preset
 from rods.samplers import Corrected, RodsCas
 from rods.schedules import SigmaWindow
+from rods.variance import Tvf
 from scripts import calibrate
 from training.checkpoint import load_snapshot
 

@@ -12,9 +12,9 @@ from exact import isotropic, latents, mixture
 from torch import Tensor
 
 from rods import Cas, Euler, Lid, Restart, RodsCas, RodsSas, bind
-from rods.detectors import Tvf
 from rods.integrations.host import run_by, sample_by, score_by
 from rods.integrations.k_diffusion import sample_restart_gated, sample_rods_cas, sample_rods_sas
+from rods.variance import Tvf
 
 N = 10
 GRID = Euler(num_steps=N, sigma_max=20)
