@@ -228,7 +228,12 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     pixels, labels = dataset.batch(index)
     images = pixels.numpy()
     if images.shape[1:] != shape:
-        raise UserError(f"--real={path}: images of shape {list(images.shape[1:])}, and the network makes {list(shape)}")
+        mode = {1: " --mode=grey", 3: " --mode=rgb"}.get(net.img_channels, "")
+        raise UserError(
+            f"--real={path}: images of shape {list(images.shape[1:])}, and the network makes {list(shape)}; convert "
+            f"them: python scripts/dataset_tool.py --source={path} --dest=converted.zip "
+            f"--resolution={shape[1]}x{shape[2]}{mode}"
+        )
     return cast(U8, images), labels if net.label_dim else None
 
 

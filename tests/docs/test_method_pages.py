@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import generated
+from commands import SMALL, generated
 from pages import Page
 
 from rods import gaussian
@@ -22,7 +22,8 @@ RIVALS = Page("rivals")
 @pytest.mark.parametrize("options", RIVALS.commands, ids=" ".join)
 def test_the_commands_of_rivals_run(options: list[str], tmp_path: Path) -> None:
     few = [option for option in options if not option.startswith(("--seeds", "--outdir"))]
-    generated(tmp_path, "--seeds=0", *few, steps=10)
+    of_preset = any(option.startswith("--preset=") for option in few)  # which is for the embedded network
+    generated(tmp_path, "--seeds=0", *few, network=None if of_preset else SMALL, steps=10)
 
 
 def test_rivals_names_every_sampler() -> None:
