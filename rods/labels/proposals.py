@@ -19,7 +19,7 @@ from rods.runs.scores import image_scores
 
 F64 = NDArray[np.float64]
 MIN_EACH = 5  # valid and hallucinated labels, below which nothing is fitted to them
-RIDGE = 10.0  # few labels, many activations
+COMPONENTS = 16  # principal components of activations that distances are taken of
 
 
 def scores_by_sum(folders: Sequence[Folder]) -> dict[str, dict[str, float]]:
@@ -61,35 +61,58 @@ def most_telling(
 ) -> tuple[Order, str]:
     """The images without a label whose label would tell most, and how they were chosen, in words.
 
-    Where there are MIN_EACH labels of either verdict, those whose chance to be hallucinated is nearest to 1/2 by a
-    logistic regression fitted to the labels so far, on `activations` [N, K] in the order of `sums`, else on all scores
-    that every image has. Where there are fewer, those nearest in rank to the threshold of a score, or to its median.
-    Where there is no score, any, in the order `shuffled`.
+    With `activations` [N, K], in the order of `sums`: those that are farthest from all that have a label, which teaches
+    a readout more than those it is least sure of (docs/lab/2026-11-27-next-labels.md). Without, where every image has a
+    score: those whose chance to be hallucinated is nearest to 1/2 by a logistic regression of MIN_EACH labels of either
+    verdict or more on all such scores; with fewer labels, those nearest in rank to the threshold of a score, or to its
+    median. Without scores: any, in the order `shuffled`.
     """
     verdicts = [labels[checksum].label if checksum in labels else None for checksum in sums]
+    left = [i for i, said in enumerate(verdicts) if said is None]
     counts = f"{verdicts.count(VALID)} valid and {verdicts.count(HALLUCINATED)} hallucinated labels"
+    if activations is not None:
+        chosen = farthest(activations, [i for i, said in enumerate(verdicts) if said is not None], count)
+        how = "their activations are farthest from those of all images with a label, and from each other"
+        return Order("next activations", [sums[i] for i in chosen]), how
     complete = [name for name, own in scores.items() if all(checksum in own for checksum in sums)]
-    if activations is None and complete:
-        activations = np.column_stack([ranks([scores[name][checksum] for checksum in sums]) for name in complete])
-        what = "scores " + ", ".join(complete)
+    if not complete:
+        unlabelled = [checksum for checksum in shuffled if checksum not in labels]
+        return Order(SHUFFLED, unlabelled[:count]), "any, because no score is in the records of all"
+    if min(verdicts.count(VALID), verdicts.count(HALLUCINATED)) >= MIN_EACH:
+        features = np.column_stack([ranks([scores[name][checksum] for checksum in sums]) for name in complete])
+        away = np.abs(chances(features, verdicts) - 0.5)
+        what = ", ".join(complete)
+        name, how = f"next {what}", f"a regression on scores ({what}), fitted to {counts}, is least sure of them"
     else:
-        what = "activations"
-    if activations is not None and min(verdicts.count(VALID), verdicts.count(HALLUCINATED)) >= MIN_EACH:
-        away = np.abs(chances(activations, verdicts) - 0.5)
-        name, how = f"next {what}", f"a regression on {what}, fitted to {counts}, is least sure of them"
-    elif complete:
         name = next((score for score in complete if score in thresholds), complete[0])
         values = [scores[name][checksum] for checksum in sums]
         limit = thresholds.get(name, float(np.median(values)))
         away = np.abs(ranks([*values, limit])[:-1] - ranks([*values, limit])[-1])
         where = f"the threshold {limit:g}" if name in thresholds else f"the median {limit:g}, for want of a threshold,"
         name, how = f"next {name}", f"nearest to {where} of {name} ({counts} are too few to fit anything to)"
-    else:
-        why = f"{counts} are too few to fit anything to" if activations is not None else "no score is in the records"
-        unlabelled = [checksum for checksum in shuffled if checksum not in labels]
-        return Order(SHUFFLED, unlabelled[:count]), f"any, because {why}"
-    order = sorted((i for i, said in enumerate(verdicts) if said is None), key=lambda i: away[i])
-    return Order(name, [sums[i] for i in order[:count]]), how
+    return Order(name, [sums[i] for i in sorted(left, key=lambda i: away[i])[:count]]), how
+
+
+def farthest(features: F64, labelled: Sequence[int], count: int) -> list[int]:
+    """Greedily the `count` rows of features [N, K] that are farthest from the labelled and chosen ones (k-centre).
+
+    Distances are of the COMPONENTS largest principal components of the standardised features. Without labelled rows,
+    the one nearest to the mean is the first.
+    """
+    varies = features.std(axis=0) > 1e-9
+    z = (features[:, varies] - features[:, varies].mean(axis=0)) / features[:, varies].std(axis=0)
+    u, s, _ = np.linalg.svd(z, full_matrices=False)
+    x = u[:, :COMPONENTS] * s[:COMPONENTS]  # [N, COMPONENTS]
+    chosen = [] if len(labelled) else [int((x**2).sum(axis=1).argmin())]
+    taken = [*labelled, *chosen]
+    away = np.min([((x - x[i]) ** 2).sum(axis=1) for i in taken], axis=0)  # [N] squared distance to the nearest
+    away[taken] = -1.0
+    while len(chosen) < min(count, len(x) - len(labelled)):
+        i = int(away.argmax())
+        chosen.append(i)
+        away = np.minimum(away, ((x - x[i]) ** 2).sum(axis=1))
+        away[[*labelled, *chosen]] = -1.0
+    return chosen
 
 
 def ranks(values: Sequence[float]) -> F64:
@@ -104,7 +127,7 @@ def chances(features: F64, verdicts: Sequence[str | None]) -> F64:
     labelled = np.array([said in (VALID, HALLUCINATED) for said in verdicts])
     bad = np.array([said == HALLUCINATED for said in verdicts])
     own = features[:, features[labelled].std(axis=0) > 1e-9]
-    bias, weights = fit_logistic(own[labelled], bad[labelled], ridge=RIDGE)
+    bias, weights = fit_logistic(own[labelled], bad[labelled])
     return np.asarray(1 / (1 + np.exp(-(bias + own @ weights).clip(-500, 500))), dtype=np.float64)
 
 

@@ -16,7 +16,7 @@ from rods.labels.folders import read_folder
 from rods.labels.growing_file import append_lines
 from rods.labels.label_set import label_set
 from rods.labels.labels import ImageLabel
-from rods.labels.proposals import by_score, chances, most_telling, ranks, run_thresholds, scores_by_sum
+from rods.labels.proposals import by_score, chances, farthest, most_telling, ranks, run_thresholds, scores_by_sum
 from rods.labels.session import Answers, open_session
 from scripts import label
 
@@ -48,20 +48,28 @@ def test_the_highest_score_first_and_those_without_one_last() -> None:
         by_score("lid", {**scores, "lid:sigma=2": {}}, SUMS)
 
 
-def test_a_regression_proposes_what_it_is_least_sure_of() -> None:
+def test_a_regression_on_scores_proposes_what_it_is_least_sure_of() -> None:
     """Images 0 to 19 are valid and 80 to 99 hallucinated: the boundary is in the middle."""
     labels = labelled(range(20), "valid") | labelled(range(80, 100), "hallucinated")
     x = np.arange(100.0)
-    sums, name, how = told(labels, activations=np.column_stack([x, np.ones(100)]))
-    assert (set(sums), name) == (set(SUMS[48:52]), "next activations")
+    scores = {"lid": dict(zip(SUMS, np.exp(x).tolist(), strict=True)), "tvf": {SUMS[0]: 1.0}}
+    sums, name, how = told(labels, scores=scores)
+    assert (set(sums), name) == (set(SUMS[48:52]), "next lid"), "not every image has the other score"
     assert "fitted to 20 valid and 20 hallucinated labels" in how
-    sums, name, _ = told(
-        labels, scores={"lid": dict(zip(SUMS, np.exp(x).tolist(), strict=True)), "tvf": {SUMS[0]: 1.0}}
-    )
-    assert (set(sums), name) == (set(SUMS[48:52]), "next scores lid")
-    assert (
-        np.diff(chances(x[:, None], [None] * 0 + [labels[s].label if s in labels else None for s in SUMS])) > 0
-    ).all()
+    assert (np.diff(chances(x[:, None], [labels[s].label if s in labels else None for s in SUMS])) > 0).all()
+
+
+def test_activations_propose_what_is_farthest_from_the_labelled_and_from_each_other() -> None:
+    """Five far groups of twenty; one of them has labels: the four others come first, one image each."""
+    groups = np.repeat(np.eye(5) * 9, 20, axis=0) + np.random.default_rng(0).standard_normal((100, 5)) / 9
+    features = np.column_stack([groups, np.ones(100)])  # and one that is the same everywhere
+    sums, name, how = told(labelled(range(40, 45), "valid"), activations=features)
+    assert (sorted(SUMS.index(checksum) // 20 for checksum in sums), name) == ([0, 1, 3, 4], "next activations")
+    assert "farthest" in how
+    first = farthest(features, [], 6)
+    assert {i // 20 for i in first} == set(range(5))
+    assert len({*first}) == 6
+    assert sorted(farthest(features, range(97), 9)) == [97, 98, 99]
 
 
 def test_with_few_labels_the_threshold_of_a_score_decides_and_without_scores_chance() -> None:
@@ -118,12 +126,11 @@ def test_serve_the_next_images(run: Path, served: list[Answers], tmp_path: Path)
     store = Answers(path, open_session([folder], labels=label_set("good,bad")))
     for n, item in enumerate(store.session.of_mode("image")[:12]):
         store.record("alice", answer(item.key, ("good", "bad")[n % 2], ident=f"{n:08x}"))
-    assert "of 4 without a label: a regression on scores lid:" in said(label.main, *options)
+    assert "of 4 without a label: a regression on scores (lid:" in said(label.main, *options)
     assert len(names(served[-1])) == 3
     assert set(names(served[-1])) <= {item.name for item in store.session.of_mode("image")[12:]}
-    assert "a regression on activations, fitted to 6 valid and 6 hallucinated labels" in said(
-        label.main, *options, f"--network={SMALL}"
-    )
+    assert "their activations are farthest from those" in said(label.main, *options, f"--network={SMALL}")
+    assert set(names(served[-1])) <= {item.name for item in store.session.of_mode("image")[12:]}
     assert run_thresholds([folder]) == {next(iter(scores_by_sum([folder]))): 64.0}
     for n, item in enumerate(store.session.of_mode("image")[12:], 12):
         store.record("alice", answer(item.key, "good", ident=f"{n:08x}"))
