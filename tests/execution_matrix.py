@@ -72,13 +72,17 @@ class Subject:
             own = [name for name in self.execution if name not in ALONE or family == next(iter(self.families))]
             yield from ((family, name) for name in own)
 
-    def together(self, first: str) -> Iterator[tuple[str, ...]]:
+    def together(self, family: str, first: str) -> Iterator[tuple[str, ...]]:
         """What to give for an option alone, then with each one after it."""
-        others = list(self.execution)[list(self.execution).index(first) + 1 :]
         yield from ((given,) for given in self.execution[first])
-        for other in others if first not in ALONE else ():
+        others = list(self.execution)[list(self.execution).index(first) + 1 :]
+        for other in others if first not in ALONE and family in self.paired() else ():
             if other not in ALONE:
                 yield from product(self.execution[first], self.execution[other])
+
+    def paired(self) -> Sequence[str]:
+        """The families in which options are tried in pairs: those of a sampler; of architectures one."""
+        return list(self.families) if self.name == "generate" else list(self.families)[:1]
 
 
 def limit(options: Sequence[str]) -> float:

@@ -76,7 +76,7 @@ def test_options_leave_the_result(
     if (name, family) not in plain:
         plain[name, family] = subject.run(tmp_path / "plain", shared, *own)
     far = {}
-    for together in subject.together(first):
+    for together in subject.together(family, first):
         torch._dynamo.reset()
         found = subject.run(tmp_path / "".join(together), shared, *own, *together)
         if not (distance := apart(found, plain[name, family])) <= limit(together):
