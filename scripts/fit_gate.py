@@ -31,9 +31,9 @@ from rods.config import to_text
 from rods.detectors import Detector, Lid
 from rods.presets import RESTART_SCORES, Preset, percentiles
 from rods.restart import Restart
+from rods.runs.decode import add_vae_option, open_network
 from rods.runs.presets import beside_preset, read_preset, write_preset
 from torch_utils import distributed
-from training.checkpoint import load_snapshot
 
 KIND = "density-ratio"
 NUM_SEEDS = 1024
@@ -59,6 +59,7 @@ class Fit:
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
 @click.option("--network", metavar="FILE|URL", required=True, help="An EDM pickle or a safetensors snapshot.")
+@add_vae_option
 @click.option("--real", metavar="DIR|ZIP|none", required=True,
               help=f"Real images, best such that the network never saw: {LEAST_REAL} or more, at most {MOST_REAL} are "
               "read. none: a restart by LID, from samples alone.")  # fmt: skip
@@ -92,7 +93,7 @@ def main(**opts: Any) -> None:
         raise UserError("torchrun: fit_gate.py runs as one process; start it by python")
     device = distributed.begin(opts["device"], opts["threads"])
     old = read_preset(dest, option="--dest") if dest.exists() else None
-    snapshot = load_snapshot(opts["network"], device=device)
+    snapshot = open_network(opts["network"], device=device, vae=opts["vae"])
     if old and old.network not in (None, snapshot.name):
         raise UserError(f"--dest={dest} is for network {old.network}, not {snapshot.name}; name another file")
     if old and old.guidance:
@@ -109,9 +110,10 @@ def main(**opts: Any) -> None:
     )
     click.echo(f"Wrote {dest}. Next:")
     runs = [quote(f"out/{beside_preset(dest, '').name}-{sampler}") for sampler in ("euler", "restart")]
+    vae = f" --vae={quote(str(opts['vae']))}" if opts["vae"] else ""
     for sampler, run in zip(("euler", "restart"), runs, strict=True):
         click.echo(
-            f"  python generate.py --network={quote(opts['network'])} --preset={quote(str(dest))} "
+            f"  python generate.py --network={quote(opts['network'])}{vae} --preset={quote(str(dest))} "
             f"--sampler={sampler} --seeds=0-255 --outdir={run}"
         )
     real = "" if opts["real"] == NO_IMAGES else f" --real={quote(opts['real'])}"

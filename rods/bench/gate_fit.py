@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rods.bench.labelled import values_of
+from rods.bench.encoding import samples_of
 from rods.denoiser import bind
 from rods.eval.detection import auroc
 from rods.gate import DensityRatio, activations, density_ratio, fingerprint, network_of
-from rods.types import AnyDenoiser, Denoiser, Step, state_dtype
+from rods.types import AnyDenoiser, Denoiser, Step
 from torch_utils.rng import SeedStreams
 
 U8 = NDArray[np.uint8]
@@ -106,9 +106,10 @@ def real_features(
     """
     found: dict[float, list[Tensor]] = {level.score_at: [] for level in levels}
     for start in range(0, len(images), batch):
-        x = torch.from_numpy(values_of(images[start : start + batch])).to(device, state_dtype(device))
+        rows = images[start : start + batch]
+        seeds = range(NOISE_SEED + start, NOISE_SEED + start + len(rows))
+        x = samples_of(denoiser, rows, SeedStreams(seeds, device))
         labels = None if class_labels is None else class_labels[start : start + len(x)].to(device)
-        seeds = range(NOISE_SEED + start, NOISE_SEED + start + len(x))
         for level in levels:
             streams = SeedStreams(seeds, device)
             t = torch.as_tensor(level.t, dtype=x.dtype, device=device)

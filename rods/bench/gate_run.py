@@ -18,11 +18,13 @@ from tqdm import tqdm
 from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
+from rods.bench.encoding import image_shape
 from rods.bench.gate_fit import Features, FlightFeatures, Level, real_features
 from rods.bench.restart_trial import Trial, run_trial
 from rods.denoiser import bind
 from rods.detectors import Detector
 from rods.gate import ActivationDetector, activations
+from rods.latents import codec_of
 from rods.restart import Restart
 from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
@@ -97,6 +99,7 @@ class Measuring:
         own = self.own(samples, "features", in_flight) if samples else {}
         what = images.tobytes() + (b"" if labels is None else labels.numpy().tobytes())
         what += repr((blocks, self.sampler.num_steps, self.device.type)).encode()
+        what += codec.identity.encode() if (codec := codec_of(self.net)) else b""
         path = self.folder / f"real-{hashlib.sha256(what).hexdigest()[:12]}.npz"
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +140,7 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     """
     needed = "the network has classes" if net.label_dim else ""
     dataset = ImageDataset(path, cond=net.label_dim > 0, cache=False, option="--real", labels_needed=needed)
-    shape = (net.img_channels, net.img_resolution, net.img_resolution)
+    shape = image_shape(net)
     index = list(range(len(dataset)))
     if len(index) < LEAST_REAL:
         raise UserError(f"--real={path} has {counted(len(index), 'image')}; a gate needs {LEAST_REAL} or more")

@@ -27,7 +27,7 @@ from rods.labels.agreement import Settled, labels_of, settle, verdicts
 from rods.labels.session import open_session, read_answers
 from rods.presets import PAPER_PRESETS, Preset
 from rods.runs.chunk import cut_chunks
-from rods.runs.decode import check_channels, load_network
+from rods.runs.decode import check_channels, open_network
 from rods.runs.folder import OutputFolder
 from rods.runs.images import U8, read_png
 from rods.runs.presets import find_preset
@@ -269,7 +269,7 @@ def open_experiment(
     any other draws an image from each of a few seeds, and stands beside those of the usual study.
     Raises UserError: no such network or preset.
     """
-    snapshot = load_network(network, device=device)
+    snapshot = open_network(network, device=device)
     found = find_preset(preset, network=snapshot.name, folder=MODELS, source=snapshot.source)
     is_paper = found is not None and found.name in PAPER_PRESETS
     study = study_of(snapshot.name) if is_paper else STUDIES[usual.study]
