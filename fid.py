@@ -26,7 +26,7 @@ from rods.eval.features import Extractor
 from rods.eval.metrics import METRICS, NEED_REFERENCE, measure, parse_metrics, reference_warnings, size_warnings
 from rods.eval.paired import NO_INTERVAL, paired_differences
 from rods.eval.reference import Reference, read_reference, reference_of, write_reference
-from rods.runs.decode import add_vae_option, load_network
+from rods.runs.decode import add_vae_option, open_network
 from rods.runs.guidance import GUIDANCE_OPTIONS, add_guidance_options, guidance_option
 from rods.runs.options import add_sampler_options, flag, given_options, sampler_choice, sampler_from_options
 from rods.runs.presets import find_preset, preset_notes
@@ -267,7 +267,7 @@ def _refuse_idle_options(opts: dict[str, Any]) -> None:
 def _network(opts: dict[str, Any], device: torch.device) -> Source:
     given = _sampler_options(opts)
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
-    snapshot = load_network(opts["from_network"], device=device, vae=opts["vae"])
+    snapshot = open_network(opts["from_network"], device=device, vae=opts["vae"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     for note in preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name, net=snapshot.net):
         click.echo(note, err=True)

@@ -21,7 +21,7 @@ from rods.config import SAMPLERS, to_json
 from rods.guidance import Guidance
 from rods.latents import codec_of
 from rods.runs.chunk import check_class, cut_chunks
-from rods.runs.decode import add_vae_option, check_channels, load_network
+from rods.runs.decode import add_vae_option, check_channels, open_network
 from rods.runs.estimate import estimate
 from rods.runs.execution_options import AUTO, add_execution_options, executed, execution_config
 from rods.runs.folder import CONTACT_SHEET, OutputFolder
@@ -176,7 +176,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     if opts["network"] is None and not EMBEDDED.is_file():
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
     with saying_files(published):
-        snapshot = load_network(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"], vae=opts["vae"])
+        snapshot = open_network(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"], vae=opts["vae"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.
     by_score = any(opts[name] for name in ("filter", "accept", "detector"))

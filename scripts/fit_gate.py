@@ -45,11 +45,11 @@ from rods.config import to_text
 from rods.detectors import Detector, Lid
 from rods.presets import RESTART_SCORES, percentiles
 from rods.restart import Restart
+from rods.runs.decode import add_vae_option, open_network
 from rods.runs.guidance import add_guidance_options, guided_network
 from rods.runs.presets import beside_preset, read_preset, write_preset
 from rods.types import Denoiser
 from torch_utils import distributed
-from training.checkpoint import load_snapshot
 
 NUM_SEEDS = 1024
 LEAST_SAMPLES = 16  # of which quantiles and halves can be taken
@@ -62,6 +62,7 @@ NO_IMAGES = "none"
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
 @click.option("--network", metavar="FILE|URL", required=True, help="An EDM pickle or a safetensors snapshot.")
+@add_vae_option
 @click.option("--real", metavar="DIR|ZIP|none",
               help=f"Real images, best such that the network never saw: {LEAST_REAL} or more, at most {MOST_REAL} are "
               "read. none: a restart by LID, from samples alone. Needed where there are no labels.")  # fmt: skip
@@ -143,7 +144,7 @@ def prepared(opts: dict[str, Any], device: torch.device) -> Inputs:
     """Load and check everything before anything is sampled or written."""
     dest: Path = opts["dest"]
     old = read_preset(dest, option="--dest") if dest.exists() else None
-    snapshot = load_snapshot(opts["network"], device=device)
+    snapshot = open_network(opts["network"], device=device, vae=opts["vae"])
     if old and old.network not in (None, snapshot.name):
         raise UserError(f"--dest={dest} is for network {old.network}, not {snapshot.name}; name another file")
     guidance, sampler = checked_guidance(opts, old), Euler(num_steps=opts["steps"])
@@ -293,9 +294,10 @@ def write(inputs: Inputs, fit: Fit, opts: dict[str, Any]) -> None:
         click.echo(f"Left out, for they were of the gate before: the settings of {', '.join(sorted(stale))}")
     click.echo(f"Wrote {dest}. Next:")
     runs = [quote(f"out/{beside_preset(dest, '').name}-{sampler}") for sampler in ("euler", "restart")]
+    vae = f" --vae={quote(str(opts['vae']))}" if opts["vae"] else ""
     for sampler, run in zip(("euler", "restart"), runs, strict=True):
         click.echo(
-            f"  python generate.py --network={quote(opts['network'])} --preset={quote(str(dest))} "
+            f"  python generate.py --network={quote(opts['network'])}{vae} --preset={quote(str(dest))} "
             f"--sampler={sampler} --seeds=0-255 --outdir={run}"
         )
     real = "" if inputs.real is None else f" --real={quote(opts['real'])}"

@@ -56,6 +56,7 @@ from rods.runs.presets import beside_preset, read_preset, write_preset
 from rods.types import Denoiser
 from torch_utils import distributed
 from training.checkpoint import load_snapshot
+from training.encoder import stored_encoder
 
 FIRST_SEED, NUM_SEEDS = 2_000_000, 4096  # seeds that neither calibration nor a report uses
 LEVELS = "0.25,0.5,0.8,1.2"
@@ -164,6 +165,9 @@ def loaded(opts: dict[str, Any], device: torch.device) -> tuple[Task | None, Loa
         raise UserError(f"--labels={opts['labels']} says whose labels of --run count; give --run, or leave it out")
     if given != ["task"]:
         snapshot = load_snapshot(opts["network"], device=device)
+        if stored_encoder(snapshot.header.extra):
+            raise UserError(f"--network: {snapshot.name} draws latents, and a readout is fitted to pixels alone; fit a "
+                            "gate by scripts/fit_gate.py")  # fmt: skip
         if snapshot.net.label_dim:
             raise UserError(f"--network: {snapshot.name} needs class labels, and a readout is of images alone; use "
                             "another")  # fmt: skip

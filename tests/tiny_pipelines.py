@@ -96,6 +96,23 @@ def sd3_pipeline(folder: Path, *, shift: float = 3.0) -> Any:
     )  # fmt: skip
 
 
+def sd_pipeline(folder: Path) -> Any:
+    """As Stable Diffusion 1: one text encoder, and no pooled embeddings."""
+    net = seeded(
+        lambda: diffusers.UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, block_out_channels=(4, 8), layers_per_block=1,
+            norm_num_groups=4, attention_head_dim=2, cross_attention_dim=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )
+    )  # fmt: skip
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(), text_encoder=text_encoder(projection=False), tokenizer=tokenizer(folder), unet=net,
+        scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
 def sdxl_pipeline(folder: Path, **scheduler: Any) -> Any:
     net = seeded(
         lambda: diffusers.UNet2DConditionModel(

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rods.bench.labelled import values_of
+from rods.bench.encoding import samples_of
 from rods.denoiser import bind
 from rods.eval.detection import auroc
 from rods.gate import DensityRatio, activations, density_ratio, fingerprint, network_of
-from rods.types import AnyDenoiser, Denoiser, Step, state_dtype
+from rods.types import AnyDenoiser, Denoiser, Step
 from torch_utils.rng import SeedStreams
 
 U8 = NDArray[np.uint8]
@@ -111,9 +111,9 @@ def real_features(
     which its noise depends on.
     """
     found: dict[float, Tensor] = {}
-    x = torch.from_numpy(values_of(images)).to(device, state_dtype(device))
+    seeds = range(NOISE_SEED + first, NOISE_SEED + first + len(images))
+    x = samples_of(denoiser, images, SeedStreams(seeds, device))
     labels = None if class_labels is None else class_labels.to(device)
-    seeds = range(NOISE_SEED + first, NOISE_SEED + first + len(x))
     for level in levels:
         streams = SeedStreams(seeds, device)
         t = torch.as_tensor(level.t, dtype=x.dtype, device=device)

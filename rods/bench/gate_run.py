@@ -17,11 +17,13 @@ from torch import Tensor
 from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
+from rods.bench.encoding import image_shape
 from rods.bench.gate_fit import Features, FlightFeatures, Level, levels_of, real_features
 from rods.bench.restart_trial import ChunkTrial, Trial, joined, try_chunk
 from rods.denoiser import bind
 from rods.detectors import Detector
 from rods.gate import ActivationDetector, activations
+from rods.latents import codec_of
 from rods.restart import Restart
 from rods.runs.chunk import Chunk, ChunkResult, cut_chunks, drawn_labels, sample_chunk
 from rods.runs.folder import OutputFolder
@@ -134,6 +136,7 @@ class Measuring:
         """Where the activations of these images are kept."""
         what = images.tobytes() + (b"" if labels is None else labels.numpy().tobytes())
         what += repr((blocks, self.sampler.num_steps, self.device.type)).encode()
+        what += codec.identity.encode() if (codec := codec_of(self.net)) else b""
         what += self.other_levels(levels).encode()
         return self.folder / f"real-{hashlib.sha256(what).hexdigest()[:12]}.npz"
 
@@ -217,7 +220,7 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     """
     needed = "the network has classes" if net.label_dim else ""
     dataset = ImageDataset(path, cond=net.label_dim > 0, cache=False, option="--real", labels_needed=needed)
-    shape = (net.img_channels, net.img_resolution, net.img_resolution)
+    shape = image_shape(net)
     index = list(range(len(dataset)))
     if len(index) < LEAST_REAL:
         raise UserError(f"--real={path} has {counted(len(index), 'image')}; a gate needs {LEAST_REAL} or more")
@@ -228,7 +231,7 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     pixels, labels = dataset.batch(index)
     images = pixels.numpy()
     if images.shape[1:] != shape:
-        mode = {1: " --mode=grey", 3: " --mode=rgb"}.get(net.img_channels, "")
+        mode = {1: " --mode=grey", 3: " --mode=rgb"}.get(shape[0], "")
         raise UserError(
             f"--real={path}: images of shape {list(images.shape[1:])}, and the network makes {list(shape)}; convert "
             f"them: python scripts/dataset_tool.py --source={path} --dest=converted.zip "

@@ -30,7 +30,7 @@ from rods.labels.labels import ImageLabel, settle
 from rods.labels.old_answers import read_any
 from rods.presets import PAPER_PRESETS, Preset
 from rods.runs.chunk import cut_chunks
-from rods.runs.decode import check_channels, load_network
+from rods.runs.decode import check_channels, open_network
 from rods.runs.folder import OutputFolder
 from rods.runs.images import U8, read_png
 from rods.runs.presets import find_preset
@@ -262,7 +262,7 @@ def open_experiment(
     any other draws an image from each of a few seeds, and stands beside those of the usual study.
     Raises UserError: no such network or preset.
     """
-    snapshot = load_network(network, device=device)
+    snapshot = open_network(network, device=device)
     found = find_preset(preset, network=snapshot.name, folder=MODELS, source=snapshot.source)
     is_paper = found is not None and found.name in PAPER_PRESETS
     study = study_of(snapshot.name) if is_paper else STUDIES[usual.study]

@@ -31,7 +31,7 @@ add_vae_option: Callable[[F], F] = click.option(
 )
 
 
-def load_network(
+def open_network(
     source: str | os.PathLike[str],
     *,
     device: torch.device,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-from commands import files, generated, options_json, records, refused, said
+from commands import files, generated, options_json, records, refusal, refused, said
 from numpy.typing import NDArray
 from torch import Tensor
 from vectors import GOLDEN
@@ -16,17 +19,17 @@ import fid
 from rods import edm_sampler
 from rods.latents import Vae
 from rods.runs.chunk import Chunk, drawn_start
-from rods.runs.decode import load_network
+from rods.runs.decode import open_network
 from rods.runs.images import read_png
 from rods.runs.trajectories import tiles_of
-from scripts import convert
+from scripts import convert, fit_gate, fit_readout
 from training.checkpoint import load_snapshot, read_header
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 import tiny_pipelines as tiny  # noqa: E402  (it imports diffusers)
 
-LATENT = GOLDEN / "edm2" / "pickles" / "edm2-latent-cond.pkl"  # 8x8x4, 5 classes
+LATENT = GOLDEN / "edm2" / "pickles" / "edm2-latent-cond.pkl"  # 8x8x4, 7 classes
 CPU = torch.device("cpu")
 
 
@@ -74,7 +77,7 @@ def test_the_images_are_what_edm2_makes_of_the_latents(folder: Path, tmp_path: P
     assert apart.max() <= 1  # a rounding in the last digit of float32, where the fraction is cut off
     assert (apart > 0).mean() < 0.01
     assert (
-        options_json(tmp_path)["identity"]["decoder"] == load_network(LATENT, device=CPU, vae=folder).net.codec.identity
+        options_json(tmp_path)["identity"]["decoder"] == open_network(LATENT, device=CPU, vae=folder).net.codec.identity
     )
 
 
@@ -127,9 +130,37 @@ def test_the_folder_of_a_pipeline_has_it_too_and_the_dry_run_measures(folder: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gate_is_fitted_to_encoded_images_and_used(folder: Path, tmp_path: Path) -> None:
+    """From PNGs of the images' size to a restart in latents; images of the latents' size are refused."""
+    real = tmp_path / "real"
+    real.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(real / f"{i:03d}.png")
+    labels = [[f"{i:03d}.png", i % 7] for i in range(64)]
+    (real / "dataset.json").write_text(json.dumps({"labels": labels}))
+    preset = tmp_path / "my.preset.json"
+    told = said(
+        fit_gate.main, f"--network={LATENT}", f"--vae={folder}", f"--real={real}", "--steps=8", "--batch=16",
+        "--samples=16", "--trial=16", "--threads=1", "--device=cpu", f"--out={tmp_path / 'out'}", f"--dest={preset}",
+    )  # fmt: skip
+    assert f"generate.py --network={LATENT} --vae={folder} --preset={preset} --sampler=restart" in told
+    options = [f"--vae={folder}", f"--preset={preset}", "--sampler=restart", "--seeds=0-3"]
+    generated(tmp_path / "run", *options, network=LATENT, steps=None)
+    assert all("restart" in line for line in records(tmp_path / "run"))
+    assert read_png(tmp_path / "run" / "000000.png").shape == (3, 16, 16)
+
+
+def test_a_readout_is_of_pixels_alone(folder: Path, tmp_path: Path) -> None:
+    generated(tmp_path, f"--vae={folder}", "--seeds=0", network=LATENT, steps=2)
+    told = refusal(fit_readout.main, f"--network={LATENT}", f"--run={tmp_path}", f"--dest={tmp_path / 'p.preset.json'}")
+    assert "draws latents, and a readout is fitted to pixels alone" in told
+
+
 def test_metrics_see_pixels(folder: Path, rows: list[int]) -> None:
     source = fid.network_source(
-        load_network(LATENT, device=CPU, vae=folder), fid.SAMPLERS["euler"](num_steps=3), range(3), batch=3, device=CPU
+        open_network(LATENT, device=CPU, vae=folder), fid.SAMPLERS["euler"](num_steps=3), range(3), batch=3, device=CPU
     )
     images = source.load(0)
     assert (images.dtype, images.shape, rows) == (torch.uint8, (3, 3, 16, 16), [3])
@@ -148,3 +179,5 @@ def test_what_is_missing_or_wrong_is_one_line(folder: Path, tmp_path: Path, monk
         tmp_path / "out", f"--vae={wider}", network=LATENT
     )
     assert not (tmp_path / "out").exists()
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert "diffusers, which is missing: pip install diffusers" in refused(tmp_path / "out", network=LATENT)

@@ -33,7 +33,7 @@ class Watched:
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]] = field(default_factory=list)
 
 
-@pytest.fixture(params=["dit", "dit-clipped", "sdxl", "sdxl-v", "sd3", "sd3-unshifted"])
+@pytest.fixture(params=["dit", "dit-clipped", "sd", "sdxl", "sdxl-v", "sd3", "sd3-unshifted"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -41,6 +41,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 def pipeline(kind: str, folder: Path) -> Any:
     if kind.startswith("dit"):
         return tiny.dit_pipeline(clip_sample=kind == "dit-clipped")
+    if kind == "sd":
+        return tiny.sd_pipeline(folder)
     if kind.startswith("sdxl"):
         return tiny.sdxl_pipeline(folder, prediction_type="v_prediction" if kind == "sdxl-v" else "epsilon")
     return tiny.sd3_pipeline(folder, shift=3.0 if kind == "sd3" else 1.0)
@@ -107,7 +109,7 @@ def test_every_step_has_the_pipelines_own_denoised_latents(kind: str, guidance: 
         assert not is_clipped or float(known.abs().max()) == 1
 
 
-@pytest.mark.parametrize("kind", ["dit", "sdxl", "sdxl-v", "sd3"])
+@pytest.mark.parametrize("kind", ["dit", "sd", "sdxl", "sdxl-v", "sd3"])
 def test_our_euler_run_is_the_pipelines_with_its_images(kind: str, tmp_path: Path) -> None:
     """DDIM and the flow's scheduler take Euler steps, in other coordinates; the decoder is the pipeline's."""
     pipe = pipeline(kind, tmp_path)
@@ -190,6 +192,14 @@ def test_samplers_correct_and_restart_a_guided_latent_pipeline() -> None:
     images = decoded(D, again.images)
     assert images.shape == (2, 3, 32, 32)
     assert images.isfinite().all()
+
+
+def test_a_network_that_blocks_gradients_is_named() -> None:
+    pipe = tiny.dit_pipeline()
+    pipe.transformer.forward = torch.no_grad()(pipe.transformer.forward)
+    D, x, labels = from_diffusers(pipe), normal(2, 4, 16, 16), torch.eye(1000)[CLASSES]
+    with pytest.raises(ValueError, match=r"^denoiser: the model gives no gradient"):
+        rods_sampler(D, x, labels, eps=0, rho=1, window=(0, 1), num_steps=2, sigma_max=80)
 
 
 @pytest.mark.parametrize(

@@ -253,8 +253,8 @@ def test_a_class_that_it_has_not_got_is_one_line(snapshot: Path, tmp_path: Path)
 def test_latents_are_refused_in_one_line_that_says_what_is_missing(tmp_path: Path) -> None:
     code, output = generate(tmp_path / "out", network=pickled(LATENT))
     assert (code, output.count("\n")) == (2, 1)
-    assert "4 channels" in output
-    assert "decoder" in output
+    assert "draws latents of stabilityai/sd-vae-ft-mse" in output
+    assert "--vae" in output or "pip install diffusers" in output
     assert not (tmp_path / "out").exists()
 
 
