@@ -157,7 +157,7 @@ GENERATE = Subject(
         "guidance_interval restart_share filter filter_threshold rejected accept max_tries seeding dry_run"
     ),
     {
-        "heun": ["--preset=none", "--sampler=edm", "--S-churn=5"],
+        "heun": ["--preset=none", "--sampler=edm", "--S_churn=5"],
         "cas": ["--preset=none", "--sampler=rods-cas", "--eps=0", "--rho=1", "--window=0,1"],
         "gate": ["--sampler=restart", "--threshold=-1e9", "--rounds=1"],
         "lid": ["--preset=none", "--sampler=restart", "--detector=lid:sigma=1,draws=2", "--threshold=-1e9",
