@@ -1,4 +1,4 @@
-"""Agreement of raters, rates, what an unchanged image would show, and the report, of new files and old ones."""
+"""Agreement of raters, rates, the floor of what can be seen, and the report, of new files and old ones."""
 
 from __future__ import annotations
 
