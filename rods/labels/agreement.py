@@ -1,4 +1,4 @@
-"""What human labels say: agreement of the raters, rates with intervals, what an unchanged image would show."""
+"""What human labels say: agreement of the raters, rates with intervals, the floor of what can be seen."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class Floor:
                     "labelled twice (label.py serve --repeat=50, or a second rater)"]  # fmt: skip
         return [
             f"The raters' own disagreement: {rate(self.differ)} of the images with two answers have two verdicts",
-            f"  an unchanged image looks newly broken: {rate(self.broken)}, and repaired: {rate(self.repaired)}; "
-            "less than that cannot be seen by single answers",
+            f"  a changed image that is as valid as before looks newly broken: {rate(self.broken)}; one that is as "
+            f"hallucinated as before looks repaired: {rate(self.repaired)}; less cannot be seen by single answers",
         ]
 
 

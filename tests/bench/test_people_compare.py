@@ -66,7 +66,7 @@ def test_a_pooled_file_says_what_was_repaired_and_what_raters_miss(runs: tuple[P
     output = said(bench, *options)
     again = 8 - len(differ)
     assert f"The raters' own disagreement: {int(0 not in differ)} of {again} = " in output
-    assert "an unchanged image looks newly broken:" in output
+    assert "a changed image that is as valid as before looks newly broken:" in output
 
 
 def test_an_image_of_both_runs_has_one_label(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Agreement of raters, rates, what an unchanged image would show, and the report, of new files and old ones."""
+"""Agreement of raters, rates, the floor of what can be seen, and the report, of new files and old ones."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_floor_of_what_can_be_seen(folders: tuple[Folder, Folder], tmp_path:
     assert counts == [(1, 4), (1, 3), (0, 1)]
     text = "\n".join(agreement_lines(store.lines))
     assert "alice and alice, again, images: n = 4, same answer 75.0%" in text
-    assert "an unchanged image looks newly broken: 1 of 3 = 33.3%" in text
+    assert "a changed image that is as valid as before looks newly broken: 1 of 3 = 33.3%" in text
 
 
 def test_rates_of_images_that_a_score_chose_are_said_to_be(
