@@ -17,14 +17,15 @@ CURVATURE = "h-index"
 def image_scores(run: Path) -> dict[str, dict[str, float]]:
     """Score name -> image name -> the score of the image that the run has; empty for what is not a run.
 
-    A detector's name is that of `--detector`, such as `lid`, without its options unless two differ by these alone.
-    Of steps, it is the largest; of a restart, that of the image that was kept. What JSON could not hold is inf.
+    The name is the detector's text in options.json, such as `lid:sigma=1.2,draws=4`, with the noise level where a
+    restart scored in flight; `h-index` for H. Of steps, a score is the largest; of a restart, that of the image that
+    was kept. What JSON could not hold is inf.
     Raises UserError: records that cannot be read.
     """
     identity = read_identity(run / OPTIONS_NAME) or {}
-    texts = {key: _detector(identity, key) for key in ("detector", "filter", "accept")}
-    heads = [text.partition(":")[0] for text in {*texts.values()}]
-    names = {key: head if heads.count(head := text.partition(":")[0]) == 1 else text for key, text in texts.items()}
+    names = {key: _detector(identity, key) for key in ("detector", "filter", "accept")}
+    if identity.get("score_at"):
+        names["detector"] += f", in flight at {identity['score_at']:g}"
     found: dict[str, dict[str, float]] = {}
     for line in read_lines(run / SAMPLES_NAME):
         for key, value in _measured(line).items():

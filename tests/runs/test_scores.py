@@ -13,23 +13,20 @@ from rods.runs.scores import image_scores
 
 def test_scores_have_the_names_of_their_detectors(tmp_path: Path) -> None:
     generated(tmp_path / "h", *RODS, "--seeds=0-3")
+    generated(tmp_path / "flight", *RESTART, "--detector=lid", "--score-at=1", "--seeds=0-3")
+    (name,) = image_scores(tmp_path / "flight")
+    assert name.startswith("lid:")
+    assert name.endswith(", in flight at 1")
     generated(tmp_path / "two", *RESTART, "--detector=tvf", "--seeds=0-3", "--filter=lid", "--filter-threshold=inf")
     h = image_scores(tmp_path / "h")
     assert h == {"h-index": {line["name"]: max(line["H"]) for line in records(tmp_path / "h")}}
     two = image_scores(tmp_path / "two")
     lines = records(tmp_path / "two")
     kept = {line["name"]: line["restart"]["scores"][line["restart"]["kept"]] for line in lines}
-    assert two == {"tvf": kept, "lid": {line["name"]: line["filter_score"] for line in lines}}
-
-
-def test_two_detectors_of_one_name_keep_their_options(tmp_path: Path) -> None:
-    generated(
-        tmp_path, "--sampler=euler", "--seeds=0-1", "--filter=lid:sigma=1", "--filter-threshold=inf",
-        "--accept=lid:sigma=2<inf",
-    )  # fmt: skip
-    found = image_scores(tmp_path)
-    assert len(found) == 2
-    assert all(name.startswith("lid:sigma=") for name in found)
+    assert {name.partition(":")[0]: scores for name, scores in two.items()} == {
+        "tvf": kept,
+        "lid": {line["name"]: line["filter_score"] for line in lines},
+    }
 
 
 def test_a_folder_that_is_no_run_has_no_scores(tmp_path: Path) -> None:
