@@ -1,11 +1,10 @@
-"""What labels add to a gate: the choice of what it reads, a density ratio refined by them, or a readout of them alone.
+"""What labels add to a gate: a density ratio refined by them, or a readout of them alone.
 
-Everything is judged on labels that it was not fitted to: a density ratio of real images on all of them, what is fitted
-to labels by five folds. Four ways are compared, in the order of how much they learn from labels: the density ratio as
-it is chosen without labels; the best density ratio over levels and blocks; that one refined, a logistic regression on
-its score and on its features, with a ridge that holds the features' weights near 0, so that few labels leave it the
-density ratio; and a logistic regression on the features alone. The first of these within one standard error of the best
-is taken (Breiman et al. 1984): what learns more has to show it.
+Everything is judged on labels that it was not fitted to: the density ratio that is chosen without labels on all of
+them, what is fitted to labels by five folds. Three ways are compared: that density ratio; a density ratio refined, a
+logistic regression on its score and on its features, with a ridge that holds the features' weights near 0, so that few
+labels leave it the density ratio; and a logistic regression on the features alone. The best is taken; of those that
+are as good but for a hundredth, the one that learns least.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ F64 = NDArray[np.float64]
 Bad = NDArray[np.bool_]
 RIDGES = (100.0, 1000.0, 10.0, 1.0)  # of the features' weights; the first ranks levels and blocks
 FREE = 1e-3  # ridge of the density ratio's own weight: next to none
-WAYS = ("density ratio, chosen without labels", "density ratio, level and blocks chosen by labels",
-        "density ratio refined by labels", "readout of labels alone")  # fmt: skip
+WAYS = ("density ratio, chosen without labels", "density ratio refined by labels", "readout of labels alone")
+ALIKE = 0.01  # AUROCs that labels do not tell apart
 LEAST_LABELS = 2 * FOLDS  # of either kind, to learn from
 
 
@@ -79,23 +78,11 @@ class Candidate:
     auroc: float
 
 
-def standard_error(one: F64, other: F64, bad: Bad, *, resamples: int = 400, seed: int = 0) -> float:
-    """Of the difference of two scores' AUROCs, over the same resampled images."""
-    rng, differences = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        i = rng.integers(len(bad), size=len(bad))
-        differences.append(auroc(one[i], bad[i]) - auroc(other[i], bad[i]))
-    return float(np.nanstd(differences))
-
-
-def chosen_way(found: Sequence[Candidate], bad: Bad) -> tuple[Candidate, list[Candidate]]:
-    """The first way within one standard error of the best, and the best candidate of each way, in their order."""
+def chosen_way(found: Sequence[Candidate]) -> tuple[Candidate, list[Candidate]]:
+    """The first way whose best candidate is as good as any but for ALIKE, and the best of each way, in their order."""
     best = [max((c for c in found if c.way == way), key=lambda c: c.auroc) for way in sorted({c.way for c in found})]
-    top = max(best, key=lambda c: c.auroc)
-    for one in best:
-        if top.auroc - one.auroc <= standard_error(top.held_out, one.held_out, bad):
-            return one, best
-    return top, best
+    top = max(c.auroc for c in best)
+    return next(c for c in best if c.auroc >= top - ALIKE), best
 
 
 def interval(c: Candidate, bad: Bad) -> Estimate:
@@ -107,7 +94,7 @@ def interval(c: Candidate, bad: Bad) -> Estimate:
 
 
 def candidates(f: Features | None, free: Choice | None, labelled: Labelled) -> list[Candidate]:
-    """Every way at every level and number of last blocks that is tried; `f` None: there are no real images.
+    """Every way at every level and number of last blocks that is tried; `f` and `free` None: no real images.
 
     `free` is what is chosen without labels. Raises UserError: labels of one kind, or too few where nothing else is.
     """
@@ -115,26 +102,24 @@ def candidates(f: Features | None, free: Choice | None, labelled: Labelled) -> l
     counts = f"{int(bad.sum())} hallucinated and {int((~bad).sum())} valid images"
     if bad.all() or not bad.any():
         raise UserError(f"--labels: {counts}; a choice needs both kinds")
-    ratios = [] if f is None else density_ratios(f, free, labelled)
+    found: list[Candidate] = []
+    if f is not None and free is not None:
+        start = blank(0, free.level, len(free.blocks), free.two_class, labelled)
+        scores = ratio_of(f, start).of(labelled.of(start.level, start.last)).numpy()
+        found.append(replace(start, held_out=scores, auroc=auroc(scores, bad)))
     if not labelled.can_teach:
-        if not ratios:
+        if not found:
             raise UserError(f"--labels: {counts} are too few to learn from; label {LEAST_LABELS} of either kind, or "
                             "give --real")  # fmt: skip
-        return ratios
-    start = [replace(c, way=2) for c in ratios if c.way == 1]
-    places = [(c.level, c.last) for c in start] or places_of(labelled)
-    alone = [Candidate(3, level, last, False, None, np.zeros(len(bad)), 0.0) for level, last in places]
-    return [*ratios, *(taught(f, start, labelled) if start else []), *taught(None, alone, labelled)]
+        return found
+    if f is not None:
+        found += taught(f, [blank(1, c.level, len(c.blocks), c.two_class, labelled) for c in choices(f)], labelled)
+    return found + taught(None, [blank(2, *place, False, labelled) for place in places_of(labelled)], labelled)
 
 
-def density_ratios(f: Features, free: Choice | None, labelled: Labelled) -> list[Candidate]:
-    """The gate that is chosen without labels, and that of every level and number of last blocks."""
-    found = []
-    for way, choice in [*([(0, free)] if free else []), *((1, choice) for choice in choices(f))]:
-        scores = ratio_of(f, choice).of(labelled.of(choice.level, len(choice.blocks))).numpy()
-        found.append(Candidate(way, choice.level, len(choice.blocks), choice.two_class, None, scores,
-                               auroc(scores, labelled.bad)))  # fmt: skip
-    return found
+def blank(way: int, level: Level, last: int, two_class: bool, labelled: Labelled) -> Candidate:
+    """A candidate that is not judged yet."""
+    return Candidate(way, level, last, two_class, None, np.zeros(len(labelled.bad)), 0.0)
 
 
 def taught(f: Features | None, start: Sequence[Candidate], labelled: Labelled) -> list[Candidate]:
@@ -151,11 +136,10 @@ def places_of(labelled: Labelled) -> list[tuple[Level, int]]:
     return [(level, n) for level in labelled.levels for n in few]
 
 
-def ratio_of(f: Features, c: Choice | Candidate, network: str = "0" * 12) -> DensityRatio:
-    """The density ratio of a choice, fitted to the first half of the real images."""
-    last = c.last if isinstance(c, Candidate) else len(c.blocks)
+def ratio_of(f: Features, c: Candidate, network: str = "0" * 12) -> DensityRatio:
+    """The density ratio at a candidate's place, fitted to the first half of the real images."""
     own = torch.arange(f.num_own) if c.two_class else None
-    return fitted(f, c.level, last, halves(f.num_real)[0], own, network=network)
+    return fitted(f, c.level, c.last, halves(f.num_real)[0], own, network=network)
 
 
 def design(
@@ -194,7 +178,7 @@ def final_gate(f: Features | None, c: Candidate, labelled: Labelled, network: st
     if c.ridge is None:
         assert f is not None, "a density ratio needs real images"
         return ratio_of(f, c, network)
-    refined = f if c.way == 2 else None
+    refined = f if c.way == 1 else None
     X, ridges, gate = design(refined, c, labelled, c.ridge)
     bias, weights = regression(X, labelled.bad, ridges)
     if refined is None:
@@ -218,7 +202,7 @@ def taught_gate(
     the valid labelled ones, by their held-out scores. Arguments and errors as `candidates`.
     """
     bad = labelled.bad
-    chosen, best = chosen_way(candidates(f, free, labelled), bad)
+    chosen, best = chosen_way(candidates(f, free, labelled))
     blocks = labelled.blocks[-chosen.last :]
     gate = final_gate(f, chosen, labelled, fingerprint(network_of(net), blocks))
     scores = torch.from_numpy(chosen.held_out)
@@ -239,13 +223,9 @@ def taught_gate(
         lines.append(f"  {WAYS[c.way]}: {e.value:.3f} ({e.low:.3f} to {e.high:.3f}), {_place(c)}")
     if not labelled.can_teach:
         lines.append(f"  too few labels to learn from: {LEAST_LABELS} of either kind are needed")
-    top = max(best, key=lambda c: c.auroc)
-    why = (
-        "the best"
-        if chosen is top
-        else f"within one standard error of the best ({top.auroc:.3f}), learned less from labels"
-    )
-    lines.append(f"Chosen: {WAYS[chosen.way]} ({why}). A choice by these labels makes its own AUROC look a little high")
+    top = max(c.auroc for c in best)
+    why = "the best" if chosen.auroc == top else f"as good but for {top - chosen.auroc:.3f}, and learns less"
+    lines.append(f"Chosen: {WAYS[chosen.way]} ({why}). A choice by these labels looks a little better than it is")
     log = [{"way": WAYS[c.way], "score_at": c.level.score_at, "sigma": c.level.sigma, "blocks": c.last,
             "two_class": c.two_class, "ridge": c.ridge, "auroc": c.auroc} for c in best]  # fmt: skip
     said = f"{source}; {WAYS[chosen.way]}, held-out AUROC {chosen.auroc:.3f}"

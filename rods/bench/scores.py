@@ -56,9 +56,7 @@ def recorded_scores(run: LabelledRun) -> list[Score]:
     found = []
     for name, by_image in image_scores(run.path).items():
         values = np.array([by_image.get(line["name"], inf) for line in run.samples])
-        is_gate = run.has_restarts and name.partition(":")[0] == str(run.options.get("detector")).partition(":")[0]
-        level = run.options.get("score_at") if is_gate else 0
-        found.append(Score(name + (f", in flight at {level:g}" if level else ""), values, chose=_chose(run, name)))
+        found.append(Score(name, values, _chose(run, name)))
     if not found and run.own_scores is not None:  # records of before these were kept step by step
         found.append(Score(run.name, run.own_scores))
     return found
@@ -68,7 +66,8 @@ def _chose(run: LabelledRun, name: str) -> bool:
     """Whether a run has kept images for their score of this name."""
     for option, key in (("detector", "restart"), ("accept", "tries")):
         again = any(len(line.get(key, {}).get("scores", ())) > 1 for line in run.samples)
-        if again and str(run.options.get(option)).startswith(name.partition(":")[0]):
+        text = str(run.options.get(option))
+        if again and name.startswith(text.rpartition("<")[0] or text):
             return True
     return False
 

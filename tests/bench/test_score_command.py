@@ -75,7 +75,7 @@ def test_without_labels_there_are_quantiles_and_the_sheet(tmp_path: Path) -> Non
     told = said(command.main, tmp_path / "run", "--most=2")
     assert "no labels" in told
     assert "AUROC" not in told
-    assert "lid, in flight at 0.5" in told
+    assert "lid:sigma=1.2,draws=4, in flight at 0.5" in told
     assert "of every 3 of 6" in told
     assert (tmp_path / "run" / "scores.png").is_file()
     generated(tmp_path / "run", *RESTART[:1], "--threshold=-inf", "--sigma-r=2", "--seeds=0-6", "--score-at=.5",
