@@ -317,6 +317,7 @@ def test_mistakes(data: dict[str, Path], tmp_path: Path) -> None:
         (("calc", f"--from-network={SMALL}", ref, "--seed=2"), "the seeds of --from-network are --seeds"),
         (("calc", a, ref, "--class=1"), "--class is for --from-network; leave it out with --images"),
         (("calc", a, ref, "--steps=9"), "--steps is for --from-network; leave it out with --images"),
+        (("calc", a, ref, "--vae=x"), "--vae is for --from-network; leave it out with --images"),
         (("ref", f"--data={data['a']}", "--dest=stats.txt"), "--dest=stats.txt must be a file that ends in .npz"),
         (("compare", data["a"], one), "have 1 image of equal names"),
     ):

@@ -132,6 +132,6 @@ def sdxl_pipeline(folder: Path, **scheduler: Any) -> Any:
 
 
 @cache
-def cached(name: str) -> Any:
-    """One pipeline of a kind for all tests that only read it."""
-    return {"dit": dit_pipeline}[name]()
+def shared_dit() -> Any:
+    """One for all tests that only read it."""
+    return dit_pipeline()

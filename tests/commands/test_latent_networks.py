@@ -158,12 +158,14 @@ def test_a_readout_is_of_pixels_alone(folder: Path, tmp_path: Path) -> None:
     assert "draws latents, and a readout is fitted to pixels alone" in told
 
 
-def test_metrics_see_pixels(folder: Path, rows: list[int]) -> None:
-    source = fid.network_source(
-        open_network(LATENT, device=CPU, vae=folder), fid.SAMPLERS["euler"](num_steps=3), range(3), batch=3, device=CPU
-    )
-    images = source.load(0)
-    assert (images.dtype, images.shape, rows) == (torch.uint8, (3, 3, 16, 16), [3])
+def test_metrics_see_the_pixels_that_are_saved(folder: Path, tmp_path: Path) -> None:
+    generated(tmp_path, "--sampler=euler", f"--vae={folder}", "--seeds=0-4", "--batch=3", network=LATENT, steps=2)
+    options = ("--metrics=inception-var", "--detector=pixels", "--batch=3", "--threads=1", "--json")
+    files_of = json.loads(said(fid.main, "calc", f"--images={tmp_path}", *options).splitlines()[0])
+    network = (f"--from-network={LATENT}", f"--vae={folder}", "--sampler=euler", "--steps=2", "--seeds=0-4")
+    stream = json.loads(said(fid.main, "calc", *network, *options).splitlines()[0])
+    assert files_of["data_sha256"] == stream["data_sha256"]
+    assert files_of["metrics"] == stream["metrics"]
 
 
 def test_what_is_missing_or_wrong_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

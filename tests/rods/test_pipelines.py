@@ -184,7 +184,7 @@ def test_learned_variances_are_cut_off_where_the_scheduler_says_so() -> None:
 
 
 def test_samplers_correct_and_restart_a_guided_latent_pipeline() -> None:
-    D = from_diffusers(tiny.cached("dit"), guidance=W, interval=(0.3, 5))
+    D = from_diffusers(tiny.shared_dit(), guidance=W, interval=(0.3, 5))
     labels, x = torch.eye(1000)[CLASSES], normal(2, 4, 16, 16)
     done = rods_sampler(D, x, labels, eps=0, rho=1, num_steps=4, sigma_min=0.02, sigma_max=80)
     assert done.records[0].backward > 0
@@ -302,7 +302,7 @@ def test_a_gate_reads_blocks_of_the_main_network(
 
 def test_a_gate_is_fitted_to_encoded_images_and_restarts() -> None:
     """As docs/how-to/diffusers.md: without labels, in latents, on a guided pipeline."""
-    D = from_diffusers(tiny.cached("dit"), guidance=W)
+    D = from_diffusers(tiny.shared_dit(), guidance=W)
     labels, blocks, T = torch.eye(1000)[[3] * 16], gate_blocks(D), 0.5
     z = encoded(D, normal(16, 3, 32, 32).double().clamp(-1, 1), normal(16, 4, 16, 16).double())
     sigma = torch.tensor(T).double()
