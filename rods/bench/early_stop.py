@@ -119,6 +119,7 @@ class Row:
         all_bad = (self.labels == Label.HALLUCINATED).mean()
         return (
             f"| {name} | {n} | {self.drawn / n:.2f} | {int(self.accepted.sum())} | {self.forward.mean():.1f} | "
+            f"{self.forward.sum() / max(self.accepted.sum(), 1):.1f} | "
             f"{100 * share.rate:.1f} % ({100 * share.low:.1f}-{100 * share.high:.1f}) | {100 * all_bad:.1f} % |"
         )
 
@@ -149,8 +150,8 @@ def table(pool: Pool) -> list[str]:
     first = np.array([pool.tries[seed, 0]["label"] for seed in seeds])
     steps = len(pool.sampler.levels(pool.network))
     none = Row(first, np.ones(len(seeds), bool), np.full(len(seeds), steps), len(seeds))
-    lines = ["| accepted | seeds | drawn, per seed | accepted | F a kept image | hallucinated of accepted | of all |",
-             "|---|---|---|---|---|---|---|", none.text("no limit")]  # fmt: skip
+    lines = ["| accepted | seeds | drawn, per seed | accepted | F a kept image | F an accepted one | hallucinated of accepted | of all |",
+             "|---|---|---|---|---|---|---|---|", none.text("no limit")]  # fmt: skip
     for level, limit in sorted(pool.limits.items()):
         where = "at the end" if level == END else f"@{level:g}"
         lines.append(row(pool, seeds, level, limit).text(f"{where}, score < {limit:.4g}"))
