@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -69,7 +68,7 @@ def test_options_leave_the_result(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Without code generation, which takes minutes: test_the_compiler_itself has it, and tools/gpu_check.py --full.
+    # Without code generation, which takes minutes: tools/gpu_check.py --full has it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     subject = SUBJECTS[name]
     own = subject.families[family]
@@ -82,16 +81,3 @@ def test_options_leave_the_result(
         if not (distance := apart(found, plain[name, family])) <= limit(together):
             far[" ".join(together)] = distance
     assert not far
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile makes C++ on a CPU, and there is no compiler")
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler
-@pytest.mark.parametrize(("name", "family"), [("generate", "cas"), ("generate", "gate"), ("train", "ddpmpp")])
-def test_the_compiler_itself(name: str, family: str, shared: Path, tmp_path: Path) -> None:
-    """Gradients, the few rows that a gate and the last chunk leave, and an optimiser step."""
-    torch._dynamo.reset()
-    subject = SUBJECTS[name]
-    own = [*subject.families[family], *(["--batch=4"] if name == "generate" else [])]
-    plain = subject.run(tmp_path / "plain", shared, *own)
-    assert apart(subject.run(tmp_path / "compiled", shared, *own, "--compile"), plain) <= limit([])
