@@ -150,8 +150,9 @@ def table(pool: Pool) -> list[str]:
     first = np.array([pool.tries[seed, 0]["label"] for seed in seeds])
     steps = len(pool.sampler.levels(pool.network))
     none = Row(first, np.ones(len(seeds), bool), np.full(len(seeds), steps), len(seeds))
-    lines = ["| accepted | seeds | drawn, per seed | accepted | F a kept image | F an accepted one | hallucinated of accepted | of all |",
-             "|---|---|---|---|---|---|---|---|", none.text("no limit")]  # fmt: skip
+    columns = ("limit", "seeds", "drawn, per seed", "accepted", "F a kept image", "F an accepted one",
+               "hallucinated of accepted", "of all")  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", none.text("no limit")]
     for level, limit in sorted(pool.limits.items()):
         where = "at the end" if level == END else f"@{level:g}"
         lines.append(row(pool, seeds, level, limit).text(f"{where}, score < {limit:.4g}"))
