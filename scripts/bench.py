@@ -212,11 +212,11 @@ def compare(
     if not base.position().keys() & other.position().keys():
         what = "labelled seed" if labelled else "seed"
         raise UserError(f"{run_a} and {run_b} have no {what} in common; sample and label the same seeds")
-    base, other = agreeing(base, other)
     against = None if real is None else read_real(real, image_shape(base, other))
+    found = changes(base, other, against)
+    base, other = agreeing(base, other)
     sheet = None if pairs is None else pairs_sheet(base, other)
     hidden = None if blind is None else blind_sheet(base, other)
-    found = changes(base, other, against)
     if labelled:
         print_tables([base, other])
         for line in raters_lines([run_a, run_b], source):

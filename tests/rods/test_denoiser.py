@@ -173,7 +173,8 @@ def test_a_cramped_run_gives_the_same_images_and_counts(kind: str, method: str) 
     assert torch.allclose(whole.images, cramped.images, rtol=0, atol=1e-10)
     assert [(r.forward, r.backward) for r in whole.records] == [(r.forward, r.backward) for r in cramped.records]
     assert [r.flagged for r in whole.records] == [r.flagged for r in cramped.records]
-    assert batches.limits == {"forward": None if method == "cas" else 3, "probe": 2}  # cas has d from its gradients
+    forward = None if method == "cas" else 3  # cas has d from its gradients
+    assert batches.limits == {"forward": forward, "probe": 2, "decode": 8}
 
 
 def test_the_limit_is_found_once() -> None:
@@ -193,7 +194,7 @@ def test_memory_that_runs_out_in_the_backward_pass() -> None:
     cramped, whole = rods_run(denoiser, batches), rods_run(mixture(), MicroBatches())
     assert torch.allclose(whole.images, cramped.images, rtol=0, atol=1e-10)
     assert [(r.forward, r.backward) for r in whole.records] == [(r.forward, r.backward) for r in cramped.records]
-    assert batches.limits == {"forward": None, "probe": 2}
+    assert batches.limits == {"forward": None, "probe": 2, "decode": 8}
     assert "backward passes 2 at a time (--probe-batch=2" in batches.describe()
 
 
