@@ -154,7 +154,8 @@ GENERATE = Subject(
     },
     names(
         "network sha256 outdir seeds subdirs class_index grid trajectory sampler preset guidance guide "
-        "guidance_interval restart_share filter filter_threshold rejected accept max_tries seeding dry_run"
+        "guidance_interval guide_sha256 vae restart_share filter filter_threshold rejected accept max_tries seeding "
+        "dry_run"
     ),
     {
         "heun": ["--preset=none", "--sampler=edm", "--S_churn=5"],
@@ -253,7 +254,8 @@ CALC = Subject(
     EXTRACTION,
     EXTRACTOR
     | names(
-        "images from_network num seeds class_index sampler preset ref metrics as_json guidance guide guidance_interval"
+        "images from_network num seeds class_index sampler preset ref metrics as_json guidance guide guidance_interval "
+        "guide_sha256 vae"
     ),
     {
         "cas": [f"--from-network={SMALL}", "--sampler=rods-cas", "--eps=0", "--rho=1", "--steps=3", "--num=24"],
@@ -332,7 +334,7 @@ BENCH = Subject(
 )  # fmt: skip
 BENCH_OTHERS = {  # its other commands compute with threads at most
     "label": names("run_folder task_name"),
-    "compare": names("run_a run_b source real pairs"),
+    "compare": names("run_a run_b source real pairs blind"),
     "audit": names("task_name out"),
     "report": names("task_name dest out"),
 }
@@ -353,7 +355,10 @@ GATE = Subject(
                     "--samples=40", "--trial=16", "--threads=1", "--device=cpu"],
     gate_of,
     {"batch": ["--batch=9"], "device": ["--device=auto"], "threads": ["--threads=2"]},
-    names("network real dest samples num_trial budget alpha steps out"),
+    names(
+        "network vae real labels runs dest samples num_trial budget alpha score_at steps guidance guide "
+        "guidance_interval guide_sha256 out dry_run"
+    ),
     {"two classes": (), "one class": ["--samples=0"]},
     out=["--dest={}.preset.json", "--out={}"],
 )  # fmt: skip
