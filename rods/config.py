@@ -235,7 +235,8 @@ def from_text(kind: type[_Value], text: str, *, option: str, fitted: Mapping[str
         if has_options:
             raise ValueError(f"{option}: the options of {name} are the preset's; give {name} alone")
         if fitted is None or name not in fitted:
-            raise ValueError(f"{option}: no preset has the weights of {name}; {FITTED[name].remedy}")
+            remedy = f"name one that has by --preset, or {FITTED[name].remedy}"
+            raise ValueError(f"{option}: the preset in use has no weights of {name}; {remedy}")
         return fitted[name]  # type: ignore[return-value]
     if name not in registry:
         names = [*registry, *(FITTED if kind is Detector else ())]

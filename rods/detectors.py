@@ -241,6 +241,9 @@ def curvature_index(denoise: AnyDenoiser, x: Tensor, sigma: Tensor | float, *, r
 # -- of an image ------------------------------------------------------------------------------------------------------
 
 
+MOST_DRAWS = 10_000
+
+
 @dataclass(frozen=True)
 class Lid(Detector):
     """The mean over `draws` draws e of ||(D(x0 + t e; t) - x0) / t||^2 at t = `sigma` (arXiv 2605.05026).
@@ -259,6 +262,8 @@ class Lid(Detector):
         if not 0 < self.sigma < inf:
             raise ValueError(f"sigma: {self.sigma} is not a noise level; give a finite number > 0")
         at_least("draws", self.draws, 1)
+        if self.draws > MOST_DRAWS:
+            raise ValueError(f"draws: {self.draws} are too many to hold; give {MOST_DRAWS} at most")
 
     @property
     def num_draws(self) -> int:

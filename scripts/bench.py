@@ -208,17 +208,22 @@ def compare(
     With labels beside both: what was repaired and what newly broken. Without any: what changed and what it cost.
     """
     labelled = source is not None or any((run / LABELS_NAME).is_file() for run in (run_a, run_b))
-    base, other = (read_run(path, source=source, labelled=labelled) for path in (run_a, run_b))
-    if not base.position().keys() & other.position().keys():
-        what = "labelled seed" if labelled else "seed"
-        raise UserError(f"{run_a} and {run_b} have no {what} in common; sample and label the same seeds")
+    base, other = (read_run(path, source=source, labelled=labelled, rest=True) for path in (run_a, run_b))
+    if not (both := base.position().keys() & other.position().keys()):
+        raise UserError(f"{run_a} and {run_b} have no seed in common; sample the same seeds")
     against = None if real is None else read_real(real, image_shape(base, other))
     found = changes(base, other, against)
     base, other = agreeing(base, other)
+    judged = labelled_in_both(run_a, run_b, source) if labelled else []
     sheet = None if pairs is None else pairs_sheet(base, other)
     hidden = None if blind is None else blind_sheet(base, other)
     if labelled:
-        print_tables([base, other])
+        if len(judged[0]) < len(both):
+            click.echo(
+                f"{len(judged[0])} of the {counted(len(both), 'image')} that both runs have are labelled in both, and "
+                "the table is of these alone; what changed, and its cost, is of all"
+            )
+        print_tables(list(agreeing(*judged)))
         for line in raters_lines([run_a, run_b], source):
             click.echo(line)
         click.echo()
@@ -237,6 +242,15 @@ def compare(
     if blind is not None and hidden is not None:
         write_blind(blind, *hidden)
         click.echo(f"Wrote {blind}, and which side is which run to {key_path(blind)}: judge before you open it")
+
+
+def labelled_in_both(run_a: Path, run_b: Path, source: str | None) -> list[LabelledRun]:
+    """Both runs, of the images that have a label in both. UserError: there is none."""
+    runs = [read_run(path, source=source) for path in (run_a, run_b)]
+    places = [run.position() for run in runs]
+    if not (both := [name for name in places[0] if name in places[1]]):
+        raise UserError(f"{run_a} and {run_b} have no labelled seed in common; sample and label the same seeds")
+    return [run.at([place[name] for name in both]) for run, place in zip(runs, places, strict=True)]
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

@@ -23,7 +23,7 @@ from dnnlib.cli import Command, Destination, check_folder_of
 from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import LEVELS, Features, at_level, chosen, gates_of, halves, levels_of, measured_levels
-from rods.bench.gate_labels import Labelled, taught_gate
+from rods.bench.gate_labels import Labelled, check_labels, taught_gate
 from rods.bench.gate_plan import Inputs, plan
 from rods.bench.gate_preset import (
     Fit,
@@ -162,6 +162,7 @@ def prepared(opts: dict[str, Any], device: torch.device) -> Inputs:
         )
     if labelled is not None:
         labelled.class_labels(m.net)
+        check_labels(labelled.bad, has_real=real is not None)
     with user_errors("--steps"):
         levels = levels_of(m.sampler.levels(m.net), measured_levels(opts["score_at"]))
     if (asked := opts["score_at"]) is not None and asked not in [level.score_at for level in levels]:

@@ -62,7 +62,23 @@ class Labelled:
 
     @property
     def can_teach(self) -> bool:
-        return min(int(self.bad.sum()), int((~self.bad).sum())) >= LEAST_LABELS
+        return fewest(self.bad) >= LEAST_LABELS
+
+
+def fewest(bad: NDArray[np.bool_]) -> int:
+    """How many labels there are of the rarer kind."""
+    return min(int(bad.sum()), int((~bad).sum()))
+
+
+def check_labels(bad: NDArray[np.bool_], *, has_real: bool) -> None:
+    """UserError for labels [N] from which nothing can be chosen, or learned where there are no real images."""
+    counts = f"{int(bad.sum())} hallucinated and {int((~bad).sum())} valid images"
+    if not fewest(bad):
+        raise UserError(f"--labels: {counts}; a choice needs both kinds")
+    if not has_real and fewest(bad) < LEAST_LABELS:
+        raise UserError(
+            f"--labels: {counts} are too few to learn from; label {LEAST_LABELS} of either kind, or give --real"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +115,12 @@ def candidates(f: Features | None, free: Choice | None, labelled: Labelled) -> l
     `free` is what is chosen without labels. Raises UserError: labels of one kind, or too few where nothing else is.
     """
     bad = labelled.bad
-    counts = f"{int(bad.sum())} hallucinated and {int((~bad).sum())} valid images"
-    if bad.all() or not bad.any():
-        raise UserError(f"--labels: {counts}; a choice needs both kinds")
     found: list[Candidate] = []
     if f is not None and free is not None:
         start = blank(0, free.level, len(free.blocks), free.two_class, labelled)
         scores = ratio_of(f, start).of(labelled.of(start.level, start.last)).numpy()
         found.append(replace(start, held_out=scores, auroc=auroc(scores, bad)))
     if not labelled.can_teach:
-        if not found:
-            raise UserError(f"--labels: {counts} are too few to learn from; label {LEAST_LABELS} of either kind, or "
-                            "give --real")  # fmt: skip
         return found
     if f is not None:
         found += taught(f, [blank(1, c.level, len(c.blocks), c.two_class, labelled) for c in choices(f)], labelled)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -257,5 +258,9 @@ def write_arrays(path: Path, arrays: Mapping[str, F64]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, F64]:
-    with np.load(path) as saved:
-        return {name: saved[name] for name in saved.files}
+    """UserError: the file is damaged."""
+    try:
+        with np.load(path) as saved:
+            return {name: saved[name] for name in saved.files}
+    except (OSError, ValueError, EOFError, BadZipFile):
+        raise UserError(f"{path} is damaged; delete it, and the same command measures it again") from None

@@ -202,15 +202,17 @@ def values_of(pixels: U8) -> F64:
     return np.asarray((pixels.astype(np.float64) - 128) / 127.5)
 
 
-def read_run(path: Path, *, source: str | None = None, labelled: bool = True) -> LabelledRun:
-    """A labelled run. Samples without a label are left out; with `labelled` False all are there, as uncertain.
+def read_run(path: Path, *, source: str | None = None, labelled: bool = True, rest: bool = False) -> LabelledRun:
+    """A labelled run. Samples without a label are left out, or with `rest` uncertain; with `labelled` False all are.
 
     Raises UserError: no run, no labels (see `read_labels`), or files that are not a run's.
     """
     options = path / OPTIONS_NAME
     if not options.is_file():
         raise UserError(f"{path} is not a run: it has no {OPTIONS_NAME}; give a folder that generate.py made")
-    labels = read_labels(path, source=source) if labelled else _uncertain(path)
+    labels = read_labels(path, source=source) if labelled else {}
+    if rest or not labelled:
+        labels = {**_uncertain(path), **labels}
     samples = [line for line in read_lines(path / SAMPLES_NAME) if line["name"] in labels]
     if not samples:
         raise UserError(f"{path} has no labelled sample; label it by scripts/bench.py label")

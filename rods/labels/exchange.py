@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from rods.labels.labels import PERSON, settle
 from rods.labels.session import RATER
 
 COLUMNS = ("name", "sha256", "label", "answer", "rater", "round", "note", "time")
+ROUND = re.compile("[0-9]{1,3}")
 NAME_COLUMNS = ("name", "file", "filename", "image", "path")
 
 
@@ -48,7 +50,7 @@ def read_csv(path: Path, folders: Sequence[Folder], labels: LabelSet, rater: str
         if not RATER.fullmatch(by):
             raise UserError(f"{where}: rater {by!r} must be small letters, digits, - and _")
         given = {"note": row.get("note") or "", "time": row.get("time") or None}
-        again = {"round": int(row["round"])} if (row.get("round") or "").isdigit() else {}
+        again = {"round": int(row["round"])} if ROUND.fullmatch(row.get("round") or "") else {}
         found.append(_line(by, name, checksum, row.get("answer") or row["label"] or "", labels, where, given | again))
     return found
 
@@ -116,7 +118,7 @@ def write_csv(lines: Sequence[Line], dest: Path) -> int:
             [one.name, one.sha256 or "", one.label, one.answer or "", rater, again, one.note or "", one.time or ""]
         )
     with atomic_write(dest) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="replace")
     return len(labels)
 
 

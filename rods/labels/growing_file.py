@@ -68,6 +68,9 @@ def _parse(path: Path) -> list[tuple[Line, int]]:
     return found
 
 
+_TEXTS, _NUMBERS = ("id", "note", "fault"), ("round", "mode")  # of what a line may have
+
+
 def _check(line: Any, *, is_old: bool, is_first: bool) -> None:
     """Raises TypeError, LookupError or AttributeError for what is no line of ours."""
     if is_first and "session" in line:
@@ -76,13 +79,19 @@ def _check(line: Any, *, is_old: bool, is_first: bool) -> None:
         strings = (line["id"], line["rater"], line["item"], line["name"], line["answer"] or "")
     elif "pair" in line:
         left, right = line["pair"]
-        strings = (line["id"], line["source"], left, right, line["answer"] or "")
+        strings = (line["id"], line["source"], left, right, line["name"], line["answer"] or "")
     else:
         strings = (line["source"], line["name"], line.get("sha256") or "", line.get("answer") or "")
         if line["label"] not in _LABELS:
             raise TypeError
-    if not all(isinstance(text, str) for text in strings):
+    strings += tuple(line.get(name) or "" for name in _TEXTS)
+    numbers = () if is_old or "session" in line else (line.get(name) or 0 for name in _NUMBERS)
+    if not all(isinstance(text, str) for text in strings) or not all(map(_is_number, numbers)):
         raise TypeError
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**31
 
 
 def _begins_ours(text: bytes) -> bool:

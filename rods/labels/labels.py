@@ -146,7 +146,8 @@ def of_source(labels: Sequence[ImageLabel], source: str | None, path: Path) -> l
     known = [*others, *([PEOPLE] if people else [])]
     if source is None:
         if len(known) > 1:
-            raise UserError(f"{path} has labels of {', '.join(map(repr, known))}; name one by --labels")
+            remedy = "name one by --labels" if path.name == LABELS_NAME else "keep those of one source in a file"
+            raise UserError(f"{path} has labels of {', '.join(map(repr, known))}; {remedy}")
         source = known[0]
     if source == PEOPLE and people:
         return people

@@ -18,6 +18,7 @@ from overridden import last_of_each
 from dnnlib.errors import UserError
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import Choice, FlightFeatures, Level, best_of, halves, levels_of, separation, tail_heaviness
+from rods.bench.gate_run import read_arrays, write_arrays
 from rods.bench.readout_fit import decoder_blocks
 from rods.bench.restart_trial import joined, replayed, try_chunk
 from rods.detectors import Lid
@@ -257,3 +258,14 @@ def test_what_a_gate_cannot_be_fitted_to_is_one_line(tmp_path: Path) -> None:
 def test_a_network_without_decoder_blocks_is_one_line() -> None:
     with pytest.raises(UserError, match="no decoder blocks; use another"):
         decoder_blocks(torch.nn.Linear(2, 2), remedy="use another")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's own, of half an archive
+@pytest.mark.parametrize("content", [b"", b"no arrays", "half"])
+def test_damaged_measurements_are_one_line(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "real.npz"
+    write_arrays(path, {"1": np.zeros((4, 3))})
+    whole = path.read_bytes()
+    path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"real\.npz is damaged; delete it"):
+        read_arrays(path)

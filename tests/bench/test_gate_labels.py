@@ -16,7 +16,16 @@ from vectors import ROOT
 
 from dnnlib.errors import UserError
 from rods.bench.gate_fit import Choice, Features, Level
-from rods.bench.gate_labels import Candidate, Labelled, candidates, chosen_way, final_gate, learned_from, ratio_of
+from rods.bench.gate_labels import (
+    Candidate,
+    Labelled,
+    candidates,
+    check_labels,
+    chosen_way,
+    final_gate,
+    learned_from,
+    ratio_of,
+)
 from rods.bench.gate_preset import HeldOut
 from rods.eval.detection import auroc
 from rods.gate import Readout
@@ -94,11 +103,12 @@ def test_a_large_ridge_is_the_density_ratio(tmp_path: Path) -> None:
 def test_few_labels_teach_nothing_and_choose() -> None:
     f, labelled = made(9, 100, told=1.0)
     assert [c.way for c in candidates(f, FREE, labelled)] == [0]
+    check_labels(labelled.bad, has_real=True)
     with pytest.raises(UserError, match="9 hallucinated and 100 valid images are too few"):
-        candidates(None, None, labelled)
+        check_labels(labelled.bad, has_real=False)
     assert {c.way for c in candidates(None, None, made(10, 100, told=1.0)[1])} == {2}
     with pytest.raises(UserError, match="0 hallucinated and 50 valid images; a choice needs both kinds"):
-        candidates(f, FREE, made(0, 50, told=1.0)[1])
+        check_labels(made(0, 50, told=1.0)[1].bad, has_real=True)
     assert HeldOut((0.1, 0.9, 0.5), (False, True, True)).at(0.5) == "1 of 2 hallucinated and 0 of 1 valid"
 
 

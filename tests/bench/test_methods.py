@@ -48,7 +48,7 @@ def test_a_detector_changes_no_image() -> None:
         ("sigma-offset", {}, "kappa: sigma-offset needs a value for it"),
         ("overshoot", {"rho": "big"}, "rho: 'big': must be a number"),
         ("overshoot", {"rho": -1.0}, "rho"),
-        ("readout", {}, "no preset has the weights of readout"),
+        ("readout", {}, "the preset in use has no weights of readout"),
     ],
 )
 def test_methods_that_cannot_be_made_name_the_option_and_the_remedy(method, given, what) -> None:

@@ -69,6 +69,15 @@ def test_a_pooled_file_says_what_was_repaired_and_what_raters_miss(runs: tuple[P
     assert "a changed image that is as valid as before looks newly broken:" in output
 
 
+def test_labels_of_some_images_leave_what_changed_and_its_cost_to_all(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    pooled, differ = tmp_path / "labels.jsonl", changed(runs)
+    append_lines(pooled, [line(checksum, "valid") for checksum in sums(runs[0])])  # no restarted one has a label
+    output = said(bench, "compare", *runs, f"--labels={pooled}", f"--blind={tmp_path / 'blind.png'}")
+    assert f"{8 - len(differ)} of the 8 images that both runs have are labelled in both" in output
+    assert f"8 seeds: {len(differ)} images changed" in output
+    assert (tmp_path / "blind.png").is_file()
+
+
 def test_an_image_of_both_runs_has_one_label(runs: tuple[Path, Path], tmp_path: Path) -> None:
     """By name, without checksums, as a checker of one's own may write them beside each run: two labels of one file."""
     same = next(i for i in range(8) if i not in changed(runs))

@@ -50,7 +50,13 @@ def test_a_kill_while_writing_loses_at_most_the_line_that_was_not_acknowledged(c
     "content",
     [b'{"labels": [["a.png", 1]]}', b"one line of notes", b'{"a": 1}\n', b"\xff\xfe\x00", b"\n", b'{"session": 3}\n',
      b'{"session": {}}\n', b'{"session": {"kind": "hands", "seed": 0, "images": ""}}\n[1]\n',
-     b'{"name": "a", "source": "x", "label": "odd"}\n', b'{"id": "1", "source": "x", "pair": ["a"], "answer": null}\n'],
+     b'{"name": "a", "source": "x", "label": "odd"}\n', b'{"id": "1", "source": "x", "pair": ["a"], "answer": null}\n',
+     b'{"id": "1", "source": "x", "pair": ["a", "b"], "answer": null}\n',  # which has no name
+     b'{"name": "a", "source": "x", "label": "valid", "round": [1]}\n',
+     b'{"name": "a", "source": "x", "label": "valid", "id": [2]}\n',
+     b'{"name": "a", "source": "x", "label": "valid", "mode": 1000000000000000000000000000000}\n',
+     b'{"name": "a", "source": "x", "label": "valid", "mode": "x"}\n',
+     b'{"name": "a", "source": "x", "label": "valid", "fault": 3}\n'],
 )  # fmt: skip
 def test_a_file_that_is_not_ours_is_left_alone(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file"

@@ -191,7 +191,7 @@ def test_a_fitted_detector_is_named_and_identified_by_its_checksum() -> None:
     written = to_json(sampler)
     assert (written["detector"], written["detector_sha256"]) == ("readout", READOUT.digest)
     assert from_json(written, fitted=fitted) == sampler
-    with pytest.raises(ValueError, match=r"^detector: no preset has the weights of readout"):
+    with pytest.raises(ValueError, match=r"^detector: the preset in use has no weights of readout"):
         from_json(written)
     assert "0.5, -0.5" not in repr(sampler), "weights are not for people to read"
 
