@@ -182,7 +182,7 @@ def test_runs_of_generate_are_labelled_and_compared_whatever_made_them(tmp_path:
 
     generated(tmp_path / "later", "--sampler=euler", *common, "--seeds=90-91")
     cli("label", tmp_path / "later", "--task=tiny")
-    assert "no labelled seed in common" in refusal(bench.main, "compare", tmp_path / "euler", tmp_path / "later")
+    assert "no seed in common" in refusal(bench.main, "compare", tmp_path / "euler", tmp_path / "later")
 
 
 def test_all_leaves_out_what_nobody_calibrated_and_says_so(tmp_path: Path, small) -> None:
