@@ -10,12 +10,10 @@ from pathlib import Path
 
 import PIL.Image
 
-from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.bench.compare import changed_images
 from rods.bench.labelled import LabelledRun
 from rods.bench.qualitative import Pair, pair_sheet
-from rods.bench.unlabelled import check_pictures, with_images
+from rods.bench.unlabelled import changed_pictures, images_of
 from rods.runs.images import save_png
 
 MOST_PAIRS = 48  # of a sheet
@@ -28,19 +26,14 @@ def blind_sheet(base: LabelledRun, run: LabelledRun) -> tuple[PIL.Image.Image, s
     Which pairs are shown, in which order and on which sides is decided by a hash of both images' checksums: the same
     two runs give the same sheet. Raises UserError where the PNGs are not there.
     """
-    check_pictures(base, run, option="--blind")
-    base, run, _ = with_images(base, run)
-    places = list(range(len(base)))
-    changed = [i for i, differs in enumerate(changed_images(base, run, places, places)) if differs]
+    base, run, changed = changed_pictures(base, run, option="--blind")
     if not changed:
         return None
     drawn = {i: _hash(base.keys[i], run.keys[i]) for i in changed}
     shown = sorted(changed, key=lambda i: drawn[i])[:MOST_PAIRS]
     pairs, rows = [], []
     for number, i in enumerate(shown, 1):
-        one, two = base.image(i), run.image(i)
-        if one is None or two is None:
-            raise UserError(f"{base.path} and {run.path}: some PNGs are missing; sample them again")
+        one, two = images_of(base, run, i)
         sides = [(one, "A"), (two, "B")][:: 1 if drawn[i] % 2 else -1]
         pairs.append(Pair(sides[0][0], sides[1][0], str(number)))
         rows.append((str(number), base.samples[i]["name"], sides[0][1], sides[1][1]))

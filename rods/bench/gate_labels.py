@@ -65,12 +65,12 @@ class Labelled:
         return fewest(self.bad) >= LEAST_LABELS
 
 
-def fewest(bad: NDArray[np.bool_]) -> int:
+def fewest(bad: Bad) -> int:
     """How many labels there are of the rarer kind."""
     return min(int(bad.sum()), int((~bad).sum()))
 
 
-def check_labels(bad: NDArray[np.bool_], *, has_real: bool) -> None:
+def check_labels(bad: Bad, *, has_real: bool) -> None:
     """UserError for labels [N] from which nothing can be chosen, or learned where there are no real images."""
     counts = f"{int(bad.sum())} hallucinated and {int((~bad).sum())} valid images"
     if not fewest(bad):
@@ -112,7 +112,7 @@ def interval(c: Candidate, bad: Bad) -> Estimate:
 def candidates(f: Features | None, free: Choice | None, labelled: Labelled) -> list[Candidate]:
     """Every way at every level and number of last blocks that is tried; `f` and `free` None: no real images.
 
-    `free` is what is chosen without labels. Raises UserError: labels of one kind, or too few where nothing else is.
+    `free` is what is chosen without labels, and all there is where labels are too few to teach (see `check_labels`).
     """
     bad = labelled.bad
     found: list[Candidate] = []

@@ -156,16 +156,29 @@ def with_images(base: LabelledRun, run: LabelledRun) -> tuple[LabelledRun, Label
     return one, two, len(mine) - len(both)
 
 
+def changed_pictures(base: LabelledRun, run: LabelledRun, *, option: str) -> tuple[LabelledRun, LabelledRun, list[int]]:
+    """Both runs' samples as `with_images` has them, and the places of those that changed. UserError for points."""
+    check_pictures(base, run, option=option)
+    base, run, _ = with_images(base, run)
+    places = list(range(len(base)))
+    return base, run, np.flatnonzero(changed_images(base, run, places, places)).tolist()
+
+
+def images_of(base: LabelledRun, run: LabelledRun, i: int) -> tuple[U8, U8]:
+    """Both images [C, H, W] of a place. UserError where a PNG is not there."""
+    one, two = base.image(i), run.image(i)
+    if one is None or two is None:
+        raise UserError(f"{base.path} and {run.path}: some PNGs are missing; sample them again")
+    return one, two
+
+
 def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = MOST_PAIRS) -> PIL.Image.Image | None:
     """Changed images beside the baseline's, before and after, the largest fall of the score first; None: none changed.
 
     With labels the frame is green around what was repaired and red around what was newly broken. Raises UserError where
     the PNGs are not there.
     """
-    check_pictures(base, run, option="--pairs")
-    base, run, _ = with_images(base, run)
-    places = list(range(len(base)))
-    both = [i for i, differs in enumerate(changed_images(base, run, places, places)) if differs]
+    base, run, both = changed_pictures(base, run, option="--pairs")
     if not both:
         return None
     first, last = run.scores, run.own_scores
@@ -173,9 +186,7 @@ def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = MOST_PAIRS) 
         both.sort(key=lambda i: last[i] - first[i])
     pairs = []
     for i in both[:most]:
-        one, two = base.image(i), run.image(i)
-        if one is None or two is None:
-            raise UserError(f"{base.path} and {run.path}: some PNGs are missing; sample them again")
+        one, two = images_of(base, run, i)
         scores = "" if first is None or last is None else f": score {first[i]:.3g} -> {last[i]:.3g}"
         frame = frame_of(int(base.labels[i]), int(run.labels[i]))
         pairs.append(Pair(one, two, f"seed {int(base.seeds[i])}{scores}", frame))
