@@ -16,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from dnnlib.cli import Command, Destination, Group, SeedList, with_options
+from dnnlib.cli import Command, Destination, Group, SeedList, check_once, with_options
 from dnnlib.errors import UserError, counted
 from rods.config import SAMPLERS
 from rods.eval.dreamsim import dreamsim_extractor
@@ -152,7 +152,7 @@ def ref(**opts: Any) -> None:
     if found is not None:
         reference = reference_of(found, extractor, keep=opts["features"], seed=opts["seed"], version=tool_version())
         write_reference(dest, reference)
-        click.echo(f"{dest}: {extractor.describe()}, n = {found.n} images")
+        click.echo(f"{dest}: {extractor.describe()}, n = {counted(found.n, 'image')}")
         _warn([*_passed_over(source), *size_warnings(["fid"], None, found.n)])
     distributed.close()
 
@@ -167,6 +167,7 @@ def ref(**opts: Any) -> None:
 @_extractor_options
 def compare(a: str, b: str, **opts: Any) -> None:
     """What changed from the images A to the images B of the same seeds, with 95 % intervals over seeds."""
+    check_once([a, b], option="")
     names = parse_metrics(opts["metrics"])
     if refused := [name for name in names if name in NO_INTERVAL]:
         raise UserError(f"--metrics={opts['metrics']}: {refused[0]} has no interval by resampling; use fid.py calc")
@@ -267,7 +268,7 @@ def _refuse_idle_options(opts: dict[str, Any]) -> None:
 def _network(opts: dict[str, Any], device: torch.device) -> Source:
     given = _sampler_options(opts)
     sampler = sampler_choice(opts["sampler"], given, say=lambda line: click.echo(line, err=True))
-    snapshot = open_network(opts["from_network"], device=device, vae=opts["vae"])
+    snapshot = open_network(opts["from_network"], device=device, vae=opts["vae"], option="--from-network")
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     for note in preset_notes(preset, asked=opts["preset"], sampler=sampler, network=snapshot.name, net=snapshot.net):
         click.echo(note, err=True)

@@ -14,7 +14,7 @@ if os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":  # ranks that share cores mus
 import click
 import torch
 
-from dnnlib.cli import Command, Destination, SeedList
+from dnnlib.cli import Command, Destination, SeedList, Sha256
 from dnnlib.errors import UserError, counted, user_errors
 from rods.base_samplers import Sampler
 from rods.config import SAMPLERS, to_json
@@ -56,7 +56,7 @@ HEADER = 200  # characters of a preset's source that are printed; options.json h
     help="Network: an EDM or EDM2 pickle or a safetensors snapshot, or a published one's name, such as "
     "edm2-img64-s-fid [default: the embedded hands-32].",
 )
-@click.option("--sha256", metavar="HEX", help="What the network file's checksum must be.")
+@click.option("--sha256", metavar="HEX", type=Sha256(), help="What the network file's checksum must be.")
 @add_vae_option
 @click.option(
     "--outdir",
@@ -219,7 +219,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
         "network": snapshot.describe(),
         **({"guide": network.guide} if network.guide else {}),
         "preset": applied,
-        "seeds": f"{len(opts['seeds'])} seeds, {opts['seeds'][0]} to {opts['seeds'][-1]}",
+        "seeds": f"{counted(len(opts['seeds']), 'seed')}, {opts['seeds'][0]} to {opts['seeds'][-1]}",
         "torch": torch.__version__,
         "version": tool_version(),
     }
@@ -309,7 +309,8 @@ def report(job: Job, folder: OutputFolder, *, grid: bool) -> int:
         shown = ", ".join(broken[:8]) + (", ..." if len(broken) > 8 else "")
         remedy = "use --dtype=float32" if job.dtype != "float32" else "choose other noise levels or another network"
         click.echo(
-            f"Error: {len(broken)} of {len(mine)} images are not finite and were not written (seeds {shown}); {remedy}",
+            f"Error: {len(broken)} of {counted(len(mine), 'image')} not finite and not written (seeds {shown}); "
+            f"{remedy}",
             err=True,
         )
     return 1 if broken else 0

@@ -16,8 +16,8 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from dnnlib.errors import OtherRankError, UserError
-from dnnlib.util import check_place
+from dnnlib.errors import OtherRankError, UserError, shown
+from dnnlib.util import SHA256, check_place
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 MAX_SEEDS = 10_000_000
@@ -89,14 +89,31 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]
         return numbers
 
 
-class Destination(click.Path):
-    """A file or folder to write, checked before the work: where it cannot be made, the option is refused."""
+class Sha256(click.ParamType):  # type: ignore[type-arg]
+    """A checksum: its 64 hexadecimal digits."""
 
-    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+    name = "hex"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not SHA256.fullmatch(value):
+            self.fail(f"{shown(value)} is not a SHA-256; give its 64 hexadecimal digits", param, ctx)
+        return str(value)
+
+
+class Destination(click.Path):
+    """A file or folder to write, checked before the work: where it cannot be made, the option is refused.
+
+    `ending` is what the name of a file of the one kind that is written has to end with, such as `.png`.
+    """
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True, ending: str = "") -> None:
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+        self.ending = ending
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.suffix.lower() != self.ending and self.ending:
+            self.fail(f"{shown_path(path)} does not end in {self.ending}, which is what is written", param, ctx)
         try:
             check_place(path)
         except OSError as e:
@@ -108,6 +125,14 @@ def check_folder_of(path: Path, *, option: str) -> None:
     """Raises UserError where the folder that `path` is to be written in is not there: long work makes none for it."""
     if not path.resolve().parent.is_dir():
         raise UserError(f"{option}={path}: there is no such folder; make it first")
+
+
+def check_once(paths: Sequence[Path | str], *, option: str) -> None:
+    """Raises UserError where two of these are the same file or folder, however they are written."""
+    places = [Path(path).resolve() for path in paths]
+    for i, path in enumerate(paths):
+        if places[i] in places[:i]:
+            raise UserError(f"{option}{shown_path(path)} is given twice; give each one once")
 
 
 class _OneLineErrors(click.Command):

@@ -36,6 +36,18 @@ def user_errors(where: str = "", *, spelled: Callable[[str], str] = str) -> Iter
         raise UserError(f"{where}: {spelled(str(e))}" if where else spelled(str(e))) from e
 
 
+@contextmanager
+def of_option(option: str) -> Iterator[None]:
+    """Within the block, a UserError says which option it is about: it becomes `UserError("option: text")`.
+
+    For the boundary between a command and a reader of files, which knows the file and not what named it.
+    """
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{option}: {e}") from None
+
+
 def shown(value: object, limit: int = 80) -> str:
     """`value` from an untrusted file for a message: one line, no control characters, no longer than `limit`.
 

@@ -28,12 +28,22 @@ def not_of_their_run(images: Collection[str], files: Collection[str], read: Call
     Raises:
         UserError: the records of a run cannot be read.
     """
-    roots = [name.removesuffix(OPTIONS_NAME) for name in files if name.rsplit("/", 1)[-1] == OPTIONS_NAME]
-    parts = _parts_by_root(files) if roots else {}
-    runs = {root: names for root in roots if (names := _run_images(root, files, parts.get(root, []), read)) is not None}
+    runs = _runs(files, read)
     if not runs:
         return set()
     return {name for name in images if (root := _root_of(name, runs)) is not None and name not in runs[root]}
+
+
+def runs_among(files: Collection[str], read: Callable[[str], bytes]) -> list[str]:
+    """The folders of runs among these files, "" or ending in /. Arguments and errors as `not_of_their_run`."""
+    return list(_runs(files, read))
+
+
+def _runs(files: Collection[str], read: Callable[[str], bytes]) -> dict[str, set[str]]:
+    """The images of each run, by its folder."""
+    roots = [name.removesuffix(OPTIONS_NAME) for name in files if name.rsplit("/", 1)[-1] == OPTIONS_NAME]
+    parts = _parts_by_root(files) if roots else {}
+    return {root: names for root in roots if (names := _run_images(root, files, parts.get(root, []), read)) is not None}
 
 
 def _root_of(name: str, runs: Collection[str]) -> str | None:

@@ -55,13 +55,16 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+SHA256 = re.compile("[0-9a-fA-F]{64}")
+
+
 def check_sha256(path: str | os.PathLike[str], expected: str | None, *, name: str | None = None) -> str:
     """The SHA-256 of a file. Raises UserError if it is not `expected` (None accepts any); `name` is what to call it."""
-    if expected is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expected):
-        raise UserError(f"sha256={shown(expected)} is not a SHA-256; give its 64 hexadecimal digits")
+    if expected is not None and not SHA256.fullmatch(expected):
+        raise UserError(f"{shown(expected)} is not a SHA-256; give its 64 hexadecimal digits")
     found = file_sha256(path)
     if expected is not None and found != expected.lower():
-        raise UserError(f"{name or path}: sha256 is {found}, expected {expected.lower()}; a damaged or another file")
+        raise UserError(f"{name or path}: SHA-256 is {found}, expected {expected.lower()}; a damaged or another file")
     return found
 
 

@@ -239,8 +239,9 @@ def from_text(kind: type[_Value], text: str, *, option: str, fitted: Mapping[str
             raise ValueError(f"{option}: the preset in use has no weights of {name}; {remedy}")
         return fitted[name]  # type: ignore[return-value]
     if name not in registry:
-        names = [*registry, *(FITTED if kind is Detector else ())]
-        raise ValueError(f"{option}: unknown {option} {name!r}; give {' or '.join(names)}")
+        names, noun = [*registry, *(FITTED if kind is Detector else ())], kind.__name__.lower()
+        said = f"unknown {noun} {name!r}" if name else f"no {noun} is named in {text!r}"
+        raise ValueError(f"{option}: {said}; give {' or '.join(names)}")
     known = options_of(registry[name])
     given: dict[str, Any] = {}
     for part in rest.split(",") if has_options else []:

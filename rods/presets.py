@@ -71,8 +71,8 @@ class Preset:
         if scores not in self.quantiles:
             has = ", ".join(self.quantiles) or "none"
             raise ValueError(
-                f"preset {self.name} has no quantiles of {scores}, but of: {has}; "
-                "scripts/fit_gate.py --real=none writes those of lid"
+                f"preset {self.name} has no quantiles of {scores}, but of: {has}; give a number"
+                + (", or a preset of scripts/fit_gate.py --real=none" if scores.startswith("lid") else "")
             )
         values = torch.tensor(self.quantiles[scores], dtype=torch.float64)
         return float(torch.quantile(values, share))

@@ -21,13 +21,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Destination, Group, SeedList
+from dnnlib.cli import Command, Destination, Group, SeedList, check_once
 from dnnlib.errors import UserError, counted
 from dnnlib.util import atomic_write
 from rods.bench.blind import blind_sheet, key_path, write_blind
 from rods.bench.compare import agreeing
 from rods.bench.compare import compare as compare_runs
-from rods.bench.labelled import LabelledRun, read_run
+from rods.bench.labelled import LabelledRun, labelled_in_both, read_run
 from rods.bench.methods import BASELINE, METHODS, ExperimentTable, Method, read_experiments, resolve, split_methods
 from rods.bench.plots.drawing import has_matplotlib
 from rods.bench.report import NO_FIGURES, audit_record, report_parts, write_report
@@ -161,7 +161,8 @@ def run_and_print(
     overlap = sorted(set(seeds) & set(task.calibration_seeds))
     if overlap and distributed.rank() == 0:
         click.echo(
-            f"--seeds: {len(overlap)} of them, such as {overlap[0]}, are calibration seeds; report none of these"
+            f"--seeds: {counted(len(overlap), 'calibration seed')} among them, such as {overlap[0]}; report none of "
+            "these"
         )
     run_methods(task, network, methods, seeds, out=out, batch=batch, device=device)
     if distributed.rank() == 0:
@@ -195,11 +196,12 @@ def label(run_folder: Path, task_name: str, threads: int | None) -> None:
 @folder_argument("run_a")
 @folder_argument("run_b")
 @click.option("--labels", "source", help="Whose labels, such as 'program hands-32' or people, or a file of labels "
-              "(scripts/label.py) [default: the only ones beside the runs].")  # fmt: skip
+              "(scripts/label.py), or FILE:SOURCE [default: the only ones beside the runs].")  # fmt: skip
 @click.option("--real", metavar="DIR|ZIP", help="Real images: how near both runs are to them.")
-@click.option("--pairs", type=Destination(dir_okay=False), help="Also draw changed images, before and after: a PNG.")
-@click.option("--blind", type=Destination(dir_okay=False), help="Also draw changed images in random order, on random "
-              "sides: a PNG, and its key in a CSV beside it.")  # fmt: skip
+@click.option("--pairs", type=Destination(dir_okay=False, ending=".png"),
+              help="Also draw changed images, before and after: a PNG.")  # fmt: skip
+@click.option("--blind", type=Destination(dir_okay=False, ending=".png"), help="Also draw changed images in random "
+              "order, on random sides: a PNG, and its key in a CSV beside it.")  # fmt: skip
 def compare(
     run_a: Path, run_b: Path, source: str | None, real: str | None, pairs: Path | None, blind: Path | None
 ) -> None:
@@ -207,6 +209,7 @@ def compare(
 
     With labels beside both: what was repaired and what newly broken. Without any: what changed and what it cost.
     """
+    check_once([run_a, run_b], option="")
     labelled = source is not None or any((run / LABELS_NAME).is_file() for run in (run_a, run_b))
     base, other = (read_run(path, source=source, labelled=labelled, rest=True) for path in (run_a, run_b))
     if not (both := base.position().keys() & other.position().keys()):
@@ -214,7 +217,7 @@ def compare(
     against = None if real is None else read_real(real, image_shape(base, other))
     found = changes(base, other, against)
     base, other = agreeing(base, other)
-    judged = labelled_in_both(run_a, run_b, source) if labelled else []
+    judged = labelled_in_both(base, other, source) if labelled else []
     sheet = None if pairs is None else pairs_sheet(base, other)
     hidden = None if blind is None else blind_sheet(base, other)
     if labelled:
@@ -242,15 +245,6 @@ def compare(
     if blind is not None and hidden is not None:
         write_blind(blind, *hidden)
         click.echo(f"Wrote {blind}, and which side is which run to {key_path(blind)}: judge before you open it")
-
-
-def labelled_in_both(run_a: Path, run_b: Path, source: str | None) -> list[LabelledRun]:
-    """Both runs, of the images that have a label in both. UserError: there is none."""
-    runs = [read_run(path, source=source) for path in (run_a, run_b)]
-    places = [run.position() for run in runs]
-    if not (both := [name for name in places[0] if name in places[1]]):
-        raise UserError(f"{run_a} and {run_b} have no labelled seed in common; sample and label the same seeds")
-    return [run.at([place[name] for name in both]) for run, place in zip(runs, places, strict=True)]
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

@@ -23,7 +23,7 @@ from torch.utils.benchmark import Timer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, Destination
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, of_option
 from dnnlib.util import atomic_write
 from rods.base_samplers import Sampler
 from rods.config import build
@@ -182,7 +182,8 @@ def main(
     keep_freed_memory()
     torch.set_num_threads(threads or torch.get_num_threads())
     where = distributed.pick_device(device)
-    snapshot = load_snapshot(network, device=where)
+    with of_option("--network"):
+        snapshot = load_snapshot(network, device=where)
     k = snapshot.header.init_kwargs
     shape = (batch, k["img_channels"], k["img_resolution"], k["img_resolution"])
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(where)

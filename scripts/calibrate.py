@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Destination, SeedList, check_folder_of
+from dnnlib.cli import Command, Destination, SeedList, check_folder_of, check_once
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench import calibrate
@@ -93,7 +93,7 @@ def write_trials(path: Path, search: Search, critical: Mapping[str, Any] | None)
 
 @click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 120})
 @click.argument("runs", metavar="[RUN]...", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--labels", metavar="FILE|SOURCE",
+@click.option("--labels", metavar="FILE|SOURCE|FILE:SOURCE",
               help="runs: a file of labels, or whose of each run's own [default: the only ones].")  # fmt: skip
 @click.option("--task", "task_name", type=click.Choice(list(TASKS)),
               help="A task of the benchmark, whose program labels what is sampled.")  # fmt: skip
@@ -151,6 +151,7 @@ def check_options(opts: dict[str, Any]) -> None:
         raise UserError("give either labelled runs, the baseline's first, or --task=NAME")
     if len(opts["runs"]) == 1:
         raise UserError(f"{opts['runs'][0]}: one run is a baseline without candidates; give runs of other settings too")
+    check_once(opts["runs"], option="")
     for option in ("network", "seeds", "first", "batch") if opts["runs"] else ("labels",):
         if opts[option] is not None:
             raise UserError(f"--{option} is {'for --task' if opts['runs'] else 'of runs'}; leave it out")

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, Destination, SeedList
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, of_option
 from dnnlib.util import atomic_write
 from rods.bench.compare import Comparison, compare
 from rods.bench.labelled import LabelledRun, read_run
@@ -118,7 +118,9 @@ def main(**opts: Any) -> None:
     """Sample the same seeds with Euler, gated restarts and rivals; count fingers; show pairs and price."""
     torch.set_num_threads(opts["threads"] or usable_cores())
     torch.set_flush_denormal(True)
-    snapshot, outdir = load_snapshot(opts["network"]), opts["outdir"]
+    outdir = opts["outdir"]
+    with of_option("--network"):
+        snapshot = load_snapshot(opts["network"])
     task = replace(TASKS["hands-32"](), num_steps=opts["steps"])
     methods = demo_methods(task, *demo_presets(snapshot.name))
     click.echo(f"Network {snapshot.describe()}\n{len(opts['seeds'])} seeds, {opts['steps']} steps; settings:")

@@ -66,7 +66,7 @@ NO_IMAGES = "none"
 @click.option("--real", metavar="DIR|ZIP|none",
               help=f"Real images, best such that the network never saw: {LEAST_REAL} or more, at most {MOST_REAL} are "
               "read. none: a restart by LID, from samples alone. Needed where there are no labels.")  # fmt: skip
-@click.option("--labels", metavar="FILE|SOURCE",
+@click.option("--labels", metavar="FILE|SOURCE|FILE:SOURCE",
               help="Labels of the network's images: a file, or whose of --run [default: the only ones].")  # fmt: skip
 @click.option("--run", "runs", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="A run with the labelled images [default: the folder of --labels]. Several are pooled.")  # fmt: skip

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 
 
 from dnnlib.cli import Command, Destination, NumberList, SeedList, check_folder_of
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, of_option
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_run import read_arrays, write_arrays
@@ -164,7 +164,8 @@ def loaded(opts: dict[str, Any], device: torch.device) -> tuple[Task | None, Loa
     if opts["labels"] is not None and given != ["run"]:
         raise UserError(f"--labels={opts['labels']} says whose labels of --run count; give --run, or leave it out")
     if given != ["task"]:
-        snapshot = load_snapshot(opts["network"], device=device)
+        with of_option("--network"):
+            snapshot = load_snapshot(opts["network"], device=device)
         if stored_encoder(snapshot.header.extra):
             raise UserError(f"--network: {snapshot.name} draws latents, and a readout is fitted to pixels alone; fit a "
                             "gate by scripts/fit_gate.py")  # fmt: skip

@@ -19,7 +19,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs without installing the project
 
-from dnnlib.cli import Command, Destination, Group
+from dnnlib.cli import Command, Destination, Group, check_once
 from dnnlib.errors import UserError, counted, user_errors
 from dnnlib.util import alone
 from rods.bench.proposal_activations import proposal_activations
@@ -95,6 +95,7 @@ def serve(images: Sequence[Path], against: Path | None, answers: Path, token: st
         raise UserError(f"--order={opts['order']} and --next both say which images come first; give one of them")
     if opts["network"] and not opts["count"]:
         raise UserError(f"--network={opts['network']} is for --next; give it, or leave --network out")
+    check_once([*images, *([against] if against else [])], option="--images, --against: ")
     folders = [read_folder(path, option="--images") for path in images]
     second = None if against is None else read_folder(against, option="--against")
     order = _order([*folders, *([second] if second else [])], answers, opts)
@@ -155,6 +156,7 @@ def report(answers: Path, images: Path | None, against: Path | None, eps: float 
     """
     if images is None and (against is not None or eps is not None):
         raise UserError("--against and --eps need --images; give the run that is the baseline")
+    check_once([path for path in (images, against) if path is not None], option="--images, --against: ")
     folders = {
         run: read_folder(path, option=option)
         for run, path, option in (("A", images, "--images"), ("B", against, "--against"))
@@ -188,11 +190,18 @@ def import_labels(
     """
     if not RATER.fullmatch(rater):
         raise UserError(f"--rater={rater} must be small letters, digits, - and _")
+    check_once([*images, *([against] if against else [])], option="--images, --against: ")
+    is_csv = source.suffix.lower() == ".csv"
+    if against is not None and (source.is_dir() or is_csv or not images):
+        what = "an answers file of before version 0.2, after --images" if not images else "such a file alone"
+        raise UserError(f"--against={against} is for {what}; leave it out, or give several --images")
+    if images and source.is_dir():
+        raise UserError(f"--images={images[0]}: {source} holds its images itself; leave it out")
     folders = [read_folder(path, option="--images") for path in images]
     lines: Sequence[Line]
     if source.is_dir():
         lines = read_class_folders(source, labels, rater)
-    elif source.suffix.lower() == ".csv":
+    elif is_csv:
         lines = read_csv(source, folders, labels, rater)
     else:
         pairs = zip(
@@ -204,7 +213,7 @@ def import_labels(
     new = [line for line in lines if line.get("id") not in known]
     answers.parent.mkdir(parents=True, exist_ok=True)
     append_lines(answers, new)
-    click.echo(f"{counted(len(new), 'label')} added to {answers}, {len(lines) - len(new)} were there already")
+    click.echo(f"{counted(len(new), 'label')} added to {answers}, there already: {len(lines) - len(new)}")
 
 
 def _with_sums(source: Path, folders: dict[str, Folder]) -> list[Line]:
@@ -227,7 +236,12 @@ def export(answers: Path, images: Sequence[Path], dest: Path) -> None:
     DEST/uncertain, by what the raters agree on.
     """
     lines = read_any(answers)
+    if not people_in(lines):
+        raise UserError(f"--answers={answers} has no labels of people; export writes theirs alone")
+    check_once(images, option="--images=")
     if dest.suffix.lower() == ".csv":
+        if images:
+            raise UserError(f"--images={images[0]} is for a folder to copy to; {dest} gets all labels: leave it out")
         click.echo(f"{counted(write_csv(lines, dest), 'label')} written to {dest}")
         return
     if not images:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, Destination
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, of_option
 from dnnlib.util import atomic_write
 from rods.base_samplers import Sampler
 from rods.config import build
@@ -90,7 +90,8 @@ def main(
 def load(network: str, device: torch.device) -> tuple[str, Any]:
     """A name and the network, in eval mode, its parameters without gradients."""
     if network != "ffhq-ve":
-        snapshot = load_snapshot(network, device=device)
+        with of_option("--network"):
+            snapshot = load_snapshot(network, device=device)
         return snapshot.describe(), snapshot.net
     torch.manual_seed(0)
     net = VEPrecond(64, 3, **FFHQ_VE).to(device).eval().requires_grad_(False)

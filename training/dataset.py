@@ -68,6 +68,11 @@ class ImageDataset:
         return self._files.left_out() if self._files.may_be_missed() else None
 
     @property
+    def runs(self) -> list[str]:
+        """The folders of sampling runs in the folder or zip, "" for itself: their images are a network's."""
+        return self._files.runs()
+
+    @property
     def names(self) -> list[str]:
         """The images' paths in the folder or zip, in order of index."""
         return list(self._names)

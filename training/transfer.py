@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, of_option
 from training.checkpoint import load_snapshot
 from training.config import averages, different_options
 from training.state import TrainingState, load_state
@@ -20,10 +20,8 @@ def start_from_weights(trainer: Trainer, source: str) -> list[str]:
     """
     if source.endswith(".pt") and Path(source).is_file():
         raise UserError(f"--transfer={source}: that is a training state; give a network-snapshot, or --resume={source}")
-    try:
+    with of_option("--transfer"):
         snapshot = load_snapshot(source)
-    except UserError as e:
-        raise UserError(f"--transfer={e}") from None
     found, wanted = snapshot.net.state_dict(), trainer.net.state_dict()
     fits = {k: t for k, t in found.items() if k in wanted and t.shape == wanted[k].shape}
     trained = {name for name, _ in trainer.net.named_parameters()}

@@ -110,7 +110,7 @@ def plan(inputs: Inputs, back: Sequence[float], samples: int, seeds: int, dest: 
         rows, seconds = largest_measured(lambda n: evaluate(job, blank(job, n)), m.batch, m.device)
     lines = []
     for part in parts:
-        there = f" ({part.done:,} are there already)" if part.done else ""
+        there = f" (there already: {part.done:,})" if part.done else ""
         lines.append(f"Would {part.what}{there}: {part.evaluations:,.0f} F")
     spent, each = sum(part.evaluations for part in parts), seconds / rows / ranks
     kinds = [*(["density-ratio"] if inputs.real is not None else []), *(["readout"] if inputs.labelled else [])]

@@ -20,6 +20,7 @@ from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.encoding import image_shape
 from rods.bench.gate_fit import Features, FlightFeatures, Level, levels_of, real_features
+from rods.bench.real import open_real, some_of
 from rods.bench.restart_trial import ChunkTrial, Trial, joined, try_chunk
 from rods.denoiser import bind
 from rods.detectors import Detector
@@ -35,7 +36,6 @@ from rods.runs.trajectories import Strips
 from rods.types import Denoiser, state_dtype
 from torch_utils import distributed
 from training.checkpoint import Snapshot
-from training.dataset import ImageDataset
 from training.header import tool_version
 
 U8 = NDArray[np.uint8]
@@ -220,16 +220,13 @@ def real_images(path: str, net: Denoiser) -> tuple[U8, Tensor | None]:
     Raises UserError: too few, of another shape, or without the network's classes.
     """
     needed = "the network has classes" if net.label_dim else ""
-    dataset = ImageDataset(path, cond=net.label_dim > 0, cache=False, option="--real", labels_needed=needed)
+    dataset = open_real(path, cond=net.label_dim > 0, labels_needed=needed)
     shape = image_shape(net)
-    index = list(range(len(dataset)))
-    if len(index) < LEAST_REAL:
-        raise UserError(f"--real={path} has {counted(len(index), 'image')}; a gate needs {LEAST_REAL} or more")
+    if len(dataset) < LEAST_REAL:
+        raise UserError(f"--real={path} has {counted(len(dataset), 'image')}; a gate needs {LEAST_REAL} or more")
     if dataset.label_dim != net.label_dim:
         raise UserError(f"--real={path} has {dataset.label_dim} classes, and the network has {net.label_dim}")
-    if len(index) > MOST_REAL:
-        index = sorted(np.random.default_rng(0).choice(len(index), MOST_REAL, replace=False).tolist())
-    pixels, labels = dataset.batch(index)
+    pixels, labels = dataset.batch(some_of(len(dataset), MOST_REAL))
     images = pixels.numpy()
     if images.shape[1:] != shape:
         mode = {1: " --mode=grey", 3: " --mode=rgb"}.get(shape[0], "")

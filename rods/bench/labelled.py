@@ -237,6 +237,19 @@ def read_run(path: Path, *, source: str | None = None, labelled: bool = True, re
         raise UserError(f"{path}: {OPTIONS_NAME} or {TIMING_NAME} was changed; sample the run again") from None
 
 
+def labelled_in_both(base: LabelledRun, other: LabelledRun, source: str | None) -> list[LabelledRun]:
+    """Both runs, of the images that have a label in both. UserError: there is none."""
+    labelled = set.intersection(
+        *({image_key(name) for name in read_labels(run.path, source=source)} for run in (base, other))
+    )
+    places = [run.position() for run in (base, other)]
+    if not (both := [name for name in places[0] if name in places[1] and name in labelled]):
+        raise UserError(
+            f"{base.path} and {other.path} have no labelled seed in common; sample and label the same seeds"
+        )
+    return [run.at([place[name] for name in both]) for run, place in zip((base, other), places, strict=True)]
+
+
 def _uncertain(path: Path) -> dict[str, ImageLabel]:
     names = [line["name"] for line in read_lines(path / SAMPLES_NAME)]
     return {name: ImageLabel(name, VERDICTS[0], "nobody") for name in names}

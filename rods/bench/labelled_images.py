@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dnnlib.cli import check_once
 from dnnlib.errors import UserError, counted
 from dnnlib.run_folder import OPTIONS_NAME
 from rods.bench.labelled import LabelledRun, is_finite, read_run
 from rods.eval.labels import Label
+from rods.labels.labels import named_file
 from rods.types import Denoiser
 
 U8 = NDArray[np.uint8]
@@ -81,9 +83,9 @@ def of_runs(paths: Sequence[Path], labels: str | None, sha256: str) -> LabelledI
 
 def runs_of(paths: Sequence[Path], labels: str | None) -> list[Path]:
     """The run folders that are meant: those given, or the one in which the file of labels lies. UserError: none."""
+    check_once(paths, option="--run=")
     if paths or labels is None:
         return list(paths)
-    folder = Path(labels).parent
-    if Path(labels).is_file() and (folder / OPTIONS_NAME).is_file():
+    if (file := named_file(labels)) and ((folder := file[0].parent) / OPTIONS_NAME).is_file():
         return [folder]
     raise UserError(f"--labels={labels}: give the folder of the images that it labels, by --run=DIR")

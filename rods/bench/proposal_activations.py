@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, of_option
 from rods.bench.readout_fit import decoder_blocks, pooled_activations
 from rods.runs.images import read_png
 from rods.types import Denoiser
@@ -27,7 +27,8 @@ def proposal_activations(network: Path, files: Sequence[Path]) -> NDArray[np.flo
 
     Raises UserError: a network with classes or without decoder blocks, or an image of another size.
     """
-    net = load_snapshot(str(network), device=torch.device("cpu")).net
+    with of_option("--network"):
+        net = load_snapshot(str(network), device=torch.device("cpu")).net
     if net.label_dim:
         raise UserError(f"--network={network} needs class labels, which image files do not have; leave --network out")
     shape, images = (net.img_channels, net.img_resolution, net.img_resolution), []

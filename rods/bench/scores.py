@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from shlex import quote
 
 import numpy as np
 import PIL.Image
@@ -80,7 +81,8 @@ def check_readable(run: LabelledRun, detectors: Sequence[Detector], net: Denoise
         if detector.needs != "image":
             raise UserError(
                 f"--detector={to_text(detector)} reads a run's {detector.needs}s, which {run.path} does not keep; "
-                f"record it while sampling: generate.py --filter='{to_text(detector)}' --filter-threshold=inf"
+                f"record it while sampling: generate.py --filter='{to_text(detector)}' --filter-threshold=inf "
+                "--outdir=DIR"
             )
         try:
             detector.check(net, [])
@@ -98,6 +100,11 @@ def images_of(run: LabelledRun, option: str) -> U8:
             )
         found.append(image)
     return np.stack(found)
+
+
+def name_of_finished(detector: Detector) -> str:
+    """What the score of finished images by a detector is called."""
+    return f"{to_text(detector)}, of the finished image"
 
 
 def measured_score(
@@ -126,7 +133,7 @@ def measured_score(
             noise = draws_of(denoise, x, detector.num_draws)
             parts.append(detector.score(denoise, x, noise=noise).cpu().double().numpy())
         report(len(x))
-    return Score(f"{to_text(detector)}, of the finished image", np.concatenate(parts))
+    return Score(name_of_finished(detector), np.concatenate(parts))
 
 
 # -- what is said of them ---------------------------------------------------------------------------------------------
@@ -233,7 +240,7 @@ def finite_only(run: LabelledRun) -> LabelledRun:
     return run.at(kept)
 
 
-def gate_in_flight(preset: Preset | None, detectors: Sequence[Detector]) -> str | None:
+def gate_in_flight(preset: Preset | None, detectors: Sequence[Detector], *, network: str) -> str | None:
     """What to say where a preset's restart asks one of these detectors in flight, and here it reads finished images."""
     restart = preset.samplers.get("restart") if preset else None
     if preset is None or not isinstance(restart, Restart) or not restart.score_at or restart.detector not in detectors:
@@ -241,5 +248,5 @@ def gate_in_flight(preset: Preset | None, detectors: Sequence[Detector]) -> str 
     return (
         f"Note: the restart of preset {preset.name} reads {to_text(restart.detector)} in flight, at noise level "
         f"{restart.score_at:g}, where it was fitted; for these scores record them while sampling: generate.py "
-        f"--preset={preset.name} --sampler=restart --threshold=inf"
+        f"--network={quote(network)} --preset={preset.name} --sampler=restart --threshold=inf --outdir=DIR"
     )

@@ -13,10 +13,10 @@ from dnnlib.errors import UserError, counted
 from rods.bench.compare import changed_images, common, frechet, total_variance, variance_kept
 from rods.bench.labelled import POOLED, LabelledRun, is_finite, pooled_levels, values_of
 from rods.bench.qualitative import Pair, frame_of, pair_sheet
+from rods.bench.real import open_real, some_of
 from rods.eval.bootstrap import Estimate
 from rods.eval.correction import Proportion, proportion_interval
 from rods.runs.images import U8
-from training.dataset import ImageDataset
 
 F64 = NDArray[np.float64]
 MOST_REAL = 10_000
@@ -94,10 +94,10 @@ def check_pictures(*runs: LabelledRun, option: str) -> None:
 
 def read_real(path: str, shape: Sequence[int]) -> RealImages:
     """The images [C, H, W] of a folder or zip, at most MOST_REAL. UserError: fewer than two, or of another shape."""
-    dataset = ImageDataset(path, cache=False, option="--real")
+    dataset = open_real(path)
     if len(dataset) < 2:
         raise UserError(f"--real={path} has one image; a variance needs two or more")
-    index = list(range(min(len(dataset), MOST_REAL)))
+    index = some_of(len(dataset), MOST_REAL)
     pixels: U8 = dataset.batch(index)[0].numpy()
     if list(pixels.shape[1:]) != list(shape):
         raise UserError(f"--real={path}: images of shape {list(pixels.shape[1:])}, and the runs' are {list(shape)}")

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnnlib.errors import UserError
-from dnnlib.util import atomic_write, file_sha256
+from dnnlib.errors import UserError, counted, shown
+from dnnlib.util import SHA256, atomic_write, file_sha256
 from rods.labels.agreement import people_in
 from rods.labels.folders import Folder, image_files
 from rods.labels.growing_file import Line
@@ -31,28 +31,67 @@ def read_csv(path: Path, folders: Sequence[Folder], labels: LabelSet, rater: str
     A name is that of an image in `folders`; its folders may be left out where one image alone has it.
     Raises UserError: other columns, an unknown word, or a name that no image or several have.
     """
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    except (ValueError, csv.Error):
-        raise UserError(f"{path} is not a CSV file of text; save it as UTF-8") from None
-    columns = [column or "" for column in (rows[0] if rows else {})]
+    columns, rows = _table(path)
     naming = next((column for column in NAME_COLUMNS if column in columns), None)
     if "label" not in columns or (naming is None and "sha256" not in columns):
-        raise UserError(f"{path} has the columns {', '.join(columns) or 'none'}; it needs label, and name or sha256, "
-                        "in its first line")  # fmt: skip
+        has = ", ".join(map(shown, columns)) or "none"
+        raise UserError(f"{path} has the columns {has}; it needs label, and name or sha256, in its first line")
     if naming is not None and not folders and "sha256" not in columns:
         raise UserError(f"{path} names images; give their folder by --images")
-    known, found = _by_name(folders), []
-    for number, row in enumerate(rows, 2):
-        where, name = f"{path}, line {number}", row.get(naming or "") or ""
-        checksum = row.get("sha256") or _only(known.get(name, ()), name, where)
-        by = row.get("rater") or rater
+    known = _by_name(folders)
+    found: dict[tuple[str, str, str], tuple[Line, str]] = {}  # the label of a rater, round and image, and where it is
+    for where, row in rows:
+        name, again, by = row.get(naming or "", ""), row.get("round") or "1", row.get("rater") or rater
+        checksum = _checksum(row["sha256"], where) if row.get("sha256") else _only(known.get(name, ()), name, where)
+        answer = (row.get("answer") or row["label"]).strip()
         if not RATER.fullmatch(by):
             raise UserError(f"{where}: rater {by!r} must be small letters, digits, - and _")
-        given = {"note": row.get("note") or "", "time": row.get("time") or None}
-        again = {"round": int(row["round"])} if ROUND.fullmatch(row.get("round") or "") else {}
-        found.append(_line(by, name, checksum, row.get("answer") or row["label"] or "", labels, where, given | again))
-    return found
+        if not ROUND.fullmatch(again):
+            raise UserError(f"{where}: round {shown(again)} must be a number, such as 2 for an image asked again")
+        given: dict[str, Any] = {"note": row.get("note", ""), "time": row.get("time") or None}
+        given |= {"round": int(again)} if row.get("round") else {}
+        line = _line(by, name, checksum, answer, labels, where, given)
+        first, there = found.setdefault((by, again, checksum), (line, where))
+        if first["answer"] != line["answer"]:
+            raise UserError(
+                f"{where}: {by} says {line['answer']!r} of the image that {there.removeprefix(f'{path}, ')} calls "
+                f"{first['answer']!r}; leave one of them"
+            )
+    return [line for line, _ in found.values()]
+
+
+def _table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The columns of a CSV, and its rows with where each is. UserError: no text, no row, or one that does not fit."""
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+    except ValueError:
+        raise UserError(f"{path} is not a CSV file of text; save it as UTF-8") from None
+    columns: list[str] = []
+    rows = []
+    try:
+        for fields in reader:
+            where = f"{path}, line {reader.line_num}"
+            if not any(fields):
+                continue
+            if not columns:
+                columns = [field.strip() for field in fields]
+                continue
+            if len(fields) != len(columns):
+                raise UserError(f"{where}: {counted(len(fields), 'field')}, and the first line has {len(columns)}")
+            rows.append((where, dict(zip(columns, fields, strict=True))))
+    except csv.Error as e:
+        raise UserError(f"{path}, line {reader.line_num}: not a row of a CSV ({e}); is a quote not closed?") from None
+    if twice := sorted(column for column in set(columns) if column and columns.count(column) > 1):
+        raise UserError(f"{path} has the column {shown(twice[0])} twice; leave one of them")
+    if columns and not rows:
+        raise UserError(f"{path} has columns and no row below them; give one for each label")
+    return columns, rows
+
+
+def _checksum(text: str, where: str) -> str:
+    if not SHA256.fullmatch(text):
+        raise UserError(f"{where}: {shown(text)} is not a SHA-256; give the 64 hexadecimal digits of the image's file")
+    return text.lower()
 
 
 def _by_name(folders: Sequence[Folder]) -> Mapping[str, set[str]]:
@@ -100,7 +139,8 @@ def _line(
     """A line of a file of labels, whose id comes from what it says: the same import twice adds nothing."""
     verdict = labels.verdict(answer)
     if verdict is None:
-        raise UserError(f"{where}: {answer!r} is none of the labels {', '.join(labels.answers)}; name them by --labels")
+        known = ", ".join(labels.answers)
+        raise UserError(f"{where}: {shown(answer)} is none of the labels {known}; name them by --labels")
     said = {"source": PERSON + rater, "name": name, "sha256": checksum, "label": verdict, "answer": answer, **given}
     ident = hashlib.sha256(repr(sorted(said.items())).encode()).hexdigest()[:32]
     return {"id": ident, **said}

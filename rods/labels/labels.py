@@ -107,13 +107,14 @@ def read_labels(run: Path, *, source: str | None = None) -> dict[str, ImageLabel
     Args:
         run: the folder, with a labels.jsonl unless `source` is a file.
         source: a source in it such as `program hands-32`; `people`, what all its raters agree on; or the path of a file
-            of labels, which may be of many runs. By default the only one there is, all raters being one.
+            of labels, which may be of many runs, alone or as FILE:SOURCE. By default the only one there is, all raters
+            being one.
     Raises:
         UserError: no such file or source, several sources and none named, or a line that is not a label.
     """
     labels = list(settle(read_answers(run, source=source)).values())
     sums = image_sums(run)
-    if source is not None and Path(source).is_file():
+    if named_file(source):
         names = _by_sum(sums)
         return {name: replace(label, name=name) for label in labels for name in names.get(label.sha256 or "", ())}
     return _own(labels, sums)
@@ -121,12 +122,20 @@ def read_labels(run: Path, *, source: str | None = None) -> dict[str, ImageLabel
 
 def read_answers(run: Path, *, source: str | None = None) -> list[ImageLabel]:
     """All answers that `read_labels` settles, of other runs too where they are of a file that has such."""
-    pooled = source is not None and Path(source).is_file()
-    path = Path(source) if pooled and source is not None else run / LABELS_NAME
+    path, whose = named_file(source) or (run / LABELS_NAME, source)
     if not path.is_file():
         remedy = f"label it, such as by scripts/bench.py label {run} --task=NAME or by scripts/label.py"
         raise UserError(f"{run} has no {LABELS_NAME}; {remedy}")
-    return of_source(labels_in(read_label_lines(path)), None if pooled else source, path)
+    return of_source(labels_in(read_label_lines(path)), whose, path, pooled=path != run / LABELS_NAME)
+
+
+def named_file(source: str | None) -> tuple[Path, str | None] | None:
+    """The file of labels that a text names and whose labels in it: FILE, or FILE:SOURCE; None: it names no file."""
+    if source is None:
+        return None
+    file, colon, whose = source.rpartition(":")
+    found = [(Path(source), None), *([(Path(file), whose)] if colon else [])]
+    return next(((path, one) for path, one in found if path.is_file()), None)
 
 
 def read_label_lines(path: Path) -> list[Line]:
@@ -137,8 +146,13 @@ def read_label_lines(path: Path) -> list[Line]:
     return lines
 
 
-def of_source(labels: Sequence[ImageLabel], source: str | None, path: Path) -> list[ImageLabel]:
-    """The labels of one source, all raters being one; without a source, of the only one. UserError: none."""
+def of_source(
+    labels: Sequence[ImageLabel], source: str | None, path: Path, *, pooled: bool = False
+) -> list[ImageLabel]:
+    """The labels of one source, all raters being one; without a source, of the only one. UserError: none.
+
+    `pooled`: the file was named, and is not that of a run.
+    """
     if not labels:
         raise UserError(f"{path} has no labels yet; label some images first, such as by scripts/label.py")
     people = [label for label in labels if label.is_of_person]
@@ -146,8 +160,11 @@ def of_source(labels: Sequence[ImageLabel], source: str | None, path: Path) -> l
     known = [*others, *([PEOPLE] if people else [])]
     if source is None:
         if len(known) > 1:
-            remedy = "name one by --labels" if path.name == LABELS_NAME else "keep those of one source in a file"
-            raise UserError(f"{path} has labels of {', '.join(map(repr, known))}; {remedy}")
+            example = f"{path}:{known[-1]}" if pooled else known[-1]
+            raise UserError(
+                f"{path} has labels of {', '.join(map(repr, known))}; name one by --labels, such as "
+                f"--labels='{example}'"
+            )
         source = known[0]
     if source == PEOPLE and people:
         return people

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from dnnlib.errors import UserError, shown
+from dnnlib.errors import UserError, of_option, shown
 from rods.gate import fingerprint
 from rods.latents import Vae, image_channels
 from rods.runs.images import CHANNELS
@@ -37,12 +37,15 @@ def open_network(
     device: torch.device,
     sha256: str | None = None,
     vae: Path | None = None,
+    option: str = "--network",
 ) -> Snapshot:
     """`load_snapshot`, and with it the autoencoder of a network that draws latents, as the network's `codec`.
 
-    Nothing is fetched. Raises UserError: as `load_snapshot`; no such autoencoder, or one that does not fit.
+    Nothing is fetched. Raises UserError, naming the option: as `load_snapshot`; no such autoencoder, or one that does
+    not fit.
     """
-    snapshot = load_snapshot(source, device=device, sha256=sha256)
+    with of_option(option):
+        snapshot = load_snapshot(source, device=device, sha256=sha256)
     encoder = stored_encoder(snapshot.header.extra)
     if encoder is not None:
         snapshot.net.codec = open_vae(encoder, snapshot, vae, device)

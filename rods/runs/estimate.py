@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 import torch
 from torch import Tensor, nn
 
+from dnnlib.errors import counted
 from rods.denoiser import bind
 from rods.latents import decoded
 from rods.runs.chunk import Chunk, ChunkResult
@@ -50,7 +51,7 @@ def estimate(job: Job, *, ranks: int = 1) -> list[str]:
         each, how = job.sampler.num_steps * rate, f"{least} F at least, and no B; no image was sampled"
     images = -(-sum(len(job.names(chunk)) for chunk in job.chunks) // ranks)
     return [
-        f"Time: about {duration(images * each)} for {images:,} images on each rank ({how}; an F took "
+        f"Time: about {duration(images * each)} for {counted(images, 'image')} on each rank ({how}; an F took "
         f"{alone / forward:.2g} s, with {at_once} images at once {rate / forward:.2g} s an image)",
         f"Memory: about {', and '.join(memory)} (measured)",
     ]

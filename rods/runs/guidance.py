@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from dnnlib.cli import with_options
+from dnnlib.cli import Sha256, with_options
 from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Sampler
 from rods.dropout import Dropout
@@ -37,7 +37,8 @@ def add_guidance_options(command: F) -> F:
         click.option("--guidance-interval", metavar="LO,HI",
                      help="The noise levels at which it is guided; elsewhere the guide is not evaluated "
                           "[default: all]."),
-        click.option("--guide-sha256", metavar="HEX", help="What the checksum of the guide's file must be."),
+        click.option("--guide-sha256", metavar="HEX", type=Sha256(),
+                     help="What the checksum of the guide's file must be."),
     )  # fmt: skip
     return with_options(command, options)
 

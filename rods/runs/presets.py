@@ -41,6 +41,8 @@ def find_preset(name: str | None, *, network: str, folder: Path, source: str = "
     for path in (folder / f"{name}{SUFFIX}", Path(name)):
         if path.is_file():
             return read_preset(path)
+    if Path(name).is_dir():
+        raise UserError(f"--preset={name} is a folder; give a preset's file, such as one in it that ends in {SUFFIX}")
     known_names = [*PAPER_PRESETS, *sorted(p.name.removesuffix(SUFFIX) for p in folder.glob(f"*{SUFFIX}"))]
     raise UserError(f"--preset={name} is unknown; use a JSON file or one of {', '.join(known_names)}")
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from math import inf, isfinite, nan
 from typing import Any
 
+from dnnlib.errors import counted
 from rods.runs.accept import Filter
 from rods.runs.chunk import ChunkResult
 from rods.runs.folder import REJECTED
@@ -104,7 +105,7 @@ def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> lis
         above, drawn = sum(not t["accepted"] for t in tries), sum(len(t["seeds"]) for t in tries)
         said.append(
             f"{again} of {len(lines)} drawn again (not {chosen.accept.describe()}), "
-            f"{drawn} images drawn in all; {above} were never accepted, the best try is kept"
+            f"{counted(drawn, 'image')} drawn in all; never accepted, and the best try kept: {above}"
         )
         if chosen.accept.level:
             said.append(_given_up(*tries_nfe(lines), num=drawn - len(lines), level=chosen.accept.level))
@@ -139,8 +140,8 @@ def filter_nfe(lines: Sequence[dict[str, Any]]) -> tuple[int, float]:
 
 
 def _given_up(spent: int, full: float, *, num: int, level: float) -> str:
-    would = f"; full runs, at the cost of those that were kept, would have cost {full:,.0f}" if isfinite(full) else ""
-    return f"{num} given up at noise level {level:g}: they cost {spent:,} NFE{would}"
+    would = f"; run to the end, at the cost of what was kept: {full:,.0f}" if isfinite(full) else ""
+    return f"{counted(num, 'image')} given up at noise level {level:g}, for {spent:,} NFE{would}"
 
 
 def _quantiles(values: Sequence[float]) -> str:

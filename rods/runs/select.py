@@ -76,6 +76,8 @@ def _accept(opts: Mapping[str, Any], preset: Preset | None) -> Accept | None:
     text, is_limit, rest = opts["accept"].rpartition("<")
     if not is_limit:
         raise UserError(f"--accept={opts['accept']} has no limit; write score<value, such as --accept='lid<12'")
+    if not text.strip():
+        raise UserError(f"--accept={opts['accept']} names no score; write score<value, such as --accept='lid<12'")
     detector = detector_option(text, preset, option="--accept")
     below, level = split_level(rest, option="--accept")
     try:
@@ -117,6 +119,11 @@ def _percentage(detector: Detector, percent: float, level: float, preset: Preset
         raise UserError(
             f"{asked} of {scores} at @{level:g}: preset {preset.name} knows scores in flight of {has}; give a number, "
             "or fit a gate there (scripts/fit_gate.py --score-at)"
+        )
+    if preset and scores not in preset.quantiles and isinstance(restart, Restart) and restart.detector == detector:
+        raise UserError(
+            f"{asked} of {scores}: preset {preset.name} knows the scores that its restart reads in flight; write "
+            f"--accept='{scores}<{percent:g}%@{restart.score_at:g}'"
         )
     return preset_quantile(preset, scores, percent / 100, asked=asked)
 

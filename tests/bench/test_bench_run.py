@@ -210,4 +210,4 @@ def test_calibration_seeds_are_named(tmp_path: Path, small) -> None:
     printed = said(
         bench.main, "--task=points", "--samplers=euler", "--seeds=1000-1001", "--threads=1", f"--out={tmp_path}"
     )
-    assert "2 of them, such as 1000, are calibration seeds" in printed
+    assert "2 calibration seeds among them, such as 1000" in printed

@@ -115,6 +115,13 @@ def test_labels_of_a_pooled_file_are_followed_by_the_images(runs: tuple[Path, Pa
     assert re.search("changed images have no label and count as uncertain", said(command.main, *arguments))
 
 
+def test_a_run_is_given_once(runs: tuple[Path, Path, float], tmp_path: Path) -> None:
+    again = runs[1].parent / "." / runs[1].name
+    told = refusal(command.main, *runs[:2], f"{again}/", f"--dest={tmp_path / 'my.preset.json'}")
+    assert "is given twice" in told
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_calibrated_is_one_line(runs: tuple[Path, Path, float], tmp_path: Path) -> None:
     euler, every, _ = runs
     dest = f"--dest={tmp_path / 'p.preset.json'}"

@@ -170,7 +170,7 @@ def test_a_dry_run_checks_all_inputs_and_writes_nothing(labelled_run: Path, tmp_
     assert "my.density-ratio.safetensors or my.readout.safetensors" in told[5]
     assert files(tmp_path) == before
     said(command.main, *last_of_each([*options[:-1], "--trial=16"]))
-    assert "(40 are there already): 0 F" in said(command.main, *options)
+    assert "(there already: 40): 0 F" in said(command.main, *options)
     lid = said(command.main, *options_of(tmp_path, "--real=none", "--budget=2", "-n"))
     assert lid.startswith("Would sample 40 images")
     assert "density-ratio" not in lid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,8 @@ def test_a_blind_sheet_and_its_key(runs: tuple[Path, Path], tmp_path: Path) -> N
     assert any(np.array_equal(shown[y : y + 128, x : x + 128], expected) for y in range(12) for x in range(12)), (
         "the first tile is the left image of the first row of the key"
     )
-    assert "No image changed" in said(bench, "compare", runs[0], runs[0], f"--blind={tmp_path / 'none.png'}")
+    shutil.copytree(runs[0], tmp_path / "same")
+    assert "No image changed" in said(bench, "compare", runs[0], tmp_path / "same", f"--blind={tmp_path / 'none.png'}")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -129,4 +131,30 @@ def test_labels_of_nobody_are_refused(runs: tuple[Path, Path], tmp_path: Path) -
     append_lines(empty, [])
     assert "has no labels yet; label some images first" in refusal(bench, "compare", *runs, f"--labels={empty}")
     append_lines(empty, [line("0" * 64, "valid")])
-    assert "has no labelled sample" in refusal(bench, "compare", *runs, f"--labels={empty}")
+    assert "have no labelled seed in common" in refusal(bench, "compare", *runs, f"--labels={empty}")
+
+
+def test_one_source_of_a_pooled_file_is_chosen(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """The program calls all images valid, and people all hallucinated."""
+    pooled = tmp_path / "labels.jsonl"
+    for source, label in (("program x", "valid"), ("person alice", "hallucinated")):
+        append_lines(pooled, [line(checksum, label, source) | {"source": source}
+                              for checksum in dict.fromkeys(c for run in runs for c in sums(run))])  # fmt: skip
+    options = ("compare", *runs)
+    told = refusal(bench, *options, f"--labels={pooled}")
+    assert f"such as --labels='{pooled}:people'" in told
+    by = {
+        whose: said(bench, *options, f"--labels={pooled}:{whose}") for whose in ("program x", "people", "person alice")
+    }
+    assert "0.0 %" in by["program x"]
+    assert "100.0 %" in by["people"]
+    assert by["people"] == by["person alice"]
+    assert "no labels of 'bob'" in refusal(bench, *options, f"--labels={pooled}:bob")
+
+
+def test_a_run_is_not_compared_with_itself(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(runs[0])
+    for again in (runs[0], f"{runs[0]}/../{runs[0].name}", tmp_path / "link"):
+        assert "is given twice" in refusal(bench, "compare", runs[0], again)
+    for option in ("--pairs", "--blind"):
+        assert "does not end in .png" in refusal(bench, "compare", *runs, f"{option}={tmp_path / 'sheet.txt'}")

@@ -97,7 +97,7 @@ def test_a_detector_reads_the_finished_images_as_a_filter_does(tmp_path: Path) -
                 "--device=cpu")  # fmt: skip
     (recorded,) = recorded_scores(run := read_run(tmp_path / "run", labelled=False))
     opts = {"network": network, "detectors": ["lid"], "preset": None, "device": "cpu", "threads": 1}
-    (again,) = command.measured(run, opts)
+    (again,) = command.Reading.of(run, opts).scores(run, ["lid"])
     np.testing.assert_allclose(again.values, recorded.values, rtol=0.1)
     assert again.name in told
 
@@ -114,10 +114,17 @@ def test_a_run_without_scores_says_what_to_give(tmp_path: Path) -> None:
         (f"--network={SMALL}", "--detector=readout"): "--detector",
         ("--labels=program other",): "program other",
         (f"--sheet={tmp_path / 'no' / 'such.png'}",): "--sheet",
+        (f"--sheet={tmp_path / 'sheet.txt'}", f"--network={SMALL}", "--detector=lid"): "does not end in .png",
+        (f"--network={SMALL}",): "is for --detector",
+        ("--preset=none",): "is for --detector",
+        (f"--network={SMALL}", "--detector=lid", "--detector=lid"): "is given twice",
+        ("--network=no.pkl", "--detector=lid"): "--network: no.pkl: there is no such file",
     }.items():
         assert names in refusal(command.main, run, *wrong), wrong
     assert not (run / "scores.png").exists()
     (run / "000002.png").unlink()
+    told = refusal(command.main, run, f"--network={SMALL}", "--detector=lid", "--by=tvf")
+    assert "--by=tvf is not a score of this run; it has lid:" in told, "before an image is read"
     assert "000002.png is missing" in refusal(command.main, run, f"--network={SMALL}", "--detector=lid")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from commands import generated, refusal, said
 
 from rods.bench.labelled import read_run
+from rods.bench.real import some_of
 from rods.bench.unlabelled import changes, pairs_sheet, read_real
 from rods.labels.labels import ImageLabel, write_labels
 from scripts.bench import main as bench
@@ -120,17 +122,34 @@ def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], real: Path
         ([str(runs[0]), str(runs[1]), "--labels=person 1"], "labels.jsonl"),
     ):
         assert names in refusal(bench, "compare", *options)
-    assert "No image changed" in said(bench, "compare", runs[0], runs[0], f"--pairs={tmp_path / 'p.png'}")
+    shutil.copytree(runs[0], tmp_path / "same")
+    assert "No image changed" in said(bench, "compare", runs[0], tmp_path / "same", f"--pairs={tmp_path / 'p.png'}")
     assert not (tmp_path / "p.png").exists()
     generated(tmp_path / "one", "--sampler=euler", "--seeds=3", steps=4)
     assert "--real" in refusal(bench, "compare", tmp_path / "one", runs[0], f"--real={real}")
     assert "nan" not in said(bench, "compare", tmp_path / "one", runs[0])
     points = find_model("grid25-0", made_by="-")
     generated(tmp_path / "points", "--sampler=euler", "--seeds=0-3", network=points, steps=4)
+    shutil.copytree(tmp_path / "points", tmp_path / "again")
     for option, wrong in (("--real", real), ("--pairs", tmp_path / "p.png")):
-        told = refusal(bench, "compare", tmp_path / "points", tmp_path / "points", f"{option}={wrong}")
+        told = refusal(bench, "compare", tmp_path / "points", tmp_path / "again", f"{option}={wrong}")
         assert option in told
         assert "points" in told
     assert "different shapes" in refusal(bench, "compare", tmp_path / "points", runs[0])
     generated(tmp_path / "none", "--sampler=euler", "--filter=tvf", "--filter-threshold=-1", "--seeds=0-3", steps=4)
     assert "images of no seed" in refusal(bench, "compare", tmp_path / "none", runs[0])
+
+
+def test_samples_of_a_network_are_no_real_images(runs: tuple[Path, Path], real: Path, tmp_path: Path) -> None:
+    shutil.copytree(real, tmp_path / "mixed")
+    shutil.copytree(runs[1], tmp_path / "mixed" / "out" / "run")
+    for folder, names in ((tmp_path / "mixed", "out/run/ in it is a run"), (runs[1], "that is a run")):
+        assert names in refusal(bench, "compare", *runs, f"--real={folder}")
+
+
+def test_some_of_many_real_images_are_of_all_classes() -> None:
+    assert some_of(3, 3) == [0, 1, 2]
+    found = some_of(1000, 100)
+    assert found == some_of(1000, 100), "the same each time"
+    assert len(set(found)) == 100
+    assert {i // 100 for i in found} == set(range(10)), "of images that lie class by class"

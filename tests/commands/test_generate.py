@@ -211,7 +211,7 @@ def test_an_image_that_is_not_finite_is_no_picture(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(run_module, "sample_chunk", with_a_hole)
     code, output = generate(tmp_path, "--seeds=4-6", "--grid")
     assert code == 1
-    assert "Error: 1 of 3 images are not finite and were not written (seeds 5)" in output
+    assert "Error: 1 of 3 images not finite and not written (seeds 5)" in output
     assert set(files(tmp_path)) == {"000004.png", "000006.png", "grid.png", "options.json", "samples.jsonl"}
     assert [line["sha256"] is None for line in records(tmp_path)] == [False, True, False]
 

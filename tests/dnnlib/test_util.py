@@ -122,7 +122,7 @@ def test_bad_answers_are_one_line_and_leave_nothing(address: str, tmp_path: Path
 
 
 def test_a_wrong_checksum_is_not_kept(address: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"net.pkl: sha256 is {DIGEST}, expected 0000"):
+    with pytest.raises(UserError, match=f"net.pkl: SHA-256 is {DIGEST}, expected 0000"):
         open_url(f"{address}/net.pkl", cache_dir=tmp_path, sha256="0" * 64)
     assert not list(tmp_path.iterdir())
 

@@ -61,6 +61,17 @@ def test_a_csv_of_names(runs: tuple[Path, Path], tmp_path: Path) -> None:
         ),
         ("name,label\nnowhere.png,bad\n", "line 2: no image of --images has the name 'nowhere.png'"),
         ("name,label,rater\n000001.png,bad,A B\n", "rater 'A B' must be small letters"),
+        ("name,label\n", "has columns and no row below them"),
+        ("name,label\n000001.png,bad,more\n", "line 2: 3 fields, and the first line has 2"),
+        ("name,label\n000001.png\n", "line 2: 1 field, and the first line has 2"),
+        ("name,label,label\n000001.png,bad,good\n", "has the column 'label' twice"),
+        ("sha256,label\n1234,bad\n", "line 2: '1234' is not a SHA-256"),
+        ("name,label,round\n000001.png,bad,again\n", "line 2: round 'again' must be a number"),
+        ("name,label\n000001.png,bad\n000001.png,good\n", "line 3: import says 'good' of the image that line 2 calls"),
+        ("name,label\n\n000001.png,bad\n\nnowhere.png,bad\n", "line 5: no image"),
+        ("name,label\n000001.png," + "b" * 140_000 + "\n", "line 2: not a row of a CSV (field larger than"),
+        ('name,label\n000001.png,"bad\n', "is a quote not closed?"),
+        ("name,label\n000001.png," + "b" * 1000 + "\n", "bbb...' is none of the labels"),
     ],
 )
 def test_a_csv_that_is_refused_adds_nothing(text: str, says: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -95,3 +106,37 @@ def test_two_raters_files_become_one(labelled: Path, tmp_path: Path) -> None:
     for added in (5, 0):
         assert f"{added} labels added" in said(label.main, "import", labelled, f"--answers={pooled}")
     assert read_label_lines(pooled) == read_label_lines(labelled)
+
+
+def test_rows_of_a_csv_that_agree_are_one_label(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of two raters, or of a second round, the same image may have two."""
+    table, pooled = tmp_path / "mine.csv", tmp_path / "labels.jsonl"
+    rows = ["bad,a,", "bad,a,", "good,b,", "good,a,2"]
+    table.write_text("name, label, rater, round\n" + "".join(f"000001.png,{row}\n" for row in rows))
+    assert "3 labels added" in said(
+        label.main, "import", table, "--labels=good,bad", f"--images={runs[0]}", f"--answers={pooled}"
+    )
+    assert {(x.source, x.round, x.answer) for x in labels_in(read_label_lines(pooled))} == {
+        ("person a", None, "bad"),
+        ("person b", None, "good"),
+        ("person a", 2, "good"),
+    }
+
+
+def test_options_that_would_not_be_read_are_refused(labelled: Path, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    table, pooled, images = tmp_path / "mine.csv", tmp_path / "labels.jsonl", f"--images={runs[0]}"
+    table.write_text("name,label\n000001.png,bad\n")
+    out = f"--answers={pooled}"
+    for wrong, says in {
+        ("import", table, images, f"--against={runs[1]}", out): "--against",
+        ("import", labelled, f"--against={runs[1]}", out): "after --images",
+        ("import", runs[0], images, out): "--images",
+        ("import", table, images, images, out): "is given twice",
+        ("serve", images, f"--against={runs[0]}", out): "is given twice",
+        ("report", images, f"--against={runs[0]}", f"--answers={labelled}"): "is given twice",
+        ("export", images, f"--answers={labelled}", f"--dest={tmp_path / 'out.csv'}"): "--images",
+    }.items():
+        assert says in refusal(label.main, *wrong), wrong
+    pooled.write_text('{"name": "a.png", "label": "valid", "source": "program x", "sha256": "' + 64 * "0" + '"}\n')
+    assert "has no labels of people" in refusal(label.main, "export", out, f"--dest={tmp_path / 'out.csv'}")
+    assert not (tmp_path / "out.csv").exists()

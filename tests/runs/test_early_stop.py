@@ -13,6 +13,7 @@ from vectors import ROOT
 from rods.gate import DensityRatio, fingerprint
 from rods.runs.gates import write_gate
 from training.checkpoint import load_denoiser
+from training.model_zoo import MODELS
 
 STEPS, LEVEL = 10, 0.8
 SCORE = "lid:sigma=1.2,draws=2"
@@ -37,8 +38,8 @@ def test_what_fails_is_given_up_and_drawn_again(limit: float, tmp_path: Path) ->
     given_up = sum(len(line["tries"]["seeds"]) - 1 for line in lines)
     assert f"4 of 8 drawn again (not {SCORE}<{limit!r}@0.8), {8 + given_up} images drawn in all" in output
     cost, full = given_up * TO_LEVEL, given_up * (STEPS + 2)
-    assert f"{given_up} given up at noise level 0.8: they cost {cost} NFE; full runs, " in output
-    assert f"would have cost {full}\n" in output
+    assert f"{given_up} images given up at noise level 0.8, for {cost} NFE; run to the end, " in output
+    assert f"of what was kept: {full}\n" in output
     for line in lines:
         tries = line["tries"]
         cost = [STEPS + 2 if k == tries["kept"] else TO_LEVEL for k in range(len(tries["seeds"]))]
@@ -81,8 +82,8 @@ def test_ranks_give_the_files_of_one_process(limit: float, tmp_path: Path) -> No
 def test_a_filter_gives_up_what_it_drops(limit: float, tmp_path: Path) -> None:
     run = (*RUN, f"--filter={SCORE}@{LEVEL}", f"--filter-threshold={limit}")
     output = generated(tmp_path / "out", *run, "--rejected", steps=STEPS)
-    assert "4 given up at noise level 0.8: they cost 32 NFE; full runs, " in output
-    assert "would have cost 48\n" in output
+    assert "4 images given up at noise level 0.8, for 32 NFE; run to the end, " in output
+    assert "of what was kept: 48\n" in output
     generated(tmp_path / "plain", *RUN, steps=STEPS)
     plain, made = files(tmp_path / "plain"), files(tmp_path / "out")
     for line in records(tmp_path / "out"):
@@ -95,7 +96,7 @@ def test_a_filter_gives_up_what_it_drops(limit: float, tmp_path: Path) -> None:
     assert sum(line["sha256"] is None for line in records(tmp_path / "gone")) == 4
     assert "4 images in" in generated(tmp_path / "gone", *run, steps=STEPS)
     none = generated(tmp_path / "none", *RUN[:2], f"--filter={SCORE}@{LEVEL}", "--filter-threshold=-1", steps=STEPS)
-    assert "8 given up at noise level 0.8: they cost 64 NFE\n" in none
+    assert "8 images given up at noise level 0.8, for 64 NFE\n" in none
 
 
 def test_an_image_keeps_its_class_and_a_restart_its_rounds(tmp_path: Path) -> None:
@@ -144,6 +145,7 @@ def test_a_percentage_is_of_scores_at_the_presets_own_level(tmp_path: Path) -> N
         assert "knows scores in flight of the restart's own, at @0.8; give a number" in told
 
 
+GATE = MODELS / "hands-32-gate.preset.json"
 REFUSED = {
     "no level": (("--accept=lid<3@",), "--accept: @ is not a noise level"),
     "no number": (("--accept=lid<3@low",), "--accept: @low is not a noise level"),
@@ -156,7 +158,16 @@ REFUSED = {
     "percentage without preset": (("--accept=lid<50%@1", "--preset=none"), "--accept: 50% needs a preset"),
     "both": (("--filter=lid@1", "--filter-threshold=3", "--accept=lid<3"), "--filter=...@1 gives images up"),
     "strips": (("--trajectory=0", "--filter=lid@1", "--filter-threshold=3"), "--trajectory shows whole runs"),
-    "level before the limit": (("--accept=lid@1<3",), "--accept: unknown --accept"),
+    "no score": (("--accept=<12",), "--accept=<12 names no score; write score<value"),
+    "no detector": (("--filter=:draws=2", "--filter-threshold=3"), "--filter: no detector is named in ':draws=2'"),
+    "another level": (("--accept=density-ratio<50%", f"--preset={GATE}"), "--accept: 50% of density-ratio: preset "
+                      "hands-32-gate knows the scores that its restart reads in flight; write "
+                      "--accept='density-ratio<50%@0.131'"),
+    "a folder for a preset": (("--accept=lid<3", f"--preset={MODELS}"), f"--preset={MODELS} is a folder"),
+    "no network": (("--network=no.pkl",), "--network: no.pkl: there is no such file"),
+    "no guide": (("--guidance=2", "--guide=no.pkl"), "--guide: no.pkl: there is no such file"),
+    "no checksum": (("--guidance=2", "--guide-sha256=12"), "Invalid value for '--guide-sha256': '12' is"),
+    "level before the limit": (("--accept=lid@1<3",), "--accept: unknown detector"),
 }  # fmt: skip
 
 
@@ -173,6 +184,6 @@ def test_a_network_that_breaks_is_the_worst_try(tmp_path: Path) -> None:
     run = ("--seeds=0-1", "--sampler=euler", "--accept=lid<1@1", "--max-tries=2")
     code, output = generate(tmp_path / "out", *run, network=network, steps=4)
     assert code == 1
-    assert "2 of 2 images are not finite" in output
+    assert "2 of 2 images not finite" in output
     for line in records(tmp_path / "out"):
         assert (line["tries"]["scores"], line["tries"]["kept"]) == ([None, None], 0)

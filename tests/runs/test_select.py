@@ -102,7 +102,7 @@ def test_an_image_that_is_not_finite_is_neither_dropped_nor_kept(tmp_path: Path)
     run = ("--seeds=0-1", "--sampler=euler", "--filter=lid", "--filter-threshold=1", "--accept=lid<1", "--max-tries=2")
     code, output = generate(tmp_path / "out", *run, network=network)
     assert code == 1
-    assert "2 of 2 images are not finite" in output
+    assert "2 of 2 images not finite" in output
     for line in records(tmp_path / "out"):
         assert (line["filter_score"], line["dropped"], line["sha256"]) == (None, False, None)
         assert (line["tries"]["scores"], line["tries"]["kept"]) == ([None, None], 0)

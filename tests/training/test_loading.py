@@ -101,7 +101,7 @@ def test_a_snapshot_is_reported_with_its_checksum(tmp_path) -> None:
     assert snapshot.header.class_name == "EDMPrecond"
     for part in (SMALL, "SongUNet", "16x16x1", "0.2 M", digest, str(source)):
         assert part in snapshot.describe()
-    with pytest.raises(UserError, match=r"sha256 is 334952.*, expected 0000"):
+    with pytest.raises(UserError, match=r"SHA-256 is 334952.*, expected 0000"):
         load_snapshot(source, sha256="0" * 64)
     with pytest.raises(UserError, match="64 hexadecimal digits"):
         load_snapshot(source, sha256="abc")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.errors import UserError, shown
-from dnnlib.run_folder import not_of_their_run
+from dnnlib.run_folder import not_of_their_run, runs_among
 from training.datasets.images import SUFFIXES
 
 LABELS_NAME = "dataset.json"
@@ -69,6 +69,10 @@ class ImageFiles:
             raise UserError(
                 f"{self.where} is damaged: {shown(name)} cannot be read ({shown(str(e))}); make the zip again"
             ) from None
+
+    def runs(self) -> list[str]:
+        """The folders of sampling runs in it, "" for itself: their images are a network's."""
+        return runs_among(self.files, self.read)
 
     def left_out(self) -> str:
         """What was passed over and why, in words: `3 .heic, 1 hidden`; empty for nothing."""
