@@ -194,7 +194,7 @@ def test_calc_takes_the_detector_and_resize_of_the_reference(data: dict[str, Pat
     found = as_json(*calc)
     assert found["detector"] == ["pixels, resize mean-8, 192 features"]
     assert found["metrics"] == as_json(*calc, "--detector=pixels")["metrics"]
-    assert as_json("compare", data["a"], data["a"], *calc[2:], "--bootstrap=2")["detector"] == found["detector"]
+    assert as_json("compare", data["a"], data["b"], *calc[2:], "--bootstrap=2")["detector"] == found["detector"]
     np.savez(tmp_path / "small.npz", mu=np.zeros(5), sigma=np.eye(5))
     message = error("calc", f"--images={data['a']}", f"--ref={tmp_path / 'small.npz'}", "--threads=1")
     assert message == "--ref holds 5 features and does not say of what; name it with --detector"

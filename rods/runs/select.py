@@ -112,18 +112,20 @@ def _percentage(detector: Detector, percent: float, level: float, preset: Preset
         raise UserError(f"--accept: {percent:g}% is not a percentage; give 0% to 100%")
     scores, asked = to_text(detector), f"--accept: {percent:g}%"
     restart = preset.samplers.get("restart") if preset else None
-    if level and isinstance(restart, Restart) and restart.detector == detector and restart.score_at == level:
-        return preset_quantile(preset, RESTART_SCORES, percent / 100, asked=asked)
+    if preset and isinstance(restart, Restart) and restart.detector == detector:
+        is_known = scores in preset.quantiles and not level  # of finished images
+        if restart.score_at == level and not is_known:
+            return preset_quantile(preset, RESTART_SCORES, percent / 100, asked=asked)
+        if not level and not is_known and RESTART_SCORES in preset.quantiles:
+            raise UserError(
+                f"{asked} of {scores}: preset {preset.name} knows the scores that its restart reads in flight; write "
+                f"--accept='{scores}<{percent:g}%@{restart.score_at:g}'"
+            )
     if level and preset:
         has = f"the restart's own, at @{restart.score_at:g}" if isinstance(restart, Restart) else "no restart"
         raise UserError(
             f"{asked} of {scores} at @{level:g}: preset {preset.name} knows scores in flight of {has}; give a number, "
             "or fit a gate there (scripts/fit_gate.py --score-at)"
-        )
-    if preset and scores not in preset.quantiles and isinstance(restart, Restart) and restart.detector == detector:
-        raise UserError(
-            f"{asked} of {scores}: preset {preset.name} knows the scores that its restart reads in flight; write "
-            f"--accept='{scores}<{percent:g}%@{restart.score_at:g}'"
         )
     return preset_quantile(preset, scores, percent / 100, asked=asked)
 

@@ -228,7 +228,7 @@ def test_a_network_that_returns_nan(tmp_path: Path) -> None:
     network = tiny(tmp_path / "nan.safetensors", first_weight=math.nan)
     code, output = generate(tmp_path / "out", "--seeds=0-1", *RODS, "--grid", network=network)
     assert code == 1
-    assert "2 of 2 images are not finite" in output
+    assert "2 of 2 images not finite" in output
     assert set(files(tmp_path / "out")) == {"options.json", "samples.jsonl"}
     assert "NaN" not in (tmp_path / "out" / "samples.jsonl").read_text()
 
@@ -334,7 +334,7 @@ REFUSED = {
     "misspelt": ((SMALL, "--seed=3"), "No such option '--seed'. (Did you mean"),
     "no cuda": ((SMALL, "--device=cuda"), "--device=cuda: "),
     "wrong checksum": ((SMALL, "--sha256=" + "0" * 64), ""),
-    "missing network": ((Path("nowhere.pkl"),), "nowhere.pkl: "),
+    "missing network": ((Path("nowhere.pkl"),), "--network: nowhere.pkl: "),
     "no network": ((None,), "--network "),
 }
 """A case for each kind of mistake; what samplers, detectors and presets refuse is tested with these."""

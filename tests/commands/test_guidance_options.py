@@ -196,7 +196,7 @@ def test_a_guide_of_another_checksum_is_refused(tmp_path: Path, weak: Path) -> N
     code, output = generate(tmp_path / "a", f"--preset={path}", "--seeds=0")
     assert code == 2
     assert output.startswith("Error: --guide: ")
-    assert "sha256" in output
+    assert "SHA-256" in output
 
 
 def test_a_preset_with_guidance_is_read_back(tmp_path: Path) -> None:

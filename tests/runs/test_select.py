@@ -261,3 +261,17 @@ def test_a_readout_filters_accepts_and_restarts_and_another_one_is_another_run(t
             assert all(0 < score < 1 for score in scores)
         said = refused(tmp_path / name, *used, f"--preset={other}", "--seeds=0-3", steps=4)
         assert f"holds images made with --{name.replace('restart', 'detector')} sha256=" in said
+
+
+def test_a_percentage_is_of_the_scores_that_the_limit_is_compared_with(tmp_path: Path) -> None:
+    """A restart's own scores stand for its detector: of finished images where it scores these, else at its level."""
+    quantiles = {"restart": list(range(101))}
+    for score_at, accept, limit in ((0, "lid<30%", 30), (0.5, "lid<20%@0.5", 20), (0.5, "lid<7%", 107)):
+        own = {"lid:sigma=1.2,draws=4": list(range(100, 201))} if limit > 100 else {}
+        restart = {"threshold": 3, "sigma_r": 2, "detector": "lid", "score_at": score_at, "num_steps": 4}
+        path = tmp_path / f"{limit}.preset.json"
+        path.write_text(json.dumps({"name": "mine", "network": None, "source": "", "samplers": {"restart": restart},
+                                    "quantiles": quantiles | own}))  # fmt: skip
+        out = tmp_path / str(limit)
+        generated(out, *RUN, f"--preset={path}", f"--accept={accept}", "--max-tries=1", steps=4)
+        assert f"<{limit}" in options_json(out)["identity"]["accept"]
