@@ -40,6 +40,7 @@ from rods.bench.unlabelled import MOST_PAIRS, changes, image_shape, pairs_sheet,
 from rods.labels.agreement import raters_lines
 from rods.labels.labels import LABELS_NAME
 from rods.presets import Preset
+from rods.runs.folder import check_no_image
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset, other_network
 from torch_utils import distributed
@@ -210,6 +211,10 @@ def compare(
     With labels beside both: what was repaired and what newly broken. Without any: what changed and what it cost.
     """
     check_once([run_a, run_b], option="")
+    check_once([path for path in (pairs, blind) if path], option="--pairs, --blind: ")
+    for option, path in (("--pairs", pairs), ("--blind", blind)):
+        if path is not None:
+            check_no_image(path, option=option)
     labelled = source is not None or any((run / LABELS_NAME).is_file() for run in (run_a, run_b))
     base, other = (read_run(path, source=source, labelled=labelled, rest=True) for path in (run_a, run_b))
     if not (both := base.position().keys() & other.position().keys()):

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
@@ -139,6 +140,8 @@ def main(**opts: Any) -> None:
     check_folder_of(opts["dest"], option="--dest")
     check_options(opts)
     base = None if opts["base"] is None else read_preset(opts["base"], option="--base")
+    if opts["dest"].exists():  # what is replaced is a preset
+        read_preset(opts["dest"], option="--dest")
     if opts["runs"]:
         from_runs(opts["runs"], opts["labels"], base, opts["dest"])
     else:
@@ -152,8 +155,10 @@ def check_options(opts: dict[str, Any]) -> None:
     if len(opts["runs"]) == 1:
         raise UserError(f"{opts['runs'][0]}: one run is a baseline without candidates; give runs of other settings too")
     check_once(opts["runs"], option="")
-    for option in ("network", "seeds", "first", "batch") if opts["runs"] else ("labels",):
-        if opts[option] is not None:
+    given = click.get_current_context().get_parameter_source
+    others = ("network", "samplers", "seeds", "first", "batch", "device", "threads", "out")
+    for option in others if opts["runs"] else ("labels",):
+        if given(option) is ParameterSource.COMMANDLINE:
             raise UserError(f"--{option} is {'for --task' if opts['runs'] else 'of runs'}; leave it out")
 
 

@@ -84,10 +84,7 @@ def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledIm
         raise UserError(f"--answers={answers} has no settled answer to an image of the run --images; label some first")
     d, images = network.denoiser, []
     for name in names:
-        try:
-            images.append(read_png(folder / name))
-        except OSError:
-            raise UserError(f"--images={folder}: {name} is not a readable image; copy it again") from None
+        images.append(read_png(folder / name))
         if images[-1].shape != (d.img_channels, d.img_resolution, d.img_resolution):
             raise UserError(f"--images={folder}: {name} has another size than {network.name} draws; use its own")
     bad = np.array([labels[name] is Label.HALLUCINATED for name in names])

@@ -26,7 +26,7 @@ from rods.bench.proposal_activations import proposal_activations
 from rods.labels.agreement import people_in
 from rods.labels.exchange import read_class_folders, read_csv, write_class_folders, write_csv
 from rods.labels.folders import Folder, read_folder
-from rods.labels.growing_file import Line, append_lines, end_whole
+from rods.labels.growing_file import Line, append_lines, end_whole, ident
 from rods.labels.label_set import LabelSet, label_set
 from rods.labels.labels import settle
 from rods.labels.old_answers import read_any
@@ -209,8 +209,8 @@ def import_labels(
         )
         lines = _with_sums(source, dict(pairs))
     end_whole(answers)
-    known = {line.get("id") for line in read_any(answers)} if answers.exists() else set()
-    new = [line for line in lines if line.get("id") not in known]
+    known = {ident(line) for line in read_any(answers)} if answers.exists() else set()
+    new = [line for line in lines if ident(line) not in known]
     answers.parent.mkdir(parents=True, exist_ok=True)
     append_lines(answers, new)
     click.echo(f"{counted(len(new), 'label')} added to {answers}, there already: {len(lines) - len(new)}")
@@ -238,7 +238,10 @@ def export(answers: Path, images: Sequence[Path], dest: Path) -> None:
     lines = read_any(answers)
     if not people_in(lines):
         raise UserError(f"--answers={answers} has no labels of people; export writes theirs alone")
-    check_once(images, option="--images=")
+    check_once([*images, dest], option="--images, --dest: ")
+    check_once([answers, dest], option="--answers, --dest: ")
+    if any(dest.resolve().is_relative_to(path.resolve()) for path in images):
+        raise UserError(f"--dest={dest} is inside of --images, which would hold the copies too; name another place")
     if dest.suffix.lower() == ".csv":
         if images:
             raise UserError(f"--images={images[0]} is for a folder to copy to; {dest} gets all labels: leave it out")

@@ -41,6 +41,7 @@ from rods.bench.scores import (
 )
 from rods.detectors import Detector
 from rods.labels.labels import LABELS_NAME, read_labels
+from rods.runs.folder import check_no_image
 from rods.runs.images import save_png
 from rods.runs.options import detector_option
 from rods.runs.presets import find_preset, other_network
@@ -82,6 +83,7 @@ def main(run_folder: Path, **opts: Any) -> None:
     """
     if opts["sheet"] is not None:
         check_folder_of(opts["sheet"], option="--sheet")
+        check_no_image(opts["sheet"], option="--sheet")
     for option in ("network", "preset"):
         if opts[option] is not None and not opts["detectors"]:
             raise UserError(f"--{option}={opts[option]} is for --detector; give one, such as lid, or leave it out")

@@ -36,6 +36,7 @@ from rods.gate import ActivationDetector
 from rods.labels.labels import LABELS_NAME, VERDICTS, read_labels
 from rods.presets import Preset
 from rods.restart import Restart
+from rods.runs.images import stacked
 
 ENOUGH = 0.8  # of the labelled seeds of the candidate that has most
 
@@ -170,7 +171,7 @@ def values(run: LabelledRun) -> F64 | None:
     images = [run.image(i) for i in range(len(run))]
     if any(image is None for image in images):
         return None
-    return values_of(np.stack([image for image in images if image is not None])).reshape(len(images), -1)
+    return values_of(stacked([image for image in images if image is not None], of=run.path)).reshape(len(images), -1)
 
 
 # -- what comes of it -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +28,7 @@ from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
 from dnnlib.util import atomic_write
 from rods.labels.labels import ANOTHER_CLASS, VERDICTS, ImageLabel, read_labels
 from rods.runs.folder import image_key, read_lines
-from rods.runs.images import U8, read_png
+from rods.runs.images import U8, read_png, stacked
 
 F64 = NDArray[np.float64]
 FEATURES_NAME, TIMING_NAME = "features.jsonl", "timing.jsonl"
@@ -265,7 +266,13 @@ def _text(path: Path) -> str:
 def feature_lines(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """The lines of features.jsonl for files by image name; images that it lacks are read and added (see `grouped`)."""
     path = run / FEATURES_NAME
-    found: list[Mapping[str, Any]] = [json.loads(text) for text in _text(path).splitlines()]
+    found: list[Mapping[str, Any]] = []
+    try:
+        found = [json.loads(text) for text in _text(path).splitlines()]
+        for group in found:
+            _check_group(group)
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged; delete it, and it is made again of the images") from None
     known = {name for group in found for name in group["names"]}
     missing = {name: file for name, file in files.items() if name not in known}
     if not missing:
@@ -278,11 +285,21 @@ def feature_lines(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]
     return found
 
 
+def _check_group(group: Mapping[str, Any]) -> None:
+    """Raises TypeError, KeyError or ValueError for what is no line of ours."""
+    if not all(isinstance(name, str) for name in group["names"]) or len(group["x"]) != len(group["names"]):
+        raise TypeError
+    levels = {len(base64.b64decode(text, validate=True)) for text in group["x"]}
+    mean = len(base64.b64decode(group["mean"], validate=True))
+    if len(levels) != 1 or levels.pop() % POOLED**2 or mean % 2 or not math.isfinite(sum(group["sq"])):
+        raise ValueError
+
+
 def grouped(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """Lines of features.jsonl for the files of a run by image name, by groups in the order of the names."""
     names = sorted(files)
     parts = [names[start : start + GROUP] for start in range(0, len(names), GROUP)]
-    return [group_line(part, np.stack([read_png(run / files[name]) for name in part])) for part in parts]
+    return [group_line(part, stacked([read_png(run / files[name]) for name in part], of=run)) for part in parts]
 
 
 def group_line(names: Sequence[str], images: U8) -> dict[str, Any]:

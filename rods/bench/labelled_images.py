@@ -17,6 +17,7 @@ from dnnlib.run_folder import OPTIONS_NAME
 from rods.bench.labelled import LabelledRun, is_finite, read_run
 from rods.eval.labels import Label
 from rods.labels.labels import named_file
+from rods.runs.images import stacked
 from rods.types import Denoiser
 
 U8 = NDArray[np.uint8]
@@ -66,17 +67,24 @@ def of_run(run: LabelledRun, sha256: str, source: str, *, option: str) -> Labell
     if not images:
         raise UserError(f"{option}: no image is labelled valid or hallucinated; label more")
     classes = tuple(run.samples[i].get("class") for i in index)
-    return LabelledImages(np.stack(images), run.labels[index] == Label.HALLUCINATED, source, classes)
+    return LabelledImages(stacked(images, of=option), run.labels[index] == Label.HALLUCINATED, source, classes)
 
 
 def of_runs(paths: Sequence[Path], labels: str | None, sha256: str) -> LabelledImages:
-    """The labelled images of several runs, pooled: equal images count once. `labels` is whose, or a file of labels."""
+    """The labelled images of several runs, pooled. `labels` is whose, or a file of labels.
+
+    Equal images count once, and not at all where the runs' labels of them differ.
+    """
     parts = [of_run(read_run(path, source=labels), sha256, str(path), option=f"--run={path}") for path in paths]
     if len({part.images.shape[1:] for part in parts}) > 1:
         raise UserError(f"--run={paths[-1]}: its images have another size than those of the other runs")
     images = np.concatenate([part.images for part in parts])
     bad, classes = np.concatenate([part.bad for part in parts]), [c for part in parts for c in part.classes]
+    said: dict[bytes, set[bool]] = {}
+    for image, is_bad in zip(images, bad.tolist(), strict=True):
+        said.setdefault(image.tobytes(), set()).add(is_bad)
     once = sorted({image.tobytes(): i for i, image in reversed(list(enumerate(images)))}.values())
+    once = [i for i in once if len(said[images[i].tobytes()]) == 1]
     source = f"{counted(len(once), 'image')} of {', '.join(path.name for path in paths)}"
     return LabelledImages(images[once], bad[once], source, tuple(classes[i] for i in once))
 

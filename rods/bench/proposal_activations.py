@@ -33,10 +33,7 @@ def proposal_activations(network: Path, files: Sequence[Path]) -> NDArray[np.flo
         raise UserError(f"--network={network} needs class labels, which image files do not have; leave --network out")
     shape, images = (net.img_channels, net.img_resolution, net.img_resolution), []
     for path in files:
-        try:
-            images.append(read_png(path))
-        except OSError:
-            raise UserError(f"{path} is not a readable image; copy it again") from None
+        images.append(read_png(path))
         if images[-1].shape != shape:
             raise UserError(f"{path} is of shape {list(images[-1].shape)} and --network={network} draws {list(shape)}; "
                             "give the network that sampled the images")  # fmt: skip

@@ -28,7 +28,7 @@ from rods.eval.labels import Label
 from rods.labels.labels import VERDICTS, ImageLabel
 from rods.presets import Preset
 from rods.restart import Restart, draws_of
-from rods.runs.images import RED, U8, Colour, contact_sheet
+from rods.runs.images import RED, U8, Colour, contact_sheet, stacked
 from rods.runs.scores import image_scores
 from rods.types import Denoiser, state_dtype
 from torch_utils.rng import SeedStreams
@@ -99,7 +99,7 @@ def images_of(run: LabelledRun, option: str) -> U8:
                 f"{option}: {run.path}/{run.file(i)} is missing; sample the run again by the command that made it"
             )
         found.append(image)
-    return np.stack(found)
+    return stacked(found, of=run.path)
 
 
 def name_of_finished(detector: Detector) -> str:

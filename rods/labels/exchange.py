@@ -21,7 +21,7 @@ from rods.labels.labels import PERSON, settle
 from rods.labels.session import RATER
 
 COLUMNS = ("name", "sha256", "label", "answer", "rater", "round", "note", "time")
-ROUND = re.compile("[0-9]{1,3}")
+ROUND = re.compile("[1-9][0-9]{0,2}")
 NAME_COLUMNS = ("name", "file", "filename", "image", "path")
 
 
@@ -43,13 +43,15 @@ def read_csv(path: Path, folders: Sequence[Folder], labels: LabelSet, rater: str
     for where, row in rows:
         name, again, by = row.get(naming or "", ""), row.get("round") or "1", row.get("rater") or rater
         checksum = _checksum(row["sha256"], where) if row.get("sha256") else _only(known.get(name, ()), name, where)
-        answer = (row.get("answer") or row["label"]).strip()
+        if name in known and checksum not in known[name]:
+            raise UserError(f"{where}: the image {shown(name)} of --images has another checksum; leave one of them out")
+        answer = row.get("answer") or row["label"]
         if not RATER.fullmatch(by):
             raise UserError(f"{where}: rater {by!r} must be small letters, digits, - and _")
         if not ROUND.fullmatch(again):
             raise UserError(f"{where}: round {shown(again)} must be a number, such as 2 for an image asked again")
         given: dict[str, Any] = {"note": row.get("note", ""), "time": row.get("time") or None}
-        given |= {"round": int(again)} if row.get("round") else {}
+        given |= {"round": int(again)} if again != "1" else {}
         line = _line(by, name, checksum, answer, labels, where, given)
         first, there = found.setdefault((by, again, checksum), (line, where))
         if first["answer"] != line["answer"]:
@@ -74,11 +76,11 @@ def _table(path: Path) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
             if not any(fields):
                 continue
             if not columns:
-                columns = [field.strip() for field in fields]
+                columns = [field.strip().lower() for field in fields]
                 continue
             if len(fields) != len(columns):
                 raise UserError(f"{where}: {counted(len(fields), 'field')}, and the first line has {len(columns)}")
-            rows.append((where, dict(zip(columns, fields, strict=True))))
+            rows.append((where, dict(zip(columns, map(str.strip, fields), strict=True))))
     except csv.Error as e:
         raise UserError(f"{path}, line {reader.line_num}: not a row of a CSV ({e}); is a quote not closed?") from None
     if twice := sorted(column for column in set(columns) if column and columns.count(column) > 1):

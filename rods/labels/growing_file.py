@@ -24,6 +24,11 @@ def read_lines(path: Path) -> list[Line]:
     return [line for line, _ in _parse(path)]
 
 
+def ident(line: Line) -> str:
+    """What tells a line from others: its id, or all that it says where it has none, as those of programs."""
+    return str(line.get("id") or json.dumps(line, sort_keys=True))
+
+
 def append_lines(path: Path, lines: Sequence[Line]) -> None:
     """Adds whole lines at the end of a file, or makes it; they are on the disk when this returns."""
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode(errors="replace")

@@ -125,7 +125,8 @@ def read_answers(run: Path, *, source: str | None = None) -> list[ImageLabel]:
     path, whose = named_file(source) or (run / LABELS_NAME, source)
     if not path.is_file():
         remedy = f"label it, such as by scripts/bench.py label {run} --task=NAME or by scripts/label.py"
-        raise UserError(f"{run} has no {LABELS_NAME}; {remedy}")
+        missing = "" if source is None else f", and there is no file of labels {source!r}"
+        raise UserError(f"{run} has no {LABELS_NAME}{missing}; {remedy}")
     return of_source(labels_in(read_label_lines(path)), whose, path, pooled=path != run / LABELS_NAME)
 
 

@@ -219,6 +219,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [{**line, "name": line["name"], "sha256": line["sha256"]} for line in lines]
-    except (ValueError, TypeError, KeyError):
+        for line in lines:
+            _check_record(line)
+        if len({"restart" in line for line in lines}) > 1:
+            raise TypeError
+        return lines
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{path} does not hold generate.py's records; remove it to make its images again") from None
+
+
+def check_no_image(path: Path, *, option: str) -> None:
+    """UserError where what is to be written would replace an image of a run."""
+    for folder in (path.parent, path.parent.parent):
+        name = path.relative_to(folder).as_posix()
+        if any(name in (line["name"], line.get("file")) for line in read_lines(folder / SAMPLES_NAME)):
+            raise UserError(f"{option}={path} is an image of the run {folder}; name another file")
+
+
+def _check_record(line: Any) -> None:
+    """Raises TypeError, KeyError or AttributeError for a record that is none of ours; old ones may lack the scores."""
+    tried = [line[key] for key in ("restart", "tries") if key in line]
+    scores = [line.get(key) or () for key in ("H", "scores")] + [part["scores"] for part in tried]
+    numbers = [line.get("largest"), line.get("filter_score"), *(score for row in scores for score in row)]
+    whole = [line.get(key, 0) for key in ("seed", "forward", "backward")] + [part["kept"] for part in tried]
+    texts = [line["name"], line["sha256"] or ""]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int) for n in whole):
+        raise TypeError
+    if not all(n is None or isinstance(n, int | float) for n in numbers):
+        raise TypeError
+    if not all(0 <= part["kept"] < len(part["scores"]) for part in tried):
+        raise TypeError

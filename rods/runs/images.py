@@ -12,6 +12,7 @@ import PIL.Image
 import PIL.ImageDraw
 from numpy.typing import NDArray
 
+from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 
 U8 = NDArray[np.uint8]
@@ -37,10 +38,24 @@ def to_pil(image: U8) -> PIL.Image.Image:
 
 
 def read_png(path: Path) -> U8:
-    """[C, H, W], C = 1 or 3."""
-    with PIL.Image.open(path) as image:
-        array = np.asarray(image)
+    """[C, H, W], C = 1 or 3. UserError: not an image, or not of 8-bit grey or RGB."""
+    try:
+        with PIL.Image.open(path) as image:
+            array = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as e:
+        if isinstance(e, OSError) and e.errno is not None:  # of the system: it is not there, or cannot be read
+            raise
+        raise UserError(f"{path} is not a readable image; copy it again") from None
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise UserError(f"{path} is not an image of 8-bit grey or RGB; copy it again")
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def stacked(images: Sequence[U8], *, of: object) -> U8:
+    """Images of one run or folder `of` as one array [N, C, H, W]. UserError: they are of several sizes or modes."""
+    if len({image.shape for image in images}) > 1:
+        raise UserError(f"{of} has images of several sizes or modes; one of them is not its own: copy it again")
+    return np.stack(images)
 
 
 def save_png(image: PIL.Image.Image, path: str | os.PathLike[str]) -> None:

@@ -115,10 +115,16 @@ def test_labels_of_a_pooled_file_are_followed_by_the_images(runs: tuple[Path, Pa
     assert re.search("changed images have no label and count as uncertain", said(command.main, *arguments))
 
 
-def test_a_run_is_given_once(runs: tuple[Path, Path, float], tmp_path: Path) -> None:
+def test_what_would_be_passed_over_is_refused(runs: tuple[Path, Path, float], tmp_path: Path) -> None:
     again = runs[1].parent / "." / runs[1].name
     told = refusal(command.main, *runs[:2], f"{again}/", f"--dest={tmp_path / 'my.preset.json'}")
     assert "is given twice" in told
+    options = (*runs[:2], f"--dest={tmp_path / 'my.preset.json'}")
+    for idle in ("--samplers=restart", "--device=cpu", "--threads=1", f"--out={tmp_path / 'out'}", "--seeds=0-3"):
+        assert f"{idle.partition('=')[0]} is for --task" in refusal(command.main, *options, idle)
+    before = (runs[0] / "samples.jsonl").read_bytes()
+    assert "--dest" in refusal(command.main, *runs[:2], f"--dest={runs[0] / 'samples.jsonl'}")
+    assert (runs[0] / "samples.jsonl").read_bytes() == before
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ from commands import generated, records, refusal, said
 from rods.bench.blind import blind_sheet
 from rods.bench.compare import agreeing
 from rods.bench.labelled import read_run
+from rods.bench.labelled_images import of_runs
 from rods.eval.labels import Label
 from rods.labels.growing_file import append_lines
 from rods.labels.labels import LABELS_NAME
@@ -156,5 +157,21 @@ def test_a_run_is_not_compared_with_itself(runs: tuple[Path, Path], tmp_path: Pa
     (tmp_path / "link").symlink_to(runs[0])
     for again in (runs[0], f"{runs[0]}/../{runs[0].name}", tmp_path / "link"):
         assert "is given twice" in refusal(bench, "compare", runs[0], again)
+    sheet = tmp_path / "sheet.png"
+    assert "is given twice" in refusal(bench, "compare", *runs, f"--pairs={sheet}", f"--blind={sheet}")
     for option in ("--pairs", "--blind"):
+        told = refusal(bench, "compare", *runs, f"{option}={runs[0] / '000001.png'}")
+        assert f"is an image of the run {runs[0]}" in told
         assert "does not end in .png" in refusal(bench, "compare", *runs, f"{option}={tmp_path / 'sheet.txt'}")
+
+
+def test_an_image_with_two_labels_teaches_nothing(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of two runs with labels of their own, which share the images that were not restarted."""
+    own = [tmp_path / run.name for run in runs]
+    for run, label in zip(own, ("valid", "hallucinated"), strict=True):
+        shutil.copytree(runs[own.index(run)], run)
+        append_lines(run / LABELS_NAME, [line(checksum, label) for checksum in dict.fromkeys(sums(run))])
+    network = json.loads((runs[0] / "options.json").read_text())["identity"]["network_sha256"]
+    found = of_runs(own, None, network)
+    assert sorted(found.bad.tolist()) == [False] * len(changed(runs)) + [True] * len(changed(runs))
+    assert len(of_runs(own[:1], None, network).bad) == 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,12 @@ def test_a_run_without_scores_says_what_to_give(tmp_path: Path) -> None:
     }.items():
         assert names in refusal(command.main, run, *wrong), wrong
     assert not (run / "scores.png").exists()
+    good, larger = (run / "000002.png").read_bytes(), tmp_path / "larger.png"
+    PIL.Image.new("L", (9, 9)).save(larger)
+    for image, says in ((b"no", "is not a readable image"), (larger.read_bytes(), "several sizes or modes")):
+        (run / "000002.png").write_bytes(image)
+        assert says in refusal(command.main, run, f"--network={SMALL}", "--detector=lid")
+    (run / "000002.png").write_bytes(good)
     (run / "000002.png").unlink()
     told = refusal(command.main, run, f"--network={SMALL}", "--detector=lid", "--by=tvf")
     assert "--by=tvf is not a score of this run; it has lid:" in told, "before an image is read"
@@ -133,3 +141,25 @@ def test_labels_of_one_kind_give_no_auroc(run: Path) -> None:
     told = said(command.main, run)
     assert "AUROC needs hallucinated and valid images" in told
     (run / "labels.jsonl").unlink()
+
+
+DAMAGED = [
+    {"filter_score": "high"},
+    {"name": ["x"]},
+    {"seed": "1"},
+    {"forward": None},
+    {"H": [["x"]]},
+    {"scores": 3},
+    {"restart": {"scores": [], "kept": 0}},
+    {"restart": {"scores": [1.0], "kept": 1}},
+    {"restart": {"scores": [1.0], "kept": 0}},  # of one image alone
+    {"tries": {"scores": ["a"], "kept": 0}},
+]
+
+
+@pytest.mark.parametrize("more", DAMAGED)
+def test_damaged_records_are_one_line(more: dict[str, object], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    lines = [line | (more if i == 3 else {}) for i, line in enumerate(records(run))]
+    (tmp_path / "run" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "does not hold generate.py's records" in refusal(command.main, tmp_path / "run")

@@ -153,3 +153,14 @@ def test_some_of_many_real_images_are_of_all_classes() -> None:
     assert found == some_of(1000, 100), "the same each time"
     assert len(set(found)) == 100
     assert {i // 100 for i in found} == set(range(10)), "of images that lie class by class"
+
+
+@pytest.mark.parametrize(
+    "text", ["x", '{"names": 1}', '{"names": ["000000.png"], "x": ["!!"], "sq": [1], "mean": "AAAA"}']
+)
+def test_damaged_features_are_one_line(text: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "features.jsonl").write_text(text + "\n")
+    assert "features.jsonl is damaged; delete it" in refusal(bench, "compare", tmp_path / "run", runs[1])
+    (tmp_path / "run" / "features.jsonl").unlink()
+    assert "8 seeds" in said(bench, "compare", tmp_path / "run", runs[1])

@@ -66,6 +66,11 @@ def test_a_csv_of_names(runs: tuple[Path, Path], tmp_path: Path) -> None:
         ("name,label\n000001.png\n", "line 2: 1 field, and the first line has 2"),
         ("name,label,label\n000001.png,bad,good\n", "has the column 'label' twice"),
         ("sha256,label\n1234,bad\n", "line 2: '1234' is not a SHA-256"),
+        (
+            "name,sha256,label\n000001.png," + "0" * 64 + ",bad\n",
+            "line 2: the image '000001.png' of --images has another",
+        ),
+        ("name,label,round\n000001.png,bad,0\n", "line 2: round '0' must be a number"),
         ("name,label,round\n000001.png,bad,again\n", "line 2: round 'again' must be a number"),
         ("name,label\n000001.png,bad\n000001.png,good\n", "line 3: import says 'good' of the image that line 2 calls"),
         ("name,label\n\n000001.png,bad\n\nnowhere.png,bad\n", "line 5: no image"),
@@ -112,7 +117,7 @@ def test_rows_of_a_csv_that_agree_are_one_label(runs: tuple[Path, Path], tmp_pat
     """Of two raters, or of a second round, the same image may have two."""
     table, pooled = tmp_path / "mine.csv", tmp_path / "labels.jsonl"
     rows = ["bad,a,", "bad,a,", "good,b,", "good,a,2"]
-    table.write_text("name, label, rater, round\n" + "".join(f"000001.png,{row}\n" for row in rows))
+    table.write_text("Name, Label, rater, round\n" + "".join(f" 000001.png , {row}\n" for row in rows))
     assert "3 labels added" in said(
         label.main, "import", table, "--labels=good,bad", f"--images={runs[0]}", f"--answers={pooled}"
     )
@@ -137,6 +142,23 @@ def test_options_that_would_not_be_read_are_refused(labelled: Path, runs: tuple[
         ("export", images, f"--answers={labelled}", f"--dest={tmp_path / 'out.csv'}"): "--images",
     }.items():
         assert says in refusal(label.main, *wrong), wrong
+    table = tmp_path / "answers.csv"
+    table.write_bytes(labelled.read_bytes())
+    into, inside = f"--dest={table}", f"--dest={runs[0] / 'sorted'}"
+    assert "is given twice" in refusal(label.main, "export", f"--answers={table}", into)
+    assert table.read_bytes() == labelled.read_bytes()
+    assert "inside of --images" in refusal(label.main, "export", f"--answers={labelled}", images, inside)
     pooled.write_text('{"name": "a.png", "label": "valid", "source": "program x", "sha256": "' + 64 * "0" + '"}\n')
     assert "has no labels of people" in refusal(label.main, "export", out, f"--dest={tmp_path / 'out.csv'}")
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_labels_of_programs_which_have_no_ids_are_merged(tmp_path: Path) -> None:
+    pooled = tmp_path / "labels.jsonl"
+    for name, added in (("a", 1), ("b", 1), ("b", 0)):
+        mine = tmp_path / f"{name}.jsonl"
+        mine.write_text(f'{{"name": "{name}.png", "label": "valid", "source": "program x", "sha256": null}}\n')
+        assert f"{added} label{'' if added == 1 else 's'} added" in said(
+            label.main, "import", mine, f"--answers={pooled}"
+        )
+    assert len(read_label_lines(pooled)) == 2
