@@ -92,8 +92,8 @@ def network_name(path: Path) -> str:
 
 def sampler_of(run: LabelledRun, fitted: Mapping[str, Detector]) -> Sampler:
     """The sampler that made a run. UserError: a gate that the preset lacks, or another than the preset's."""
-    known = options(str(run.options["sampler"]))
     try:
+        known = options(str(run.options.get("sampler")))
         found = from_json({k: v for k, v in run.options.items() if k in known or k == "sampler"}, fitted=fitted)
     except ValueError as e:
         raise UserError(f"{run.path}: {e}; give the preset with its gate by --base") from None

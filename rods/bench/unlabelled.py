@@ -183,7 +183,9 @@ def pairs_sheet(base: LabelledRun, run: LabelledRun, *, most: int = MOST_PAIRS) 
         return None
     first, last = run.scores, run.own_scores
     if first is not None and last is not None:
-        both.sort(key=lambda i: last[i] - first[i])
+        with np.errstate(invalid="ignore"):  # of two scores that JSON could not hold, a fall of 0
+            falls = np.nan_to_num(last - first)
+        both.sort(key=lambda i: falls[i])
     pairs = []
     for i in both[:most]:
         one, two = images_of(base, run, i)

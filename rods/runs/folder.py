@@ -219,10 +219,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for line in lines:
-            _check_record(line)
-        if len({"restart" in line for line in lines}) > 1:
-            raise TypeError
+        _check_records(lines)
         return lines
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{path} does not hold generate.py's records; remove it to make its images again") from None
@@ -236,16 +233,28 @@ def check_no_image(path: Path, *, option: str) -> None:
             raise UserError(f"{option}={path} is an image of the run {folder}; name another file")
 
 
+def _check_records(lines: Sequence[Any]) -> None:
+    """Raises TypeError, KeyError or AttributeError for what is no file of ours; old records may lack scores."""
+    for line in lines:
+        _check_record(line)
+    sizes = {len(line.get("x") or ()) for line in lines if line["sha256"] or line.get("x")}  # 0: images
+    if len(sizes) > 1 or len({"restart" in line for line in lines}) > 1:
+        raise TypeError
+    if len({line["name"] for line in lines}) < len(lines):
+        raise TypeError
+
+
 def _check_record(line: Any) -> None:
-    """Raises TypeError, KeyError or AttributeError for a record that is none of ours; old ones may lack the scores."""
     tried = [line[key] for key in ("restart", "tries") if key in line]
-    scores = [line.get(key) or () for key in ("H", "scores")] + [part["scores"] for part in tried]
+    scores = [line.get(key) or () for key in ("H", "scores", "sigma", "x")] + [part["scores"] for part in tried]
     numbers = [line.get("largest"), line.get("filter_score"), *(score for row in scores for score in row)]
-    whole = [line.get(key, 0) for key in ("seed", "forward", "backward")] + [part["kept"] for part in tried]
-    texts = [line["name"], line["sha256"] or ""]
+    whole = [line["seed"], line["forward"], line["backward"], line.get("class") or 0, *(part["kept"] for part in tried)]
+    texts = [line["name"], line.get("file") or "", line["sha256"] or ""]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int) for n in whole):
         raise TypeError
-    if not all(n is None or isinstance(n, int | float) for n in numbers):
+    if not all(n is None or isinstance(n, int | float) for n in numbers) or min(line["forward"], line["backward"]) < 0:
         raise TypeError
     if not all(0 <= part["kept"] < len(part["scores"]) for part in tried):
+        raise TypeError
+    if any(text.startswith("/") or ".." in text.split("/") for text in texts):  # leads out of the folder
         raise TypeError

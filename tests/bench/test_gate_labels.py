@@ -201,3 +201,17 @@ def test_two_ranks_fit_the_gate_of_one(labelled_run: Path, tmp_path: Path) -> No
     said(command.main, *options_of(one, f"--run={labelled_run}"))
     gates = [read_preset(folder / "my.preset.json") for folder in (one, two)]
     assert gates[0].fitted == gates[1].fitted
+
+
+def test_runs_that_are_given_twice_or_as_real_images_are_refused(tmp_path: Path) -> None:
+    run, dest = tmp_path / "run", tmp_path / "my.preset.json"
+    generated(run, "--sampler=euler", "--seeds=0-3")
+    options = (f"--network={SMALL}", f"--dest={dest}", f"--out={tmp_path / 'out'}")
+    assert "--run" in refusal(command.main, *options, f"--run={run}", f"--run={run}/")
+    real = real_folder(tmp_path / "real", load_denoiser(SMALL), 64)
+    run.rename(real / "run")
+    assert "run/ in it is a run of generate.py" in refusal(command.main, *options, f"--real={real}")
+    assert "--network: no.pkl: there is no such file" in refusal(
+        command.main, "--network=no.pkl", *options[1:], "--real=none"
+    )
+    assert not dest.exists()

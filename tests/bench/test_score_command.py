@@ -146,7 +146,14 @@ def test_labels_of_one_kind_give_no_auroc(run: Path) -> None:
 DAMAGED = [
     {"filter_score": "high"},
     {"name": ["x"]},
+    {"name": "000001.png"},  # that of another
+    {"name": "/etc/passwd"},
+    {"name": "../run/000003.png"},
+    {"file": 5},
+    {"class": "x"},
+    {"x": [1.0]},  # a point among images
     {"seed": "1"},
+    {"forward": -1},
     {"forward": None},
     {"H": [["x"]]},
     {"scores": 3},

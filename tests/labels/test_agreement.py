@@ -135,7 +135,8 @@ def test_the_detector_of_a_run(store: Answers, runs: tuple[Path, Path], label_al
     label_all(store, "alice", "A", ["normal", "extra fingers", "normal", "normal"])
     (runs[0] / "options.json").write_text('{"identity": {"sampler": "rods-cas"}}')
     names = [f"000000/{i:06d}.png" for i in range(4)]
-    lines = [{"name": n, "sha256": "x", "H": [0.1, i]} for i, n in enumerate(names)]
+    own = {"seed": 0, "forward": 2, "backward": 0, "sha256": "x"}
+    lines = [{"name": n, **own, "H": [0.1, i]} for i, n in enumerate(names)]
     (runs[0] / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ("report", f"--answers={store.path}", f"--images={runs[0]}", "--eps=1")
     assert "tp 1, fp 2, fn 0, tn 1" in said(label.main, *options)

@@ -317,7 +317,9 @@ def test_a_folder_is_made_with_its_parents_and_holds_what_it_is_told(tmp_path: P
     assert not outdir.exists()
     with folder.open({"note": "hello"}):
         assert not folder.is_done(["p.png"])
-        folder.write("0", [PIL.Image.new("L", (2, 2)), None], [{"name": "p.png", "k": 1}, {"name": "q.png", "k": 2}])
+        own = {"seed": 0, "forward": 2, "backward": 0}
+        records = [{"name": "p.png", "k": 1} | own, {"name": "q.png", "k": 2} | own]
+        folder.write("0", [PIL.Image.new("L", (2, 2)), None], records)
         lines = folder.finish()
     assert json.loads((outdir / "options.json").read_text()) == {"identity": {"x": 1}, "note": "hello"}
     assert [(line["name"], line["k"], line["sha256"] is None) for line in lines] == [
