@@ -104,9 +104,7 @@ def main(**opts: Any) -> int:
     if source.remark:
         click.echo(f"Note: {source.remark}")
     if (most := opts["max_images"]) and source.labelled and (source.num or most) > most:
-        click.echo(
-            f"Note: --max-images={most}: the first of {source.num:,}, in the order of the source, may lack classes"
-        )
+        click.echo(f"Note: --max-images={most}: the first {most} of {source.num:,} images, by name, may lack classes")
     num = min((n for n in (source.num, opts["max_images"]) if n is not None), default=None)
     items = tqdm(itertools.islice(source.items, opts["max_images"]), total=num, unit="img", disable=None)
     outcome = convert(items, opts["dest"], shaping, held_out=opts["held_out"], every=opts["every"] or 5,

@@ -23,8 +23,9 @@ from rods.base_samplers import Sampler
 from rods.bench.calibrate import Trial, rounded
 from rods.bench.calibrate_restart import QUANTILES
 from rods.bench.compare import Comparison, common, compare, relative_reduction
-from rods.bench.labelled import F64, LabelledRun, numbers, read_run, values_of
+from rods.bench.labelled import F64, LabelledRun, numbers, read_run
 from rods.bench.methods import BASELINE, Method
+from rods.bench.pooled import values_of
 from rods.bench.restart_trial import replayed
 from rods.bench.tables import Table, share
 from rods.config import from_json, name_of, options
@@ -59,6 +60,8 @@ def labelled_runs(paths: Sequence[Path], source: str | None) -> tuple[LabelledRu
         for key, what in (("network_sha256", "network"), ("num_steps", "number of steps")):
             if run.options.get(key) != base.options.get(key):
                 raise UserError(f"{path} and {paths[0]} have another {what}; give runs of one")
+        if run.is_points != base.is_points:
+            raise UserError(f"{path} and {paths[0]}: points and images cannot be compared; give runs of one kind")
         if not run.position().keys() & base.position().keys():
             raise UserError(f"{path} has no seed in common with the labelled ones of {paths[0]}; sample the same seeds")
         run, changed, missing = with_own_labels(run.at(common(base, run)[1]), source, base)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rods.bench.labelled import POOLED, LabelledRun, pooled_levels
+from rods.bench.labelled import LabelledRun
+from rods.bench.pooled import POOLED, pooled_levels
 from rods.bench.task import Task
 from rods.eval.bootstrap import Estimate, bootstrap
 from rods.eval.correction import PairedOutcomes, Proportion, paired_outcomes, proportion_interval

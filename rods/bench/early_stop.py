@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
-from rods.bench.labelled import values_of
+from rods.bench.pooled import values_of
 from rods.bench.task import Task, load_network
 from rods.denoiser import bind
 from rods.detectors import Detector

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rods.bench.labelled import values_of
+from rods.bench.pooled import values_of
 from rods.latents import codec_of, encoded
 from rods.runs.images import U8
 from rods.types import Denoiser, state_dtype

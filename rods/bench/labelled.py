@@ -1,17 +1,14 @@
 """A labelled run in numbers: a folder that generate.py or the benchmark made, with labels.jsonl beside its images.
 
-What comparisons read of the images is kept in features.jsonl, so that a run can be compared where its PNGs are not: a
-line per group of images {"names", "x", "sq", "mean"}, with 8x8 means of their levels in base64 (bytes [C, 8, 8]), the
-sums of their squared values, and their mean image (float16). It is written when it is first needed. Samples that are
-points have their coordinates in samples.jsonl. timing.jsonl holds the seconds of chunks that the benchmark sampled
-beside the baseline's, and the machines that sampled them.
+What comparisons read of the images is kept in features.jsonl (`pooled.py`), so that a run can be compared where its
+PNGs are not. Samples that are points have their coordinates in samples.jsonl. timing.jsonl holds the seconds of
+chunks that the benchmark sampled beside the baseline's, and the machines that sampled them.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,21 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import adaptive_avg_pool2d
 
 from dnnlib.errors import UserError
 from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
-from dnnlib.util import atomic_write
+from rods.bench.pooled import feature_lines, grouped
 from rods.labels.labels import ANOTHER_CLASS, VERDICTS, ImageLabel, read_labels
-from rods.runs.folder import image_key, read_lines
-from rods.runs.images import U8, read_png, stacked
+from rods.runs.folder import image_key, is_identity, read_lines
+from rods.runs.images import U8, read_png
 
 F64 = NDArray[np.float64]
-FEATURES_NAME, TIMING_NAME = "features.jsonl", "timing.jsonl"
-POOLED = 8  # pixels on a side of the means that stand for an image
-GROUP = 32  # images of a line of features.jsonl; their total variance is drawn again by groups
+TIMING_NAME = "timing.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,11 +191,6 @@ def numbers(values: Sequence[float | None]) -> F64:
     return np.array([np.inf if v is None else v for v in values], dtype=np.float64)
 
 
-def values_of(pixels: U8) -> F64:
-    """Pixels as a sampler's values in [-1, 1]: the inverse of `images.to_uint8`, to its rounding."""
-    return np.asarray((pixels.astype(np.float64) - 128) / 127.5)
-
-
 def read_run(path: Path, *, source: str | None = None, labelled: bool = True, rest: bool = False) -> LabelledRun:
     """A labelled run. Samples without a label are left out, or with `rest` uncertain; with `labelled` False all are.
 
@@ -219,6 +207,8 @@ def read_run(path: Path, *, source: str | None = None, labelled: bool = True, re
         raise UserError(f"{path} has no labelled sample; label it by scripts/bench.py label")
     try:
         about = json.loads(options.read_text())
+        if not is_identity(about["identity"]):
+            raise TypeError
         own = [labels[line["name"]] for line in samples]
         modes = [label.mode for label in own]
         timing = [json.loads(text) for text in _text(path / TIMING_NAME).splitlines()]
@@ -258,62 +248,3 @@ def _uncertain(path: Path) -> dict[str, ImageLabel]:
 
 def _text(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
-
-
-# -- features.jsonl ---------------------------------------------------------------------------------------------------
-
-
-def feature_lines(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """The lines of features.jsonl for files by image name; images that it lacks are read and added (see `grouped`)."""
-    path = run / FEATURES_NAME
-    found: list[Mapping[str, Any]] = []
-    try:
-        found = [json.loads(text) for text in _text(path).splitlines()]
-        for group in found:
-            _check_group(group)
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged; delete it, and it is made again of the images") from None
-    known = {name for group in found for name in group["names"]}
-    missing = {name: file for name, file in files.items() if name not in known}
-    if not missing:
-        return found
-    if absent := sorted(file for file in missing.values() if not (run / file).is_file()):
-        raise UserError(f"{run}: {absent[0]} is missing, and {FEATURES_NAME} does not have it; sample it again")
-    found += grouped(run, missing)
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found))
-    return found
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    """Raises TypeError, KeyError or ValueError for what is no line of ours."""
-    if not all(isinstance(name, str) for name in group["names"]) or len(group["x"]) != len(group["names"]):
-        raise TypeError
-    levels = {len(base64.b64decode(text, validate=True)) for text in group["x"]}
-    mean = len(base64.b64decode(group["mean"], validate=True))
-    if len(levels) != 1 or levels.pop() % POOLED**2 or mean % 2 or not math.isfinite(sum(group["sq"])):
-        raise ValueError
-
-
-def grouped(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """Lines of features.jsonl for the files of a run by image name, by groups in the order of the names."""
-    names = sorted(files)
-    parts = [names[start : start + GROUP] for start in range(0, len(names), GROUP)]
-    return [group_line(part, stacked([read_png(run / files[name]) for name in part], of=run)) for part in parts]
-
-
-def group_line(names: Sequence[str], images: U8) -> dict[str, Any]:
-    """What features.jsonl says of a group of images [n, C, H, W]."""
-    x = values_of(images).clip(-1, 1)
-    return {
-        "names": list(names),
-        "x": [base64.b64encode(levels.tobytes()).decode() for levels in pooled_levels(x)],
-        "sq": [round(float(s), 3) for s in (x**2).sum(axis=(1, 2, 3))],
-        "mean": base64.b64encode(x.mean(axis=0).astype("<f2").tobytes()).decode(),
-    }
-
-
-def pooled_levels(x: F64) -> U8:
-    """8x8 means of the levels of images [N, C, H, W] in [-1, 1], as bytes [N, C, 8, 8]."""
-    unit = torch.from_numpy((x.clip(-1, 1) + 1) / 2)
-    return np.asarray(np.rint(255 * adaptive_avg_pool2d(unit, POOLED).numpy()).astype(np.uint8))

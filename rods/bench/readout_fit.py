@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dnnlib.errors import UserError
-from rods.bench.labelled import values_of
+from rods.bench.pooled import values_of
 from rods.blocks import gate_blocks
 from rods.denoiser import bind
 from rods.eval.detection import auroc

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.run_folder import SAMPLES_NAME
-from rods.bench.labelled import TIMING_NAME, is_finite, values_of
+from rods.bench.labelled import TIMING_NAME, is_finite
 from rods.bench.methods import BASELINE, Method
+from rods.bench.pooled import values_of
 from rods.bench.task import LoadedNetwork, Task
 from rods.detectors import curvature_index
 from rods.eval.labels import Label

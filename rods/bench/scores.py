@@ -18,7 +18,8 @@ import torch
 
 from dnnlib.errors import UserError, counted
 from rods.bench.compare import FALSE_ALARMS, Detection, detection_of
-from rods.bench.labelled import F64, LabelledRun, is_finite, values_of
+from rods.bench.labelled import F64, LabelledRun, is_finite
+from rods.bench.pooled import values_of
 from rods.bench.qualitative import GREEN
 from rods.bench.tables import Table, estimate
 from rods.config import to_text

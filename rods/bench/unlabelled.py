@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from dnnlib.errors import UserError, counted
 from rods.bench.compare import changed_images, common, frechet, total_variance, variance_kept
-from rods.bench.labelled import POOLED, LabelledRun, is_finite, pooled_levels, values_of
+from rods.bench.labelled import LabelledRun, is_finite
+from rods.bench.pooled import POOLED, pooled_levels, values_of
 from rods.bench.qualitative import Pair, frame_of, pair_sheet
 from rods.bench.real import open_real, some_of
 from rods.eval.bootstrap import Estimate

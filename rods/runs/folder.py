@@ -208,9 +208,15 @@ def read_identity(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         found = None
     match found:
-        case {"identity": dict(identity)}:
+        case {"identity": dict(identity)} if is_identity(identity):
             return identity
     raise UserError(f"{path} was not written by generate.py; name another --outdir")
+
+
+def is_identity(identity: Mapping[str, Any]) -> bool:
+    """Whether what others read of a run's identity is of the kinds that we write."""
+    checksum, level = identity.get("network_sha256"), identity.get("score_at")
+    return isinstance(checksum, str | None) and isinstance(level, int | float | None)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

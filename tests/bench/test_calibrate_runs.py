@@ -153,3 +153,13 @@ def test_what_cannot_be_calibrated_is_one_line(runs: tuple[Path, Path, float], t
     assert not (tmp_path / "p.preset.json").exists()
     with pytest.raises(Exception, match="--base"):
         sampler_of(run, {})
+
+
+def test_settings_that_no_sampler_has_are_one_line(runs: tuple[Path, Path, float], tmp_path: Path) -> None:
+    shutil.copytree(runs[1], tmp_path / "run")
+    about = json.loads((runs[1] / "options.json").read_text())
+    for sampler in ("nope", ["restart"]):
+        about["identity"]["sampler"] = sampler
+        (tmp_path / "run" / "options.json").write_text(json.dumps(about))
+        told = refusal(command.main, runs[0], tmp_path / "run", f"--dest={tmp_path / 'my.preset.json'}")
+        assert "unknown sampler" in told

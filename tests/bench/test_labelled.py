@@ -16,8 +16,9 @@ from small_tasks import PICTURES, POINTS
 from dnnlib.errors import UserError
 from rods.base_samplers import Euler
 from rods.bench.compare import total_variance
-from rods.bench.labelled import FEATURES_NAME, GROUP, read_run, values_of
+from rods.bench.labelled import read_run
 from rods.bench.methods import Method
+from rods.bench.pooled import FEATURES_NAME, GROUP, values_of
 from rods.bench.run import label_run, run_methods, source_of
 from rods.eval.labels import Label
 from rods.labels.labels import LABELS_NAME, ImageLabel, read_labels, write_labels

@@ -170,3 +170,13 @@ def test_damaged_records_are_one_line(more: dict[str, object], run: Path, tmp_pa
     lines = [line | (more if i == 3 else {}) for i, line in enumerate(records(run))]
     (tmp_path / "run" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "does not hold generate.py's records" in refusal(command.main, tmp_path / "run")
+
+
+@pytest.mark.parametrize("more", [{"network_sha256": 5}, {"score_at": "x"}])
+def test_damaged_options_are_one_line(more: dict[str, object], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    about = json.loads((run / "options.json").read_text())
+    about["identity"] |= more
+    (tmp_path / "run" / "options.json").write_text(json.dumps(about))
+    told = refusal(command.main, tmp_path / "run", f"--network={SMALL}", "--detector=lid")
+    assert "options.json or timing.jsonl was changed" in told

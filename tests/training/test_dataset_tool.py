@@ -587,6 +587,9 @@ def test_folders_as_classes(tmp_path: Path) -> None:
     assert labels(dest) == [0, 0, 0, 1, 1, 1]
     with zipfile.ZipFile(dest) as archive:
         assert json.loads(archive.read("dataset.json"))["label_names"] == ["cat", "dog"]
+    some = (source, f"--dest={tmp_path / 'some.zip'}", "--labels-from=folders", "--force")
+    assert "Note: --max-images=3: the first 3 of 6 images, by name, may lack classes" in run(*some, "--max-images=3")
+    assert "may lack classes" not in run(*some, "--max-images=6")
     save(tmp_path / "in" / "stray.png", PIL.Image.fromarray(DIGITS[7]))
     says = "must have each image in the folder of its class"
     assert says in refused(source, f"--dest={tmp_path / 'b.zip'}", "--labels-from=folders")
