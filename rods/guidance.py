@@ -98,6 +98,11 @@ class Guided(OfMain):
         return self.strength != 1 and (self.interval is None or self.interval.lo <= sigma <= self.interval.hi)
 
     def evaluate(self, denoise: BoundDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.strength != 1 and denoise.class_labels is None and isinstance(self.guide, Unlabelled):
+            raise ValueError(
+                "class_labels: guidance leads away from an image without a class, and no class was given; give one "
+                "for each image"
+            )
         D = denoise.of(self.main)(x, sigma)
         if not self.is_guided(float(sigma)):
             return D

@@ -206,7 +206,7 @@ def restart_sampler(
     Args:
         denoiser: D(x, sigma), or bound already.
         latents: [B, C, H, W], unit normal; scaled here.
-        class_labels: None or [B, label_dim].
+        class_labels: None, one-hot rows [B, label_dim], or the numbers of classes [B].
         detector: the score, `Lid()` without one.
         randn_like: called on the whole batch, for the score's draws and once per round: a sample's numbers do not
             depend on the rest of the batch.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rods.denoiser import NO_GRADIENT
+from rods.denoiser import NO_GRADIENT, labels_of
 from rods.latents import Codec
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -40,7 +40,8 @@ class FunctionDenoiser:
     codec: Codec | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        return self.function(x, sigma) if class_labels is None else self.function(x, sigma, class_labels)
+        labels = labels_of(self, len(x), class_labels)
+        return self.function(x, sigma) if labels is None else self.function(x, sigma, labels)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """Every noise level is allowed."""
