@@ -73,6 +73,8 @@ class BoundDenoiser:
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if not len(x):  # which few networks are made for
+            return x
         if isinstance(self.denoiser, Combined):  # what it is made of is called, split and counted one by one
             return self.denoiser.evaluate(self, x, sigma)
         if torch.is_grad_enabled():  # whoever differentiates this splits it: see `with_gradient`

@@ -71,6 +71,10 @@ class Restart(Sampler):
             raise ValueError(f"margin: {self.margin}: acceptance by ratio compares no scores; leave it out")
         if not 0 <= self.score_at < self.sigma_max:
             raise ValueError(f"score_at: {self.score_at}: must be a noise level below sigma_max (0: finished images)")
+        if not isinstance(self.detector, Detector):
+            raise ValueError(f"detector: a {type(self.detector).__name__}; give a detector's value, such as Lid()")
+        if not self.sigma_r > 0:
+            raise ValueError(f"sigma_r: {self.sigma_r} is not a noise level to go back to; give a number > 0")
         if self.sigma_r < self.detector.max_sigma < float("inf"):
             raise ValueError(
                 f"detector: it reads noise levels up to {self.detector.max_sigma:g}, above sigma_r = {self.sigma_r}; "
