@@ -137,7 +137,10 @@ def guided(
             )
         guide = Unlabelled(main)
     if interval is not None:
-        lo, hi = (interval.lo, interval.hi) if isinstance(interval, SigmaWindow) else interval
+        ends = (interval.lo, interval.hi) if isinstance(interval, SigmaWindow) else interval
+        if not isinstance(ends, tuple | list) or len(ends) != 2 or not all(isinstance(t, int | float) for t in ends):
+            raise ValueError(f"interval: {interval!r}: must be two noise levels (lo, hi)")
+        lo, hi = ends
         interval = noise_interval(lo, hi)
     return Guided(main, guide, strength, interval)
 

@@ -10,7 +10,7 @@ diffusers is not imported: what is read of a pipeline are its attributes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
@@ -74,14 +74,14 @@ def from_diffusers(
     """
     network = _network(pipeline)
     kind, config = kind_of(network), network.config
-    size = latent_resolution or config.sample_size
-    if not isinstance(size, int) or size < 1:
+    size = config.sample_size if latent_resolution is None else latent_resolution
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(
             f"latent_resolution: {size} is no side of a latent; give a whole number, such as the usual height (latents "
             "of other sides can be sampled all the same)"
         )
     codec = _codec(pipeline, size)
-    asked = Asked([prompts] if isinstance(prompts, str) else list(prompts), negative_prompt, null_class,
+    asked = Asked(_texts(prompts), negative_prompt, null_class,
                   codec.img_resolution // size if codec else 1)  # fmt: skip
     _check_guidance(guidance, interval, negative_prompt)
     told = KINDS[kind](pipeline, network, asked)
@@ -106,10 +106,20 @@ def from_diffusers(
     return Clipped(D, float(scheduler.get("clip_sample_range", 1.0))) if scheduler.get("clip_sample") else D
 
 
+def _texts(prompts: object) -> list[str]:
+    """One prompt or several as a list. Raises ValueError: anything but texts."""
+    found: list[str] = []
+    for text in [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else prompts:
+        if not isinstance(text, str):
+            raise ValueError(f"prompts: a {type(text).__name__} is no text; give one prompt, or a list of them")
+        found.append(text)
+    return found
+
+
 def _check_guidance(guidance: float, interval: object, negative_prompt: object) -> None:
     """ValueError: no weight, or options of guidance without any."""
-    if not isfinite(guidance):
-        raise ValueError(f"guidance: {guidance} is not a weight; give a finite number (1: none)")
+    if not isinstance(guidance, int | float) or not isfinite(guidance):
+        raise ValueError(f"guidance: {guidance!r} is not a weight; give a finite number (1: none)")
     for name, given in (("interval", interval), ("negative_prompt", negative_prompt)):
         if given is not None and guidance == 1:
             raise ValueError(
@@ -135,6 +145,8 @@ def _network(pipeline: Any) -> Any:
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if not isinstance(network, nn.Module):
         raise ValueError(f"pipeline: {type(pipeline).__name__} has no network as its unet or transformer")
+    if getattr(pipeline, "scheduler", None) is None:
+        raise ValueError(f"pipeline: {type(pipeline).__name__} has no scheduler, which says what its network predicts")
     for name, part in (("network", network), ("vae", getattr(pipeline, "vae", None))):
         if part is not None and part.training:
             raise ValueError(

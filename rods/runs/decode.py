@@ -68,6 +68,10 @@ def open_vae(encoder: StoredEncoder, snapshot: Snapshot, folder: Path | None, de
         raise UserError(f"{who}: latents are decoded by diffusers, which is missing: pip install diffusers") from None
     if folder and not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
+    if folder and not (folder / "config.json").is_file():
+        what = "there is no such folder" if not folder.exists() else "it holds no config.json"
+        what = "it is a file" if folder.is_file() else what
+        raise UserError(f"{who}: {what}; give the folder of an autoencoder of diffusers, with its {FILES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of diffusers, on how it calls its own libraries

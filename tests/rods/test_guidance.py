@@ -277,6 +277,9 @@ def f(channels: int = 2, side: int = 3, classes: int = 0, lo: float = 0, hi: flo
         ((f(), f(), 2, (3, 3)), r"^interval: 3,3 is empty"),
         ((f(), f(), 2, SigmaWindow(3, 3)), r"^interval: 3,3 is empty"),
         ((f(), f(), 2, (-1, 3)), r"^interval: -1,3 is empty"),
+        ((f(), f(), 2, 3), r"^interval: 3: must be two noise levels \(lo, hi\)"),
+        ((f(), f(), 2, "1,2"), r"^interval: '1,2': must be two noise levels"),
+        ((f(), f(), 2, (1, 2, 3)), r"^interval: \(1, 2, 3\): must be two noise levels"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: Any, named: str) -> None:

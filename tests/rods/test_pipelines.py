@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,11 @@ def test_a_network_that_blocks_gradients_is_named() -> None:
         ({}, {"interval": (1, 2)}, "interval: it belongs to guidance, of which there is none"),
         ({}, {"negative_prompt": "a dog"}, "negative_prompt: it belongs to guidance, of which there is none"),
         ({}, {"guidance": float("nan")}, "guidance: nan is not a weight"),
+        ({}, {"guidance": "4"}, "guidance: '4' is not a weight"),
+        ({}, {"prompts": None}, "prompts: a NoneType is no text"),
+        ({}, {"prompts": ["a", 2]}, "prompts: a int is no text"),
+        ({}, {"latent_resolution": 0}, "latent_resolution: 0 is no side of a latent"),
+        ({"scheduler_is": None}, {}, "pipeline: Parts has no scheduler"),
         ({}, {"guidance": 2, "negative_prompt": ["a", "b"]}, "negative_prompt: a list; give one text for all images"),
         ({}, {"latent_resolution": -8}, "latent_resolution: -8 is no side of a latent"),
         ({"classes": 3}, {"null_class": 3}, "null_class: 3 is out of range; this network has classes 0 to 2"),
@@ -247,8 +253,10 @@ def test_what_is_not_known_is_one_line(change: dict[str, Any], options: dict[str
     config = {
         k: change.pop(k) for k in list(change) if k in ("thresholding", "prediction_type", "rescale_betas_zero_snr")
     }
+    step_by = change.pop("scheduler_is", scheduler)
+    build = partial(Parts, **{"unet": net, **change})
     with pytest.raises(ValueError, match=f"^{said}") as found:
-        from_diffusers(Parts(**{"unet": net, "scheduler": scheduler(**config), **change}), **options)
+        from_diffusers(build(scheduler=step_by and step_by(**config)), **options)
     assert "\n" not in str(found.value)
 
 
@@ -346,6 +354,15 @@ def test_latents_that_the_network_does_not_take_are_one_line(name: str, shape: t
     pipe = tiny.shared_dit() if name == "dit" else Parts(unet=tiny.unet(), scheduler=diffusers.DDIMScheduler())
     with pytest.raises(ValueError, match=rf"^latents: .*{said}"):
         from_diffusers(pipe)(normal(*shape).double(), torch.tensor(2.0).double())
+
+
+def test_images_and_latents_of_other_channels_are_one_line() -> None:
+    D = from_diffusers(tiny.shared_dit())
+    for shape in ((2, 3, 16, 16), (4, 16, 16)):
+        with pytest.raises(ValueError, match=r"^samples: .* must be \[B, 4, H, W\]"):
+            decoded(D, normal(*shape))
+    with pytest.raises(ValueError, match=r"^images: \[2, 1, 32, 32\]: must be \[B, 3, H, W\]"):
+        encoded(D, normal(2, 1, 32, 32), normal(2, 4, 16, 16))
 
 
 def test_a_unet_takes_latents_that_are_not_square() -> None:
