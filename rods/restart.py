@@ -80,6 +80,8 @@ class Restart(Sampler):
                 f"detector: it reads noise levels up to {self.detector.max_sigma:g}, above sigma_r = {self.sigma_r}; "
                 "lower the detector's level (hi of one of steps, sigma of tvf) or raise sigma_r"
             )
+        if not isinstance(self.inside, Corrector | None):
+            raise ValueError(f"inside: a {type(self.inside).__name__}; give a corrector's value, such as Cas(0.3)")
         if isinstance(self.inside, NamedCorrector) and self.inside.random:
             raise ValueError("inside: a corrector that draws would move the numbers of other rows; use another")
 
