@@ -318,7 +318,7 @@ SEVERAL = r"integers \[2\] from 0 to 999, or one-hot rows \[2, 1000\]"
         (torch.tensor([1.0, 2.0]), rf"class_labels: torch.float32 \[2\]; .*{SEVERAL}"),
         (torch.tensor([[1], [2]]), rf"class_labels: torch.int64 \[2, 1\]; .*{SEVERAL}"),
         (torch.eye(999)[CLASSES], rf"class_labels: torch.float32 \[2, 999\]; .*{SEVERAL}"),
-        (torch.zeros(2, 1000), "class_labels: the row of image 0 is not one-hot"),
+        (torch.zeros(2, 1000), "class_labels: (the row of image 0 is not one-hot|guidance leads away from)"),
         (torch.eye(1000)[CLASSES] / 2, "class_labels: the row of image 0 is not one-hot"),
         (CLASSES, "class_labels: a list; give a tensor"),
     ],
