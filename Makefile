@@ -5,7 +5,7 @@ MIN_PYTHON := 3, 10
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-browser check lint types bench bench-quality bench-quality-fast crash-test docs figures
+.PHONY: help setup demo test foreign test-browser check lint types bench bench-quality bench-quality-fast crash-test docs figures
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -17,6 +17,12 @@ demo: .venv/.installed ## sample hands with seven samplers, count fingers, print
 
 test: .venv/.installed ## run the tests
 	@$(PY) -m pytest
+
+# Without them their tests are skipped, each with a line; so this says so and goes on where they cannot be had.
+foreign: .venv/.installed ## install diffusers and transformers, so that the tests of pipelines run, too
+	@$(PY) -c 'from importlib.util import find_spec as f; import sys; sys.exit(not (f("diffusers") and f("transformers")))' || \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --retries=1 -c constraints.txt -e '.[foreign]' 2>/dev/null || \
+	  echo "diffusers and transformers cannot be installed here; the tests of pipelines are skipped"
 
 test-browser: .venv/.installed ## drive the labelling page in a real browser (Debian: apt install chromium)
 	@command -v chromium >/dev/null || \

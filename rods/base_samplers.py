@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from math import inf
+from numbers import Integral
 from typing import ClassVar, Literal
 
 import torch
@@ -51,6 +52,8 @@ class Sampler:
     def __post_init__(self) -> None:
         for f in fields(self):
             value, least, most = getattr(self, f.name), f.metadata.get("least"), f.metadata.get("most")
+            if (least is not None or most is not None) and not isinstance(value, Integral):
+                raise ValueError(f"{f.name}: {value!r} is no whole number; give one")
             if least is not None and value < least:
                 raise ValueError(f"{f.name}: {value} is too few; give a whole number >= {least}")
             if most is not None and value > most:
@@ -108,7 +111,7 @@ class Sampler:
 
         Raises ValueError for latents of another form, and as `check` does.
         """
-        check_latents(latents)
+        check_latents(latents, getattr(unbound(denoiser), "img_channels", None))
         self.check(denoiser)
         denoise = bind(denoiser, len(latents), class_labels, randn_like=randn_like)
         recorder = self.recorder()

@@ -54,7 +54,7 @@ def largest_eigenvalue(cur: State, start: Tensor, *, iterations: int, h: float) 
     q = unit(start)
     basis: list[Tensor] = []
     alphas, betas = [], []
-    for _ in range(min(iterations, start[0].numel())):
+    for _ in range(min(iterations, start.shape[1:].numel())):
         basis.append(q)
         w = (cur.moved(h * q).g - cur.g) / h
         alphas.append((w * q).flatten(1).sum(dim=1))

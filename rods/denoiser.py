@@ -23,6 +23,7 @@ NO_GRADIENT = (
     "denoiser: the model gives no gradient (it runs under torch.no_grad, or detaches); let it be differentiated, "
     'or use gradient="difference", which needs none'
 )
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Noise = Callable[[Tensor], Tensor]
 """Unit normal draws in the shape and dtype of a whole batch, such as `torch.randn_like`."""
 
@@ -72,6 +73,8 @@ class BoundDenoiser:
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if not len(x):  # which few networks are made for
+            return x
         if isinstance(self.denoiser, Combined):  # what it is made of is called, split and counted one by one
             return self.denoiser.evaluate(self, x, sigma)
         if torch.is_grad_enabled():  # whoever differentiates this splits it: see `with_gradient`
@@ -206,7 +209,7 @@ def bind(
 
     `keys` [batch] int64 says which image each sample is, for a denoiser that asks; without, its place in the batch.
     Any sampler takes the result as its denoiser, and its counters then tell what the run has cost.
-    Raises ValueError: a bound denoiser of another batch or with other labels.
+    Labels as `labels_of` takes them. Raises ValueError: as it does; a bound denoiser of another batch or other labels.
     """
     if isinstance(denoiser, BoundDenoiser):
         if class_labels is not None:
@@ -214,12 +217,10 @@ def bind(
         if len(denoiser.index) != batch:
             raise ValueError(f"denoiser: bound to {len(denoiser.index)} samples, called for {batch}; bind it anew")
         return denoiser if randn_like is None else replace(denoiser, randn_like=randn_like)
-    if class_labels is not None and len(class_labels) != batch:
-        raise ValueError(f"class_labels: {len(class_labels)} rows for {batch} latents; give one row per latent")
     zeros = torch.zeros(batch, dtype=torch.int64)
     return BoundDenoiser(
         denoiser,
-        class_labels,
+        labels_of(denoiser, batch, class_labels),
         torch.arange(batch),
         zeros,
         zeros.clone(),
@@ -227,6 +228,38 @@ def bind(
         randn_like=randn_like or torch.randn_like,
         micro_batches=micro_batches or MicroBatches(),
     )
+
+
+def labels_of(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None) -> Tensor | None:
+    """Labels as a denoiser takes them, rows [batch, label_dim]; the numbers of classes [batch] become one-hot rows.
+
+    One that does not say its `label_dim` gets what is given. Raises ValueError: a class that there is not, labels of
+    another shape, or any for a denoiser without classes.
+    """
+    if class_labels is None:
+        return None
+    if not isinstance(class_labels, Tensor):
+        raise ValueError(f"class_labels: a {type(class_labels).__name__}; give a tensor with one label per latent")
+    if class_labels.ndim == 0 or len(class_labels) != batch:
+        raise ValueError(f"class_labels: {list(class_labels.shape)} for {batch} latents; give one label per latent")
+    classes = getattr(denoiser, "label_dim", None)
+    if classes is None:
+        return class_labels
+    if not classes:
+        raise ValueError("class_labels: this denoiser has no classes to choose from; leave them out")
+    if class_labels.ndim == 1 and class_labels.dtype in INTEGERS:
+        for number in class_labels.tolist():
+            if not 0 <= number < classes:
+                raise ValueError(
+                    f"class_labels: {number} is out of range; this denoiser has classes 0 to {classes - 1}"
+                )
+        return torch.eye(classes, device=class_labels.device)[class_labels.long()]
+    if class_labels.shape != (batch, classes):
+        raise ValueError(
+            f"class_labels: {class_labels.dtype} {list(class_labels.shape)}; give the numbers of classes, integers "
+            f"[{batch}] from 0 to {classes - 1}, or one-hot rows [{batch}, {classes}]"
+        )
+    return class_labels
 
 
 def unbound(denoiser: AnyDenoiser) -> AnyDenoiser:

@@ -98,6 +98,12 @@ class Guided(OfMain):
         return self.strength != 1 and (self.interval is None or self.interval.lo <= sigma <= self.interval.hi)
 
     def evaluate(self, denoise: BoundDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        labels = denoise.class_labels
+        if self.strength != 1 and isinstance(self.guide, Unlabelled) and (labels is None or not labels.any(1).all()):
+            raise ValueError(
+                "class_labels: guidance leads away from an image without a class, and no class was given; give one "
+                "for each image"
+            )
         D = denoise.of(self.main)(x, sigma)
         if not self.is_guided(float(sigma)):
             return D
@@ -116,7 +122,7 @@ def guided(
     Args:
         main: D(x, sigma[, class_labels]); gates read its layers, and its alone (`rods/gate.py`).
         guide: a denoiser of the same images, which gets the labels if its `label_dim` is not 0; None: `main` without
-            labels.
+            labels; every image then needs one, or D raises a ValueError.
         strength: 1 is main alone, 0 the guide alone, bit for bit.
         interval: (lo, hi), both included; None: everywhere. Outside, the guide is not evaluated (arXiv 2404.07724).
     Returns:
@@ -132,7 +138,10 @@ def guided(
             )
         guide = Unlabelled(main)
     if interval is not None:
-        lo, hi = (interval.lo, interval.hi) if isinstance(interval, SigmaWindow) else interval
+        ends = (interval.lo, interval.hi) if isinstance(interval, SigmaWindow) else interval
+        if not isinstance(ends, tuple | list) or len(ends) != 2 or not all(isinstance(t, int | float) for t in ends):
+            raise ValueError(f"interval: {interval!r}: must be two noise levels (lo, hi)")
+        lo, hi = ends
         interval = noise_interval(lo, hi)
     return Guided(main, guide, strength, interval)
 

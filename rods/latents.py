@@ -92,10 +92,12 @@ def decoded(denoiser: AnyDenoiser, samples: Tensor, *, micro_batches: MicroBatch
     """The images [B, C, H, W], nominally in [-1, 1], of a denoiser's samples; without a codec, the samples themselves.
 
     The codec gets a few at a time (`micro_batches.MicroBatches`). Cost: no F, and a pass of the decoder.
+    Raises ValueError: samples of another number of channels.
     """
     codec = codec_of(denoiser)
     if codec is None or not len(samples):
         return samples
+    _check_channels("samples", samples, main_of(denoiser).img_channels)  # type: ignore[attr-defined]
     with torch.no_grad():
         parts = micro_batches or MicroBatches()
         (images,) = parts.run("decode", len(samples), lambda part: (codec.decode(samples[part]),))
@@ -112,7 +114,14 @@ def encoded(
     codec = codec_of(denoiser)
     if codec is None or not len(images):
         return images
+    _check_channels("images", images, codec.img_channels)
     with torch.no_grad():
         parts = micro_batches or MicroBatches()
         (latents,) = parts.run("decode", len(images), lambda part: (codec.encode(images[part], noise[part]),))
     return latents
+
+
+def _check_channels(name: str, found: Tensor, channels: int) -> None:
+    """ValueError: not [B, channels, H, W]."""
+    if found.ndim != 4 or found.shape[1] != channels:
+        raise ValueError(f"{name}: {list(found.shape)}: must be [B, {channels}, H, W]")

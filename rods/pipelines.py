@@ -10,9 +10,9 @@ diffusers is not imported: what is read of a pipeline are its attributes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import signature
+from math import isfinite
 from typing import Any
 
 import torch
@@ -22,34 +22,10 @@ from rods.denoiser import BoundDenoiser
 from rods.gate import fingerprint
 from rods.guidance import Guided, OfMain, guided
 from rods.latents import Vae
+from rods.pipeline_networks import KINDS, WITH_VARIANCE, Asked, Conditioned, kind_of
 from rods.schedules import SigmaWindow
 from rods.types import AnyDenoiser
 from rods.wrappers import FunctionDenoiser, from_edm_diffusers, from_flow, from_vp_steps
-
-Table = Tensor | Mapping[str, Tensor]
-NO_ROW = "class_labels: this pipeline has several classes or prompts; choose one for each image by its one-hot row"
-
-
-@dataclass(frozen=True, eq=False)
-class Conditioned:
-    """A network as model(x, t, labels) -> prediction [B, C, H, W], with whatever else it is told about each image.
-
-    `tables` are the network's other arguments, a row for each class or prompt, the null one last. `row` is the one
-    of an image without a label; None: such an image is refused.
-    """
-
-    network: nn.Module
-    tables: Mapping[str, Table]
-    row: int | None = None
-    learned_variance: bool = False  # the network returns it behind the prediction, and it is cut off
-
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        if labels is None and self.row is None and self.tables:
-            raise ValueError(NO_ROW)
-        row = torch.full((len(x),), self.row or 0, device=x.device) if labels is None else labels.argmax(1)
-        told = {name: _rows(table, row) for name, table in self.tables.items()}
-        answer: Tensor = self.network(x, timestep=t, return_dict=False, **told)[0]
-        return answer[:, : x.shape[1]] if self.learned_variance else answer
 
 
 @dataclass(frozen=True)
@@ -75,164 +51,82 @@ def from_diffusers(
 ) -> FunctionDenoiser | Guided | Clipped:
     """The denoiser that a pipeline of diffusers samples from, guided, with its autoencoder as the `codec`.
 
-    Classes are labels as everywhere, one-hot rows [B, label_dim]. So are prompts, of which several can be given: row k
-    is prompts[k]. A single prompt is that of every image, without labels. D is what the pipeline's scheduler computes
-    as its `pred_original_sample`, at any noise level between the first and the last of its table.
+    Classes are labels as everywhere, their numbers [B] or one-hot rows [B, label_dim]. So are prompts, of which several
+    can be given: class k is prompts[k]. A single prompt is that of every image, without labels. Without a label an
+    unguided network with a null class draws of that; else, and with guidance, a label is asked for.
+
+    D is what the pipeline's scheduler computes as its `pred_original_sample`, at any noise level between the first and
+    the last of its table, for latents of any two sides that the network takes.
 
     Args:
-        pipeline: with a UNet2DModel, DiTTransformer2DModel, UNet2DConditionModel (Stable Diffusion, SDXL) or
-            SD3Transformer2DModel, in eval mode; and a scheduler of discrete steps, of flow matching or of EDM.
+        pipeline: with a network of `pipeline_networks.KINDS` (UNet2DModel, DiT, Stable Diffusion and SDXL, SD3,
+            PixArt) in eval mode, and a scheduler of discrete steps, of flow matching or of EDM.
         prompts: what `pipeline.encode_prompt` is given, for networks that read text.
         negative_prompt: what guidance leads away from; None: what the pipeline takes then.
         guidance: w of D = D_null + w (D - D_null), which pipelines call guidance_scale; 1: none.
         interval: the noise levels at which it is guided; None: all of them.
         null_class: the class that a UNet2DModel was trained with for images without one, where there is such a class.
-        latent_resolution: side of the latents; None: that of the network's configuration.
+        latent_resolution: what `img_resolution` of the denoiser is, where the network's configuration has no side.
     Returns:
         A denoiser with `label_dim`, `sigma_min`, `sigma_max`. Cost of D: 1 F, guided 2 F.
     Raises:
         ValueError: a network, scheduler or option of another kind, named in one line.
     """
     network = _network(pipeline)
-    kind = next((KINDS[c.__name__] for c in type(network).__mro__ if c.__name__ in KINDS), None)
-    if kind is None:
-        raise ValueError(f"pipeline: its {type(network).__name__} is not known; known are {', '.join(KINDS)}")
-    config = network.config
-    size = latent_resolution or config.sample_size
-    if not isinstance(size, int):
-        raise ValueError(f"latent_resolution: the network's sample_size is {size}; give the side of its square latents")
-    learned = _has_learned_variance(pipeline, network)
+    kind, config = kind_of(network), network.config
+    size = config.sample_size if latent_resolution is None else latent_resolution
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(
+            f"latent_resolution: {size} is no side of a latent; give a whole number, such as the usual height (latents "
+            "of other sides can be sampled all the same)"
+        )
     codec = _codec(pipeline, size)
-    asked = _Asked([prompts] if isinstance(prompts, str) else list(prompts), negative_prompt, null_class,
-                   size if codec is None else codec.img_resolution)  # fmt: skip
-    tables, num, has_null = kind(pipeline, network, asked)
+    asked = Asked(_texts(prompts), negative_prompt, null_class,
+                  codec.img_resolution // size if codec else 1)  # fmt: skip
+    _check_guidance(guidance, interval, negative_prompt)
+    told = KINDS[kind](pipeline, network, asked)
+    learned = _has_learned_variance(pipeline, network, kind)
+    is_guided, has_labels = guidance != 1, told.num > 1
 
     def denoiser(row: int | None, label_dim: int) -> FunctionDenoiser:
-        model = Conditioned(network, tables, row, learned)
+        model = Conditioned(network, told, config.in_channels, row, learned)
         D = _by_scheduler(pipeline.scheduler, model, label_dim, size, config.in_channels, network.dtype)
         return replace(D, network=network, codec=codec)
 
-    only = 0 if num == 1 else num if has_null else None
-    D: FunctionDenoiser | Guided = denoiser(only, num if num > 1 else 0)
-    if guidance != 1:
-        if not has_null:
+    null = told.num if told.has_null and (is_guided or not asked.prompts) else None
+    D: FunctionDenoiser | Guided = denoiser(null if has_labels else 0, told.num if has_labels else 0)
+    if is_guided:
+        if not told.has_null:
             raise ValueError(
                 f"guidance: {guidance:g}, and this pipeline has neither prompts nor a null class to lead away from; "
                 "give null_class, or guide its denoiser by another one (rods.guided)"
             )
-        D = guided(D, denoiser(num, 0), guidance, interval)
+        D = guided(D, None if has_labels else denoiser(told.num, 0), guidance, interval)
     scheduler = pipeline.scheduler.config
     return Clipped(D, float(scheduler.get("clip_sample_range", 1.0))) if scheduler.get("clip_sample") else D
 
 
-# -- networks ---------------------------------------------------------------------------------------------------------
+def _texts(prompts: object) -> list[str]:
+    """One prompt or several as a list. Raises ValueError: anything but texts."""
+    found: list[str] = []
+    for text in [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else prompts:
+        if not isinstance(text, str):
+            raise ValueError(f"prompts: a {type(text).__name__} is no text; give one prompt, or a list of them")
+        found.append(text)
+    return found
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What the tables are made for."""
-
-    prompts: list[str]
-    negative_prompt: str | None
-    null_class: int | None
-    image_resolution: int
-
-
-_Tables = tuple[Mapping[str, Table], int, bool]  # tables, classes or prompts, whether a null row stands behind them
-
-
-def _unet(pipeline: Any, network: Any, asked: _Asked) -> _Tables:
-    _no_prompts(asked, network)
-    config = network.config
-    if config.class_embed_type is not None:
-        raise ValueError(
-            f"pipeline: class_embed_type {config.class_embed_type!r} of its network is not known; only classes"
-        )
-    num, null = config.num_class_embeds, asked.null_class
-    if num is None:
-        if null is not None:
-            raise ValueError(f"null_class: {null}, and the network has no classes; leave it out")
-        return {}, 0, False
-    if null is not None and not 0 <= null < num:
-        raise ValueError(f"null_class: {null} is out of range; this network has classes 0 to {num - 1}")
-    classes = [k for k in range(num) if k != null]
-    return {"class_labels": torch.tensor([*classes, *([] if null is None else [null])])}, len(classes), null is not None
-
-
-def _dit(pipeline: Any, network: Any, asked: _Asked) -> _Tables:
-    _no_prompts(asked, network)
-    num = network.config.num_embeds_ada_norm
-    if asked.null_class not in (None, num):
-        raise ValueError(f"null_class: {asked.null_class}; that of this network is {num}: leave it out")
-    return {"class_labels": torch.arange(num + 1)}, num, True
-
-
-def _text_unet(pipeline: Any, network: Any, asked: _Asked) -> _Tables:
-    config = network.config
-    for name in ("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "encoder_hid_dim_type"):
-        if config.get(name) is not None:
-            raise ValueError(f"pipeline: its network has {name} = {config[name]!r}, which is not known here")
-    if config.get("addition_embed_type") not in (None, "text_time"):
-        raise ValueError(f"pipeline: addition_embed_type {config.addition_embed_type!r} of its network is not known")
-    states, pooled = _embeddings(pipeline, network, asked)
-    if config.get("addition_embed_type") is None:
-        return {"encoder_hidden_states": states}, len(states) - 1, True
-    H = asked.image_resolution
-    time_ids = states.new_tensor([[H, H, 0, 0, H, H]]).expand(len(states), -1)  # original size, crop, target size
-    added = {"text_embeds": _wanted(pooled, network), "time_ids": time_ids}
-    return {"encoder_hidden_states": states, "added_cond_kwargs": added}, len(states) - 1, True
-
-
-def _sd3(pipeline: Any, network: Any, asked: _Asked) -> _Tables:
-    states, pooled = _embeddings(pipeline, network, asked)
-    tables = {"encoder_hidden_states": states, "pooled_projections": _wanted(pooled, network)}
-    return tables, len(states) - 1, True
-
-
-KINDS: dict[str, Callable[[Any, Any, _Asked], _Tables]] = {
-    "UNet2DModel": _unet,
-    "DiTTransformer2DModel": _dit,
-    "UNet2DConditionModel": _text_unet,
-    "SD3Transformer2DModel": _sd3,
-}
-"""What each network of diffusers is told beside x and t, by its class."""
-
-
-def _embeddings(pipeline: Any, network: Any, asked: _Asked) -> tuple[Tensor, Tensor | None]:
-    """Embeddings [n + 1, tokens, dim] of the prompts, the negative one last, and pooled ones [n + 1, dim]."""
-    if not asked.prompts:
-        raise ValueError("prompts: this pipeline's network reads text; give one prompt or several")
-    if asked.null_class is not None:
-        raise ValueError(f"null_class: {asked.null_class}, and this network reads prompts; give a negative_prompt")
-    n, negative = len(asked.prompts), asked.negative_prompt
-    others = {name: None for name in ("prompt_2", "prompt_3") if name in signature(pipeline.encode_prompt).parameters}
-    with torch.no_grad():
-        found = pipeline.encode_prompt(
-            prompt=asked.prompts, **others, device=network.device, num_images_per_prompt=1,
-            do_classifier_free_guidance=True, negative_prompt=None if negative is None else [negative] * n,
-        )  # fmt: skip
-    rows = [torch.cat([own, null[:1]]).to(network.dtype) for own, null in zip(found[::2], found[1::2], strict=True)]
-    return rows[0], rows[1] if len(rows) > 1 else None
-
-
-def _wanted(pooled: Tensor | None, network: Any) -> Tensor:
-    if pooled is None:
-        raise ValueError(
-            f"pipeline: its encode_prompt makes no pooled embeddings, which {type(network).__name__} needs"
-        )
-    return pooled
-
-
-def _no_prompts(asked: _Asked, network: Any) -> None:
-    if asked.prompts or asked.negative_prompt is not None:
-        raise ValueError(f"prompts: a {type(network).__name__} reads no text; leave them out")
-
-
-def _rows(table: Table, row: Tensor) -> Tensor | dict[str, Tensor]:
-    """Rows of a table, or of each of several, where the network is: a table is small."""
-    if isinstance(table, Tensor):
-        return table.to(row.device)[row]
-    return {name: part.to(row.device)[row] for name, part in table.items()}
+def _check_guidance(guidance: float, interval: object, negative_prompt: object) -> None:
+    """ValueError: no weight, or options of guidance without any."""
+    if not isinstance(guidance, int | float) or not isfinite(guidance):
+        raise ValueError(f"guidance: {guidance!r} is not a weight; give a finite number (1: none)")
+    for name, given in (("interval", interval), ("negative_prompt", negative_prompt)):
+        if given is not None and guidance == 1:
+            raise ValueError(
+                f"{name}: it belongs to guidance, of which there is none; give guidance=W, or leave it out"
+            )
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        raise ValueError(f"negative_prompt: a {type(negative_prompt).__name__}; give one text for all images")
 
 
 # -- parts of a pipeline ----------------------------------------------------------------------------------------------
@@ -251,6 +145,8 @@ def _network(pipeline: Any) -> Any:
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if not isinstance(network, nn.Module):
         raise ValueError(f"pipeline: {type(pipeline).__name__} has no network as its unet or transformer")
+    if getattr(pipeline, "scheduler", None) is None:
+        raise ValueError(f"pipeline: {type(pipeline).__name__} has no scheduler, which says what its network predicts")
     for name, part in (("network", network), ("vae", getattr(pipeline, "vae", None))):
         if part is not None and part.training:
             raise ValueError(
@@ -259,11 +155,11 @@ def _network(pipeline: Any) -> Any:
     return network
 
 
-def _has_learned_variance(pipeline: Any, network: Any) -> bool:
+def _has_learned_variance(pipeline: Any, network: Any, kind: str) -> bool:
     """Whether a variance stands behind the prediction, so that the pipeline, too, cuts it off."""
     says_so = "variance_type" in pipeline.scheduler.config and "learned" in str(pipeline.scheduler.config.variance_type)
-    is_dit = any(c.__name__ == "DiTTransformer2DModel" for c in type(network).__mro__)
-    return bool(network.config.out_channels == 2 * network.config.in_channels and (says_so or is_dit))
+    is_double = network.config.out_channels == 2 * network.config.in_channels
+    return bool(is_double and (says_so or kind in WITH_VARIANCE))
 
 
 def _by_scheduler(

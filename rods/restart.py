@@ -71,11 +71,17 @@ class Restart(Sampler):
             raise ValueError(f"margin: {self.margin}: acceptance by ratio compares no scores; leave it out")
         if not 0 <= self.score_at < self.sigma_max:
             raise ValueError(f"score_at: {self.score_at}: must be a noise level below sigma_max (0: finished images)")
+        if not isinstance(self.detector, Detector):
+            raise ValueError(f"detector: a {type(self.detector).__name__}; give a detector's value, such as Lid()")
+        if not self.sigma_r > 0:
+            raise ValueError(f"sigma_r: {self.sigma_r} is not a noise level to go back to; give a number > 0")
         if self.sigma_r < self.detector.max_sigma < float("inf"):
             raise ValueError(
                 f"detector: it reads noise levels up to {self.detector.max_sigma:g}, above sigma_r = {self.sigma_r}; "
                 "lower the detector's level (hi of one of steps, sigma of tvf) or raise sigma_r"
             )
+        if not isinstance(self.inside, Corrector | None):
+            raise ValueError(f"inside: a {type(self.inside).__name__}; give a corrector's value, such as Cas(0.3)")
         if isinstance(self.inside, NamedCorrector) and self.inside.random:
             raise ValueError("inside: a corrector that draws would move the numbers of other rows; use another")
 
@@ -206,7 +212,7 @@ def restart_sampler(
     Args:
         denoiser: D(x, sigma), or bound already.
         latents: [B, C, H, W], unit normal; scaled here.
-        class_labels: None or [B, label_dim].
+        class_labels: None, one-hot rows [B, label_dim], or the numbers of classes [B].
         detector: the score, `Lid()` without one.
         randn_like: called on the whole batch, for the score's draws and once per round: a sample's numbers do not
             depend on the rest of the batch.

@@ -170,7 +170,7 @@ def edm_sampler(
     Args:
         denoiser: D(x, sigma), or bound already.
         latents: [B, C, H, W], unit normal; scaled here.
-        class_labels: None or [B, label_dim].
+        class_labels: None, one-hot rows [B, label_dim], or the numbers of classes [B].
         randn_like: called once per step on the float64 state, also where no noise is added.
         sigma_min: clipped to the denoiser's range.
         sigma_max: clipped to the denoiser's range.
@@ -237,7 +237,7 @@ def rods_sampler(
     Args:
         denoiser: D(x, sigma), or bound already.
         latents: [B, C, H, W], unit normal; scaled here.
-        class_labels: None or [B, label_dim].
+        class_labels: None, one-hot rows [B, label_dim], or the numbers of classes [B].
         method: `RodsCas` or `RodsSas`, whose fields the other arguments are. `ascent_steps` belongs to CAS, `sas_sign`
             to SAS.
         eps: the threshold; 0: every sample, inf: detect only (the images are those of `euler_sampler`).

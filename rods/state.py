@@ -66,7 +66,7 @@ class State:
         score's is.
         """
         if self._g is None and self.gradient == "difference":
-            h = DIFFERENCE * self.sigma * sqrt(self.x[0].numel())
+            h = DIFFERENCE * self.sigma * sqrt(self.x.shape[1:].numel())
             self._g = (self.moved(h * unit(self.d)).d - self.d) / self.sigma / h
         if self._g is None:
 

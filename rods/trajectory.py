@@ -198,12 +198,14 @@ def more_noise(
 # -- how a run begins and ends ----------------------------------------------------------------------------------------
 
 
-def check_latents(latents: Tensor) -> None:
-    """ValueError unless `latents` is a floating-point [B, C, H, W]."""
+def check_latents(latents: Tensor, channels: int | None = None) -> None:
+    """ValueError unless `latents` is a floating-point [B, C, H, W], C = `channels` where this is known."""
     if latents.ndim != 4 or not latents.is_floating_point():
         raise ValueError(
             f"latents: {latents.dtype} {list(latents.shape)}: must be a floating-point tensor [B, C, H, W]"
         )
+    if channels not in (None, latents.shape[1]):
+        raise ValueError(f"latents: {list(latents.shape)}: must be [B, {channels}, H, W] for this denoiser")
 
 
 def with_zero(levels: Tensor, denoise: BoundDenoiser, latents: Tensor) -> Tensor:

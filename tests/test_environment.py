@@ -50,14 +50,26 @@ def test_pins_are_within_the_ranges(python: str) -> None:
         assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
 
 
+def test_pins_of_pipelines_are_within_the_ranges() -> None:
+    pinned = pins("3.11")
+    for requirement in requirements("foreign"):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
 def test_pins_have_no_build_tag() -> None:
     assert all(version.local is None for python in PYTHONS for version in pins(python).values())
 
 
-def test_what_the_requirements_bring_along_is_pinned_too() -> None:
+@pytest.mark.parametrize("extra", ["dev", "foreign"])
+def test_what_the_requirements_bring_along_is_pinned_too(extra: str) -> None:
+    if extra == "foreign":
+        pytest.importorskip("diffusers", reason="diffusers is not installed")
+        pytest.importorskip("transformers", reason="transformers is not installed")
+        if sys.version_info < (3, 11):
+            pytest.skip("these packages are pinned from Python 3.11 on")
     pinned = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
     seen: set[str] = set()
-    queue = [*requirements(), *requirements("dev")]
+    queue = [*requirements(), *requirements(extra)]
     while queue:
         name = canonicalize_name(queue.pop().name)
         if name in seen or name.startswith(ACCELERATOR_WHEELS):

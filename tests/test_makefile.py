@@ -21,6 +21,7 @@ FAKE = """#!/bin/sh
 echo "$*" >> "$LOG"
 case "$*" in
   *"version_info"*) exit ${TOO_OLD:-0} ;;
+  *"find_spec"*) exit ${NO_FOREIGN:-0} ;;
   *"ensurepip"*) exit ${NO_VENV:-0} ;;
   "-m venv --clear .venv") rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "scripts/bench.py"*) exit ${BENCH:-0} ;;
@@ -95,6 +96,20 @@ def test_an_interrupted_install_is_made_anew(checkout: Checkout) -> None:
     assert TEST not in checkout.calls
     assert checkout.make("test").returncode == 0
     assert [c for c in checkout.calls if "--version" not in c] == [MAKE_VENV, INSTALL, TEST]
+
+
+FOREIGN = "-m pip install --quiet --disable-pip-version-check --retries=1 -c constraints.txt -e .[foreign]"
+
+
+def test_the_foreign_packages_are_installed_where_they_can_be_and_missed_with_a_line(checkout: Checkout) -> None:
+    checkout.make("setup")
+    assert checkout.make("foreign").returncode == 0
+    assert checkout.calls == [], "they are there"
+    run = checkout.make("foreign", NO_FOREIGN="1")
+    assert (run.returncode, checkout.calls, run.stdout) == (0, [FOREIGN], "")
+    run = checkout.make("foreign", NO_FOREIGN="1", PIP="1")
+    assert (run.returncode, checkout.calls) == (0, [FOREIGN])
+    assert run.stdout == "diffusers and transformers cannot be installed here; the tests of pipelines are skipped\n"
 
 
 @pytest.mark.parametrize(

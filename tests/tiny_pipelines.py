@@ -131,6 +131,23 @@ def sdxl_pipeline(folder: Path, **scheduler: Any) -> Any:
     )  # fmt: skip
 
 
+def pixart_pipeline(folder: Path, *, told_size: bool) -> Any:
+    """Text by a T5, whose padding is masked, and learned sigma; with `told_size`, the network is told the size."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=54, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    net = seeded(
+        lambda: diffusers.PixArtTransformer2DModel(
+            sample_size=128 if told_size else 8, num_layers=2, patch_size=2, attention_head_dim=8,
+            num_attention_heads=3, in_channels=4, out_channels=8, cross_attention_dim=24, caption_channels=16,
+        )
+    )  # fmt: skip
+    return diffusers.PixArtAlphaPipeline(
+        transformer=net, vae=vae(), scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        tokenizer=tokenizer(folder), text_encoder=seeded(lambda: T5EncoderModel(config), 4),
+    )  # fmt: skip
+
+
 @cache
 def shared_dit() -> Any:
     """One for all tests that only read it."""

@@ -14,6 +14,8 @@ from torch_utils.pickle_arrays import Array
 
 ENTRY = "encoder"
 """Its entry in the `extra` of a network file's header."""
+FILES = "config.json and diffusion_pytorch_model.safetensors"
+"""What an autoencoder's folder holds."""
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -32,6 +34,11 @@ class StoredEncoder:
             raise ValueError(f"{len(self.scale)} scales and {len(self.bias)} biases; one of each a channel is needed")
         if not all(map(math.isfinite, (*self.scale, *self.bias))) or not all(self.scale):
             raise ValueError("a scale or bias is not finite, or a scale is 0")
+
+
+def files_of(vae_name: str) -> str:
+    """The files of an autoencoder, and where they are."""
+    return f"{FILES} of https://huggingface.co/{vae_name}"
 
 
 def pickled_encoder(found: object) -> Mapping[str, Any]:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.errors import UserError
+from training.encoder import files_of
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
+_EDM2_VAE = "stabilityai/sd-vae-ft-mse"  # as the files of its 512x512 networks say
 
 
 def find_model(name: str, *, made_by: str, folder: Path = MODELS) -> Path:
@@ -47,17 +49,22 @@ class Published:
     network: RemoteFile
     guide: RemoteFile | None = None
     strength: float = 1.0  # of the guidance; 1: none
+    vae_name: str | None = None  # the autoencoder of its latents; None: it draws pixels
 
     def describe(self) -> str:
         """The options that stand for it."""
-        if self.guide is None:
-            return f"--network={self.network.url}"
-        return f"--network={self.network.url} --guide={self.guide.url} --guidance={self.strength:g}"
+        options = f"--network={self.network.url}"
+        if self.guide is not None:
+            options += f" --guide={self.guide.url} --guidance={self.strength:g}"
+        if self.vae_name is None:
+            return options
+        return f"{options} --vae=FOLDER (with {files_of(self.vae_name)})"
 
 
 def _edm2(network: str, guide: str | None = None, strength: float = 1.0) -> Published:
     """Of post-hoc reconstructions, by data, size, thousands of images and EMA width: img512-xs-2147483-0.135."""
-    return Published(_reconstructed(network), None if guide is None else _reconstructed(guide), strength)
+    made_of = None if guide is None else _reconstructed(guide)
+    return Published(_reconstructed(network), made_of, strength, _EDM2_VAE if network.startswith("img512-") else None)
 
 
 def _reconstructed(name: str) -> RemoteFile:
@@ -129,14 +136,14 @@ def with_published(opts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def saying_files(preset: str | None) -> Iterator[None]:
-    """A UserError of a published network that could not be fetched names all of its files."""
+def saying_files(option: str, name: object) -> Iterator[None]:
+    """A UserError of a published network, as `option` names it, that could not be fetched names all of its files."""
     try:
         yield
     except UserError as e:
-        if preset not in PUBLISHED or "cannot download" not in str(e):
+        if name not in PUBLISHED or "cannot download" not in str(e):
             raise
-        raise UserError(f"--preset={preset}: {e}. It stands for {PUBLISHED[preset].describe()}") from None
+        raise UserError(f"{option}={name}: {e}. It stands for {PUBLISHED[str(name)].describe()}") from None
 
 
 def locate(source: str) -> RemoteFile | None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from typing import Any
 
 import torch
@@ -43,10 +45,17 @@ class HostModel(Keyed):
         source[keys] = torch.arange(len(keys))
         whole = x if torch.equal(source, keys) else x[source.to(x.device)]
         state, level = (whole / (1 + sigma), sigma / (1 + sigma)) if self.flow else (whole, sigma)
-        denoised = self.model(state.to(self.dtype), level.to(self.dtype).expand(self.batch), **self.extra_args)
-        if denoised.shape != whole.shape:
-            raise ValueError(f"model: it returned {list(denoised.shape)} for an input of {list(whole.shape)}")
+        denoised = self.called(state, level)
         return denoised if whole is x else denoised[keys.to(x.device)]
+
+    def called(self, state: Tensor, level: Tensor) -> Tensor:
+        """What the model makes of the host's whole state at a level []. Raises ValueError: no tensor of its shape."""
+        denoised = self.model(state.to(self.dtype), level.to(self.dtype).expand(self.batch), **self.extra_args)
+        if not isinstance(denoised, Tensor):
+            raise ValueError(f"model: it returned a {type(denoised).__name__}; let it return the denoised images alone")
+        if denoised.shape != state.shape:
+            raise ValueError(f"model: it returned {list(denoised.shape)} for an input of {list(state.shape)}")
+        return denoised
 
 
 def run_by(
@@ -64,6 +73,7 @@ def run_by(
 
     A record's F are calls of the host's model, whatever it evaluates in each. Arguments and errors: see `sample_by`.
     """
+    _check_state(x)
     _check_levels(sigmas, flow=flow)
     with torch.inference_mode(False), torch.no_grad():
         state, told = (t.detach().to(state_dtype(x.device), copy=True) for t in (x, sigmas.to(x.device)))
@@ -72,7 +82,7 @@ def run_by(
         host = HostModel(model, len(x), x.dtype, extra_args or {}, flow)
         denoise, recorder = bind(host, len(x), randn_like=randn_like), sampler.recorder()
         if levels[0].isinf():
-            denoised = model(state.to(x.dtype), told[:1].to(x.dtype).expand(len(x)), **host.extra_args).to(state.dtype)
+            denoised = host.called(state, told[0]).to(state.dtype) if len(x) else state
             denoise.forward.add_(1)
             shown.tell(0, state, told[0], denoised)
             state, levels = (1 - told[1]) * denoised + told[1] * state, levels[1:]
@@ -104,7 +114,7 @@ def sample_by(
         disable: no progress bar is drawn, so that it changes nothing.
         flow: whether the host's state is a flow's.
     Raises:
-        ValueError: levels that are none, or a model that gives no gradient where one is needed.
+        ValueError: a state or levels that are none, or a model that gives no gradient where one is needed.
     """
     return run_by(sampler, model, x, sigmas, extra_args, callback, flow=flow).images.to(x.dtype)
 
@@ -125,15 +135,31 @@ def score_by(
         raise ValueError(
             f"detector: {type(detector).__name__} needs a {detector.needs}; use one of images, such as Lid"
         )
+    _check_state(x)
     with torch.inference_mode(False), torch.no_grad():
         denoise = bind(HostModel(model, len(x), x.dtype, extra_args or {}, flow), len(x))
         image = x.detach().to(state_dtype(x.device), copy=True)
         return detector.score(denoise, image, noise=draws_of(denoise, image, detector.num_draws))
 
 
-def _check_levels(sigmas: Tensor, *, flow: bool) -> None:
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas.diff() < 0).all() or sigmas[-1] != 0:
-        raise ValueError("sigmas: give decreasing noise levels [N + 1] that end with 0")
+def _check_state(x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x: a {type(x).__name__}; give the state as a floating-point tensor [B, ...]")
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(f"x: {x.dtype} {list(x.shape)}: must be a floating-point tensor [B, ...]")
+
+
+def _check_levels(sigmas: object, *, flow: bool) -> None:
+    wanted = "give a tensor of finite, decreasing noise levels [N + 1] that end with 0"
+    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2 or sigmas.is_complex():
+        form = f"{sigmas.dtype} {list(sigmas.shape)}" if isinstance(sigmas, Tensor) else f"a {type(sigmas).__name__}"
+        raise ValueError(f"sigmas: {form}; {wanted}")
+    levels = sigmas.tolist()
+    for i, (level, following) in enumerate(pairwise(levels)):
+        if not inf > level > following:
+            raise ValueError(f"sigmas: {level:g} at {i}, and then {following:g}; {wanted}")
+    if levels[-1] != 0:
+        raise ValueError(f"sigmas: the last is {levels[-1]:g}; {wanted}")
     if flow and len(sigmas) == 2 and sigmas[0] == 1:
         raise ValueError("sigmas: one step from pure noise to the image leaves nothing to sample; give more levels")
     if flow and sigmas[0] > 1:

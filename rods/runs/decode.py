@@ -17,10 +17,9 @@ from rods.latents import Vae, image_channels
 from rods.runs.images import CHANNELS
 from rods.types import AnyDenoiser
 from training.checkpoint import Snapshot, load_snapshot
-from training.encoder import StoredEncoder, stored_encoder
+from training.encoder import FILES, StoredEncoder, files_of, stored_encoder
 
 F = TypeVar("F", bound=Callable[..., Any])
-FILES = "config.json and diffusion_pytorch_model.safetensors"
 
 add_vae_option: Callable[[F], F] = click.option(
     "--vae",
@@ -72,6 +71,10 @@ def open_vae(encoder: StoredEncoder, snapshot: Snapshot, folder: Path | None, de
         raise UserError(f"{who}: latents are decoded by diffusers, which is missing: pip install diffusers") from None
     if folder and not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
+    if folder and not (folder / "config.json").is_file():
+        what = "there is no such folder" if not folder.exists() else "it holds no config.json"
+        what = "it is a file" if folder.is_file() else what
+        raise UserError(f"{who}: {what}; give the folder of an autoencoder of diffusers, with its {FILES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of diffusers, on how it calls its own libraries
@@ -86,8 +89,8 @@ def open_vae(encoder: StoredEncoder, snapshot: Snapshot, folder: Path | None, de
         if folder:
             raise UserError(f"{who}: no autoencoder of diffusers ({FILES}): {shown(str(e), 160)}") from None
         raise UserError(
-            f"{who}, which is not in the cache of Hugging Face; fetch {FILES} of https://huggingface.co/"
-            f"{encoder.vae_name} into a folder and give --vae=FOLDER"
+            f"{who}, which is not in the cache of Hugging Face; fetch "
+            f"{files_of(encoder.vae_name)} into a folder and give --vae=FOLDER"
         ) from None
     C, channels = snapshot.net.img_channels, vae.config.latent_channels
     if channels != C or len(encoder.scale) not in (1, C):

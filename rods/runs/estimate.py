@@ -82,7 +82,7 @@ def blank(job: Job, rows: int) -> Tensor:
 def evaluate(job: Job, x: Tensor) -> int:
     """D(x; 1), as the run evaluates it. Returns how many F an image took."""
     dtype, label_dim = autocast_of(job.dtype), int(job.denoiser.label_dim)  # type: ignore[attr-defined]
-    denoise = bind(job.denoiser, len(x), torch.zeros(len(x), label_dim, device=x.device) if label_dim else None)
+    denoise = bind(job.denoiser, len(x), torch.eye(label_dim, device=x.device)[[0] * len(x)] if label_dim else None)
     with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
         denoise(x, torch.ones([], device=x.device))
     return int(denoise.forward[0])

@@ -173,7 +173,17 @@ def test_what_is_missing_or_wrong_is_one_line(folder: Path, tmp_path: Path, monk
     absent = refused(tmp_path, network=LATENT)
     assert "draws latents of stabilityai/sd-vae-ft-mse, which is not in the cache" in absent
     assert "into a folder and give --vae=FOLDER" in absent
-    assert "no autoencoder of diffusers (config.json and" in refused(tmp_path, f"--vae={tmp_path}", network=LATENT)
+    for vae, said_of_it in (
+        (tmp_path, "it holds no config.json"),
+        (tmp_path / "nothing", "there is no such folder"),
+        (folder / "config.json", "it is a file"),
+    ):
+        told = refused(tmp_path, f"--vae={vae}", network=LATENT)
+        assert f"--vae={vae}: {said_of_it}; give the folder of an autoencoder of diffusers, with its config" in told
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    assert "no autoencoder of diffusers (config.json and" in refused(tmp_path, f"--vae={bare}", network=LATENT)
     assert "small draws pixels, for its file names no autoencoder" in refused(tmp_path, f"--vae={folder}")
     wider = tmp_path / "wider"
     diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=4, latent_channels=3).save_pretrained(wider)

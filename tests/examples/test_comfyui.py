@@ -198,7 +198,7 @@ def test_backward_says_what_is_missing(nodes: Any) -> None:
 
 def test_a_part_of_a_grid_is_refused(nodes: Any) -> None:
     sampler = made(nodes, "RodsRestartSampler", {})
-    with pytest.raises(ValueError, match=r"^sigmas: give decreasing noise levels .* that end with 0"):
+    with pytest.raises(ValueError, match=r"^sigmas: the last is .* decreasing noise levels .* that end with 0"):
         Guider(Eps()).sample(latents(), torch.zeros_like(latents()), sampler, SIGMAS[:5])
 
 

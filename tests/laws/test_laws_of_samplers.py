@@ -42,6 +42,15 @@ def test_a_sample_depends_on_its_seed_alone(name: str) -> None:
                 assert record.restart.scores == pytest.approx(known.restart.scores, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", EACH)
+def test_an_empty_batch_gives_an_empty_batch_and_asks_no_network(name: str) -> None:
+    def ask(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    done = a_sampler(name).sample(ask, latents()[:0])
+    assert (done.images.shape, done.images.dtype, done.records) == (latents()[:0].shape, torch.float64, ())
+
+
 # -- what it costs ----------------------------------------------------------------------------------------------------
 
 

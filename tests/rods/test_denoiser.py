@@ -11,10 +11,11 @@ from exact import Axes, Counting, broken_row, close, golden, isotropic, latents,
 from torch import Tensor
 
 import rods.state as core
-from rods import Lid, State, bind, euler_sampler, rods_sampler
+from rods import Euler, Lid, State, bind, euler_sampler, rods_sampler
 from rods.denoiser import norms
 from rods.detectors import curvature
 from rods.micro_batches import MicroBatches, is_out_of_memory
+from rods.wrappers import FunctionDenoiser
 
 EPS2 = float(golden("rods/mixture")["eps_gate2"])
 LEVELS = [0.05, 0.3, 2.0, 30.0]
@@ -224,3 +225,44 @@ def test_one_image_that_does_not_fit_and_other_errors_come_through() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     with pytest.raises(ValueError, match="probe_batch: 0 is too few"):
         MicroBatches(probe_batch=0)
+
+
+# -- labels and latents of another form -------------------------------------------------------------------------------
+
+
+def one_hot_sum(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    return x * labels.float().argmax(1).reshape(-1, 1, 1, 1)
+
+
+CLASSES = FunctionDenoiser(one_hot_sum, img_channels=2, img_resolution=3, label_dim=3)
+
+
+def test_numbers_of_classes_become_one_hot_rows_and_rows_stay() -> None:
+    rows = torch.eye(3)[[2, 0]]
+    assert torch.equal(bind(CLASSES, 2, torch.tensor([2, 0])).class_labels, rows)  # type: ignore[arg-type]
+    assert bind(CLASSES, 2, rows).class_labels is rows
+    soft = torch.full((2, 3), 1 / 3)
+    assert bind(CLASSES, 2, soft).class_labels is soft, "what they mean is the network's affair"
+    anything = torch.zeros(2, 1, 5)
+    assert bind(lambda x, sigma, labels: x, 2, anything).class_labels is anything, "it does not say its label_dim"
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (torch.tensor([0, 3]), "class_labels: 3 is out of range; this denoiser has classes 0 to 2"),
+        (torch.tensor([0]), r"class_labels: \[1\] for 2 latents"),
+        (torch.eye(4)[[0, 1]], r"class_labels: torch\.float32 \[2, 4\]; give the numbers of classes, integers \[2\]"),
+    ],
+)
+def test_labels_that_the_denoiser_does_not_take(labels: Tensor, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named}"):
+        bind(CLASSES, 2, labels)
+
+
+def test_a_denoiser_without_classes_takes_no_labels_and_latents_have_its_channels() -> None:
+    plain = FunctionDenoiser(lambda x, sigma: x, img_channels=2, img_resolution=3)
+    with pytest.raises(ValueError, match=r"^class_labels: this denoiser has no classes to choose from; leave them out"):
+        bind(plain, 2, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"^latents: \[2, 3, 3, 3\]: must be \[B, 2, H, W\] for this denoiser"):
+        Euler(num_steps=2).sample(plain, torch.zeros(2, 3, 3, 3))

@@ -80,6 +80,16 @@ def test_without_labels_the_network_guides_itself() -> None:
     assert (D.label_dim, D.sigma_min, D.sigma_max) == (3, 0.01, 50)
 
 
+@pytest.mark.parametrize("rows", [None, [0, 0, 0, 0, 0, 1], [1] * 5 + [0]])
+def test_an_image_without_a_class_is_not_led_away_from_itself_in_silence(rows: list[int] | None) -> None:
+    """Nor where zeros stand in the place of its label, as in EDM's networks."""
+    labels = None if rows is None else LABELS * torch.tensor(rows).reshape(-1, 1)
+    x, D = latents().double(), guided(Labelled(), None, 3, (5.0, 10.0))
+    with pytest.raises(ValueError, match=r"^class_labels: guidance leads away from an image without a class"):
+        D(x, SIGMA, labels)
+    assert torch.equal(guided(Labelled(), None, 1)(x, SIGMA, labels), Labelled()(x, SIGMA, labels)), "no guidance"
+
+
 def test_another_network_gets_the_labels_if_it_has_classes() -> None:
     main, weak, x = Labelled(), Labelled(), latents().double()
     guided(main, weak, 3)(x, SIGMA, LABELS)
@@ -277,6 +287,9 @@ def f(channels: int = 2, side: int = 3, classes: int = 0, lo: float = 0, hi: flo
         ((f(), f(), 2, (3, 3)), r"^interval: 3,3 is empty"),
         ((f(), f(), 2, SigmaWindow(3, 3)), r"^interval: 3,3 is empty"),
         ((f(), f(), 2, (-1, 3)), r"^interval: -1,3 is empty"),
+        ((f(), f(), 2, 3), r"^interval: 3: must be two noise levels \(lo, hi\)"),
+        ((f(), f(), 2, "1,2"), r"^interval: '1,2': must be two noise levels"),
+        ((f(), f(), 2, (1, 2, 3)), r"^interval: \(1, 2, 3\): must be two noise levels"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: Any, named: str) -> None:

@@ -139,10 +139,51 @@ def test_a_host_may_stop_a_run_from_its_callback() -> None:
         sample_rods_cas(lambda x, sigma: isotropic()(x, sigma[0]), start(), SIGMAS, {}, stop, eps=0, rho=0.3)
 
 
-@pytest.mark.parametrize("sigmas", [SIGMAS[:-1], SIGMAS.flip(0), SIGMAS[-1:], SIGMAS[None]])
-def test_levels_that_are_none(sigmas: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"^sigmas: give decreasing noise levels"):
+@pytest.mark.parametrize(
+    ("sigmas", "said"),
+    [
+        (SIGMAS[:-1], r"the last is 0\.002"),
+        (SIGMAS.flip(0), r"0 at 0, and then 0\.002"),
+        (torch.tensor([3.0, 3.0, 0.0]), "3 at 0, and then 3"),
+        (torch.tensor([float("inf"), 3.0, 0.0]), "inf at 0, and then 3"),
+        (torch.tensor([float("nan"), 0.0]), "nan at 0, and then 0"),
+        (SIGMAS[-1:], r"torch\.float64 \[1\]"),
+        (SIGMAS[None], r"torch\.float64 \[1, 11\]"),
+        (SIGMAS.tolist(), "a list"),
+    ],
+    ids=str,
+)
+def test_levels_that_are_none(sigmas: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^sigmas: {said}; give a tensor of finite, decreasing noise levels"):
         sample_rods_cas(lambda x, sigma: x, start(), sigmas, eps=0, rho=0.3)
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (start().int(), r"torch\.int32 \[6, 2, 3, 3\]: must be a floating-point"),
+        (start().tolist(), "a list; give the state as a floating-point tensor"),
+        (start()[0, 0, 0], r"torch\.float64 \[3\]: must be a floating-point"),
+    ],
+    ids=["integers", "list", "no image"],
+)
+def test_a_state_that_is_none(x: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^x: {said}"):
+        sample_rods_cas(lambda x, sigma: x, x, SIGMAS, eps=0, rho=0.3)
+    with pytest.raises(ValueError, match=rf"^x: {said}"):
+        score_by(Lid(), lambda x, sigma: x, x)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("flow", [False, True])
+def test_an_empty_batch_gives_an_empty_batch_and_asks_no_model(name: str, flow: bool) -> None:
+    def ask(x: Tensor, sigma: Tensor) -> Tensor:
+        raise AssertionError
+
+    levels = torch.cat([torch.ones(1).double(), SIGMAS / (1 + SIGMAS)]) if flow else SIGMAS
+    found = ALL[name](ask, start()[:0].float(), levels, flow=flow)
+    assert (found.shape, found.dtype) == (start()[:0].shape, torch.float32)
+    assert score_by(Lid(), ask, start()[:0]).shape == (0,)
 
 
 def test_a_model_that_gives_no_gradient_or_another_shape() -> None:
@@ -152,6 +193,8 @@ def test_a_model_that_gives_no_gradient_or_another_shape() -> None:
     sample_rods_cas(cut, start(), SIGMAS, eps=0, rho=0.3, gradient="difference")
     with pytest.raises(ValueError, match=r"^model: it returned \[6, 1, 3, 3\]"):
         sample_rods_cas(lambda x, sigma: x[:, :1], start(), SIGMAS, eps=0, rho=0.3)
+    with pytest.raises(ValueError, match=r"^model: it returned a tuple; let it return the denoised images alone"):
+        sample_rods_cas(lambda x, sigma: (x,), start(), SIGMAS, eps=0, rho=0.3)  # type: ignore[arg-type, return-value]
     assert Lid() == Restart(threshold=1, sigma_r=2).detector, "what sample_restart_gated takes without one"
 
 

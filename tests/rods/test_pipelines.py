@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Watched:
     steps: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]] = field(default_factory=list)
 
 
-@pytest.fixture(params=["dit", "dit-clipped", "sd", "sdxl", "sdxl-v", "sd3", "sd3-unshifted"])
+@pytest.fixture(params=["dit", "dit-clipped", "sd", "sdxl", "sdxl-v", "sd3", "sd3-unshifted", "pixart", "pixart-told"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -45,11 +46,13 @@ def pipeline(kind: str, folder: Path) -> Any:
         return tiny.sd_pipeline(folder)
     if kind.startswith("sdxl"):
         return tiny.sdxl_pipeline(folder, prediction_type="v_prediction" if kind == "sdxl-v" else "epsilon")
+    if kind.startswith("pixart"):
+        return tiny.pixart_pipeline(folder, told_size=kind == "pixart-told")
     return tiny.sd3_pipeline(folder, shift=3.0 if kind == "sd3" else 1.0)
 
 
-def run(pipe: Any, kind: str, *, guidance: float, output: str) -> tuple[Watched, Tensor]:
-    """The pipeline's own run of two images, watched, and its output."""
+def run(pipe: Any, kind: str, *, guidance: float, output: str, width: int = 16) -> tuple[Watched, Tensor]:
+    """The pipeline's own run of two images 16 pixels high, watched, and its output."""
     watched, step = Watched(), pipe.scheduler.step
 
     def watch(prediction: Tensor, t: Tensor, x: Tensor, *args: Any, **options: Any) -> Any:
@@ -64,7 +67,9 @@ def run(pipe: Any, kind: str, *, guidance: float, output: str) -> tuple[Watched,
     if kind.startswith("dit"):
         return watched, pipe(CLASSES, output_type=output, **options).images
     negative = {"negative_prompt": ["z"] * 2} if guidance > 1 else {}
-    found = pipe(["ab", "c d"], height=16, width=16, output_type=output, **negative, **options)
+    if kind.startswith("pixart"):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
+    found = pipe(["ab", "c d"], height=16, width=width, output_type=output, **negative, **options)
     return watched, found.images
 
 
@@ -72,7 +77,8 @@ def adapted(pipe: Any, kind: str, *, guidance: float) -> tuple[AnyDenoiser, Tens
     """Our denoiser of the same, and the labels of the two images."""
     if kind.startswith("dit"):
         return from_diffusers(pipe, guidance=guidance), torch.eye(1000)[CLASSES]
-    return from_diffusers(pipe, prompts=["ab", "c d"], negative_prompt="z", guidance=guidance), torch.eye(2)
+    negative = "z" if guidance > 1 else None
+    return from_diffusers(pipe, prompts=["ab", "c d"], negative_prompt=negative, guidance=guidance), torch.eye(2)
 
 
 def level(pipe: Any, t: Tensor, i: int) -> Tensor:
@@ -94,8 +100,16 @@ def close(a: Tensor, b: Tensor, *, tol: float) -> None:
 
 @pytest.mark.parametrize("guidance", [1.0, W])
 def test_every_step_has_the_pipelines_own_denoised_latents(kind: str, guidance: float, tmp_path: Path) -> None:
-    pipe = pipeline(kind, tmp_path)
-    watched, _ = run(pipe, kind, guidance=guidance, output="pt")
+    check_steps(pipeline(kind, tmp_path), kind, guidance=guidance)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "pixart-told"])
+def test_latents_need_not_be_square(kind: str, tmp_path: Path) -> None:
+    check_steps(pipeline(kind, tmp_path), kind, guidance=W, width=24)
+
+
+def check_steps(pipe: Any, kind: str, *, guidance: float, width: int = 16) -> None:
+    watched, _ = run(pipe, kind, guidance=guidance, output="pt", width=width)
     D, labels = adapted(pipe, kind, guidance=guidance)
     is_flow = kind.startswith("sd3")
     assert len(watched.steps) == 5
@@ -109,11 +123,14 @@ def test_every_step_has_the_pipelines_own_denoised_latents(kind: str, guidance: 
         assert not is_clipped or float(known.abs().max()) == 1
 
 
-@pytest.mark.parametrize("kind", ["dit", "sd", "sdxl", "sdxl-v", "sd3"])
-def test_our_euler_run_is_the_pipelines_with_its_images(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [("dit", 16), ("sd", 16), ("sdxl", 16), ("sdxl", 24), ("sdxl-v", 16), ("sd3", 16), ("sd3", 24), ("pixart", 24)],
+)
+def test_our_euler_run_is_the_pipelines_with_its_images(kind: str, width: int, tmp_path: Path) -> None:
     """DDIM and the flow's scheduler take Euler steps, in other coordinates; the decoder is the pipeline's."""
     pipe = pipeline(kind, tmp_path)
-    watched, images = run(pipe, kind, guidance=W, output="pt")
+    watched, images = run(pipe, kind, guidance=W, output="pt", width=width)
     D, labels = adapted(pipe, kind, guidance=W)
     first = int(kind.startswith("sd3"))
     steps = watched.steps[first:]
@@ -208,6 +225,16 @@ def test_a_network_that_blocks_gradients_is_named() -> None:
         ({}, {"guidance": 2}, "guidance: 2, and this pipeline has neither prompts nor a null class"),
         ({}, {"prompts": "a dog"}, "prompts: a UNet2DModel reads no text"),
         ({}, {"null_class": 1}, "null_class: 1, and the network has no classes"),
+        ({}, {"interval": (1, 2)}, "interval: it belongs to guidance, of which there is none"),
+        ({}, {"negative_prompt": "a dog"}, "negative_prompt: it belongs to guidance, of which there is none"),
+        ({}, {"guidance": float("nan")}, "guidance: nan is not a weight"),
+        ({}, {"guidance": "4"}, "guidance: '4' is not a weight"),
+        ({}, {"prompts": None}, "prompts: a NoneType is no text"),
+        ({}, {"prompts": ["a", 2]}, "prompts: a int is no text"),
+        ({}, {"latent_resolution": 0}, "latent_resolution: 0 is no side of a latent"),
+        ({"scheduler_is": None}, {}, "pipeline: Parts has no scheduler"),
+        ({}, {"guidance": 2, "negative_prompt": ["a", "b"]}, "negative_prompt: a list; give one text for all images"),
+        ({}, {"latent_resolution": -8}, "latent_resolution: -8 is no side of a latent"),
         ({"classes": 3}, {"null_class": 3}, "null_class: 3 is out of range; this network has classes 0 to 2"),
         ({"scheduler": "KarrasVeScheduler"}, {}, "pipeline: its KarrasVeScheduler is not known here"),
         ({"thresholding": True}, {}, "pipeline: its DDIMScheduler has thresholding"),
@@ -226,8 +253,10 @@ def test_what_is_not_known_is_one_line(change: dict[str, Any], options: dict[str
     config = {
         k: change.pop(k) for k in list(change) if k in ("thresholding", "prediction_type", "rescale_betas_zero_snr")
     }
+    step_by = change.pop("scheduler_is", scheduler)
+    build = partial(Parts, **{"unet": net, **change})
     with pytest.raises(ValueError, match=f"^{said}") as found:
-        from_diffusers(Parts(**{"unet": net, "scheduler": scheduler(**config), **change}), **options)
+        from_diffusers(build(scheduler=step_by and step_by(**config)), **options)
     assert "\n" not in str(found.value)
 
 
@@ -235,6 +264,114 @@ def test_classes_without_a_null_class_need_a_label() -> None:
     D = from_diffusers(Parts(unet=tiny.unet(classes=4), scheduler=diffusers.DDIMScheduler()))
     with pytest.raises(ValueError, match=r"^class_labels: this pipeline has several classes or prompts"):
         D(normal(1, 3, 8, 8).double(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("name", ["dit", "unet", "sd3"])
+def test_guidance_without_a_label_is_refused_not_left_out(name: str, tmp_path: Path) -> None:
+    """What is guided leads from no class to one: without one, it was the null class led away from itself."""
+    if name == "sd3":
+        D = from_diffusers(tiny.sd3_pipeline(tmp_path), prompts=["ab", "c d"], guidance=W)
+    elif name == "dit":
+        D = from_diffusers(tiny.shared_dit(), guidance=W, interval=(3, 5))
+    else:
+        D = from_diffusers(Parts(unet=tiny.unet(classes=4), scheduler=diffusers.DDIMScheduler()), guidance=W,
+                           null_class=3)  # fmt: skip
+    x = normal(2, D.img_channels, D.img_resolution, D.img_resolution)
+    with pytest.raises(ValueError, match=r"^class_labels: guidance leads away from an image without a class"):
+        Euler(num_steps=2, sigma_min=1, sigma_max=2).sample(D, x)
+
+
+def test_without_guidance_no_label_is_the_null_class_and_of_several_prompts_none(tmp_path: Path) -> None:
+    pipe, x, sigma = tiny.shared_dit(), normal(2, 4, 16, 16).double(), torch.tensor(2.0).double()
+    t = (pipe.scheduler.alphas_cumprod.double().reciprocal().sub(1).sqrt() - sigma).abs().argmin()
+    at = level(pipe, t, 0)
+    with torch.no_grad():
+        eps = pipe.transformer((x / (1 + at**2).sqrt()).float(), torch.tensor([t, t]), torch.tensor([1000, 1000]))
+    known = (x - at * eps.sample[:, :4]).clamp(-1, 1)
+    close(from_diffusers(pipe)(x, at), known, tol=1e-4)
+    D = from_diffusers(tiny.sd3_pipeline(tmp_path), prompts=["ab", "c d"])
+    with pytest.raises(ValueError, match=r"^class_labels: this pipeline has several classes or prompts"):
+        D(normal(2, 4, 8, 8).double(), sigma)
+
+
+@pytest.mark.parametrize("guidance", [1.0, W])
+def test_numbers_of_classes_are_labels(guidance: float) -> None:
+    D, x = from_diffusers(tiny.shared_dit(), guidance=guidance), normal(2, 4, 16, 16).double()
+    sigma, rows = torch.tensor(2.0).double(), torch.eye(1000)[CLASSES]
+    for numbers in (torch.tensor(CLASSES), torch.tensor(CLASSES, dtype=torch.uint8), rows.long(), rows.bool()):
+        assert torch.equal(D(x, sigma, numbers), D(x, sigma, rows))
+        found, known = (Euler(num_steps=2).sample(D, x, labels).images for labels in (numbers, rows))
+        assert torch.equal(found, known)
+
+
+SEVERAL = r"integers \[2\] from 0 to 999, or one-hot rows \[2, 1000\]"
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.eye(1000)[[7]], r"class_labels: \[1, 1000\] for 2 latents"),
+        (torch.tensor([1, 2, 3]), r"class_labels: \[3\] for 2 latents"),
+        (torch.tensor(1), r"class_labels: \[\] for 2 latents"),
+        (torch.tensor([1, 1000]), "class_labels: 1000 is out of range; this denoiser has classes 0 to 999"),
+        (torch.tensor([-1, 3]), "class_labels: -1 is out of range"),
+        (torch.tensor([1.0, 2.0]), rf"class_labels: torch.float32 \[2\]; .*{SEVERAL}"),
+        (torch.tensor([[1], [2]]), rf"class_labels: torch.int64 \[2, 1\]; .*{SEVERAL}"),
+        (torch.eye(999)[CLASSES], rf"class_labels: torch.float32 \[2, 999\]; .*{SEVERAL}"),
+        (torch.zeros(2, 1000), "class_labels: (the row of image 0 is not one-hot|guidance leads away from)"),
+        (torch.eye(1000)[CLASSES] / 2, "class_labels: the row of image 0 is not one-hot"),
+        (CLASSES, "class_labels: a list; give a tensor"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("guidance", [1.0, W])
+def test_labels_of_another_form_are_one_line(labels: Any, said: str, guidance: float) -> None:
+    D, x = from_diffusers(tiny.shared_dit(), guidance=guidance), normal(2, 4, 16, 16).double()
+    for call in (lambda: D(x, torch.tensor(2.0).double(), labels), lambda: Euler(num_steps=2).sample(D, x, labels)):
+        with pytest.raises(ValueError, match=f"^{said}") as found:
+            call()
+        assert "\n" not in str(found.value)
+
+
+def test_one_prompt_takes_no_labels(tmp_path: Path) -> None:
+    D = from_diffusers(tiny.sd3_pipeline(tmp_path), prompts="ab", guidance=W)
+    with pytest.raises(ValueError, match=r"^class_labels: this denoiser has no classes"):
+        D(normal(2, 4, 8, 8).double(), torch.tensor(2.0).double(), torch.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("dit", (2, 4, 16, 24), r"with sides that 4 divides, H = W"),
+        ("dit", (2, 4, 18, 18), r"with sides that 4 divides, H = W"),
+        ("dit", (2, 3, 16, 16), r"must be \[B, 4, H, W\]"),
+        ("dit", (2, 4, 16), r"must be \[B, 4, H, W\]"),
+        ("unet", (2, 3, 8, 9), r"with sides that 2 divides for this pipeline's network"),
+        ("unet", (2, 4, 8, 8), r"must be \[B, 3, H, W\]"),
+    ],
+)
+def test_latents_that_the_network_does_not_take_are_one_line(name: str, shape: tuple[int, ...], said: str) -> None:
+    pipe = tiny.shared_dit() if name == "dit" else Parts(unet=tiny.unet(), scheduler=diffusers.DDIMScheduler())
+    with pytest.raises(ValueError, match=rf"^latents: .*{said}"):
+        from_diffusers(pipe)(normal(*shape).double(), torch.tensor(2.0).double())
+
+
+def test_images_and_latents_of_other_channels_are_one_line() -> None:
+    D = from_diffusers(tiny.shared_dit())
+    for shape in ((2, 3, 16, 16), (4, 16, 16)):
+        with pytest.raises(ValueError, match=r"^samples: .* must be \[B, 4, H, W\]"):
+            decoded(D, normal(*shape))
+    with pytest.raises(ValueError, match=r"^images: \[2, 1, 32, 32\]: must be \[B, 3, H, W\]"):
+        encoded(D, normal(2, 1, 32, 32), normal(2, 4, 16, 16))
+
+
+def test_a_unet_takes_latents_that_are_not_square() -> None:
+    net, x_vp, t = tiny.unet(), normal(2, 3, 4, 10), 300
+    D = from_diffusers(Parts(unet=net, scheduler=diffusers.DDIMScheduler(clip_sample=False)))
+    sigma = (1 / diffusers.DDIMScheduler().alphas_cumprod[t].double() - 1).sqrt()
+    with torch.no_grad():
+        known = (1 + sigma**2).sqrt() * x_vp - sigma * net(x_vp, t).sample
+    close(D((1 + sigma**2).sqrt() * x_vp.double(), sigma), known, tol=2e-5)
 
 
 def test_text_pipelines_need_a_prompt_and_one_is_that_of_all_images(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,21 @@ def test_a_k_diffusion_model_gets_a_noise_level_per_sample() -> None:
     D = from_k_diffusion(model, sigma_min=0.01, sigma_max=80.0, **SHAPE)
     x, s = 2 * latents(), torch.tensor(2.0, dtype=torch.float64)
     torch.testing.assert_close(D(x, s), mixture()(x, s), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "sigma", "said"),
+    [
+        (torch.zeros(2, 1, 4, 4), 2.0, r"sigma: a float: must be a tensor \[\]"),
+        (torch.zeros(2, 1, 4, 4), torch.ones(2), r"sigma: torch\.float32 \[2\]: must be a tensor \[\]"),
+        (torch.zeros(2, 1, 4, 4).int(), torch.tensor(2.0), r"x: torch\.int32 \[2, 1, 4, 4\]: must be a floating-point"),
+        ([[0.0]], torch.tensor(2.0), "x: a list: must be a floating-point tensor"),
+    ],
+    ids=["number", "levels", "integers", "list"],
+)
+def test_what_is_no_image_or_no_level_is_refused(x: Any, sigma: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}"):
+        FunctionDenoiser(lambda x, sigma: x, 1, 4)(x, sigma)
 
 
 def test_a_plain_function_with_labels() -> None:

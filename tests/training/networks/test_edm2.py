@@ -342,6 +342,7 @@ def test_without_a_connection_a_name_says_which_files_to_fetch(tmp_path: Path, m
     assert (code, output.count("\n")) == (2, 1)
     assert "edm2-img64-s-1073741-0.075.pkl" in output
     assert f"put the file at {tmp_path / 'cache'}" in output
+    assert "--vae" not in output, "it draws pixels"
     code, output = generate(tmp_path / "out", network=Path("edm2-img512-xs-guid-fid"))
     assert (code, output.count("\n")) == (2, 1)
     assert "--preset=edm2-img512-xs-guid-fid" in output
@@ -351,7 +352,11 @@ def test_without_a_connection_a_name_says_which_files_to_fetch(tmp_path: Path, m
     assert (code, output.count("\n")) == (2, 1)
     assert f"put the file at {tmp_path / 'cache'}" in output
     assert found.network.url in output
-    assert f"--guide={found.guide.url} --guidance=1.4" in output
+    assert f"--guide={found.guide.url} --guidance=1.4 --vae=FOLDER" in output
+    assert "diffusion_pytorch_model.safetensors of https://huggingface.co/stabilityai/sd-vae-ft-mse" in output
+    code, output = generate(tmp_path / "out", network=Path("edm2-img512-xs-fid"))
+    assert (code, output.count("\n")) == (2, 1)
+    assert f"It stands for --network={PUBLISHED['edm2-img512-xs-fid'].network.url} --vae=FOLDER" in output
     assert not (tmp_path / "out").exists()
 
 
