@@ -249,7 +249,11 @@ def compare(
         click.echo(f"Wrote {pairs}: {shown} of {changed} pairs, the largest falls of the score")
     if blind is not None and hidden is not None:
         write_blind(blind, *hidden)
-        click.echo(f"Wrote {blind}, and which side is which run to {key_path(blind)}: judge before you open it")
+        shown, changed = hidden[1].count("\n") - 1, found.changed.k  # the key has a line of column names
+        click.echo(
+            f"Wrote {blind}: {shown} of {changed} pairs, drawn at random, and which side is which run to "
+            f"{key_path(blind)}: judge before you open it"
+        )
 
 
 @main.command(cls=Command, context_settings={"show_default": True})

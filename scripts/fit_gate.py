@@ -30,6 +30,7 @@ from rods.bench.gate_preset import (
     Fitted,
     best_of_trials,
     checked_guidance,
+    cost_text,
     forecast_text,
     forecasts_log,
     network_text,
@@ -289,7 +290,7 @@ def write(inputs: Inputs, fit: Fit, opts: dict[str, Any]) -> None:
     write_log(beside_preset(dest, ".gate.jsonl"), fit)
     click.echo(
         f"Forecast: {best.restarted:.1%} of the images go back to noise level {best.sigma_r:g}, {best.nfe:.1f} F an "
-        f"image ({best.nfe / m.euler_cost:.2f}x Euler's)"
+        f"image ({cost_text(best, m.euler_cost)})"
     )
     if inputs.old and (stale := inputs.old.samplers.keys() - preset.samplers.keys()):
         click.echo(f"Left out, for they were of the gate before: the settings of {', '.join(sorted(stale))}")

@@ -27,6 +27,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
 LARGEST_FROM_HEAP = 1 << 25  # bytes; glibc takes no more
 KEPT_FREE = 1 << 30  # bytes
 ENOUGH_SECONDS = 1.0  # a measurement of so long says enough
+STALLED = 3.0  # times slower by the row than with fewer rows: another process had the core, so it is measured again
 
 
 def facts() -> dict[str, Any]:
@@ -112,8 +113,11 @@ def largest_measured(work: Callable[[int], object], most: int, device: torch.dev
     work(1)
     rows, seconds = 1, timed(lambda: work(1), device)
     while rows < most and seconds < ENOUGH_SECONDS:
+        before = seconds / rows
         rows = min(2 * rows, most)
         seconds = timed(partial(work, rows), device)
+        if seconds > STALLED * before * rows:
+            seconds = min(seconds, timed(partial(work, rows), device))
     return rows, seconds
 
 

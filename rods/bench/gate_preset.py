@@ -90,10 +90,17 @@ def off_support_text(found: Forecast, num_trial: int) -> str:
     return f"; off support {before} of {num_trial} before, {after} after"
 
 
+def cost_text(best: Forecast, euler_cost: int) -> str:
+    """The forecast's cost as a ratio, with its interval."""
+    low, middle, high = (best.nfe + side * best.nfe_within for side in (-1, 0, 1))
+    return f"{middle / euler_cost:.2f}x Euler's, 95 % interval {low / euler_cost:.2f} to {high / euler_cost:.2f}"
+
+
 def forecast_text(best: Forecast, num_trial: int) -> str:
     return (
         f"forecast of {num_trial} seeds from {FIRST_TRIAL}: {best.restarted:.1%} sent back, {best.nfe:.1f} F "
-        "an image" + off_support_text(best, num_trial)
+        f"an image (95 % interval {best.nfe - best.nfe_within:.1f} to {best.nfe + best.nfe_within:.1f})"
+        + off_support_text(best, num_trial)
     )
 
 

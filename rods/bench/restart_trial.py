@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import sqrt
+from statistics import stdev
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from rods.runs.guidance import forwards
 from rods.types import Denoiser, Step
 from torch_utils.rng import SeedStreams
 
+NORMAL_95 = 1.96  # standard errors on each side
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -29,6 +33,7 @@ class Forecast:
     threshold: float
     restarted: float  # share of the images that go back
     nfe: float  # F an image
+    nfe_within: float  # half the width of a 95 % interval around it, for the trial's seeds are few
     above: float  # share of the images above the threshold at the end
     off_support: float | None  # share above the limit of a gate of other images, which chose nothing, at the end
     off_support_before: float | None  # the same without a restart; None: there was no such gate
@@ -60,6 +65,7 @@ class Trial:
             threshold,
             restarted=sum(rounds > 0 for _, rounds in replays) / n,
             nfe=self.base + self.per_round * sum(rounds for _, rounds in replays) / n,
+            nfe_within=NORMAL_95 * self.per_round * stdev(rounds for _, rounds in replays) / sqrt(n),
             above=sum(s[kept] > threshold for s, (kept, _) in zip(self.scores, replays, strict=True)) / n,
             off_support=after,
             off_support_before=before,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import generated, records, refusal, said
 
+from rods.bench import blind
 from rods.bench.blind import blind_sheet
 from rods.bench.compare import agreeing
 from rods.bench.labelled import read_run
@@ -101,9 +102,11 @@ def test_an_image_of_both_runs_has_one_label(runs: tuple[Path, Path], tmp_path: 
     assert [(run.labels == Label.VALID).sum() for run in found] == [7, 7]
 
 
-def test_a_blind_sheet_and_its_key(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_blind_sheet_and_its_key(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sheet, key = tmp_path / "new" / "blind.png", tmp_path / "new" / "blind.key.csv"
-    assert f"to {key}: judge before you open it" in said(bench, "compare", *runs, f"--blind={sheet}")
+    told, n = said(bench, "compare", *runs, f"--blind={sheet}"), len(changed(runs))
+    assert f"{n} of {n} pairs, drawn at random" in told
+    assert f"to {key}: judge before you open it" in told
     rows = list(csv.DictReader(key.read_text().splitlines()))
     names = [record["name"] for record in records(runs[0])]
     assert sorted(row["image"] for row in rows) == [names[i] for i in changed(runs)]
@@ -113,6 +116,8 @@ def test_a_blind_sheet_and_its_key(runs: tuple[Path, Path], tmp_path: Path) -> N
     found = blind_sheet(base, run)
     assert found is not None
     assert found[1] == key.read_text(), "the same two runs give the same sheet"
+    monkeypatch.setattr(blind, "MOST_PAIRS", 1)
+    assert f"1 of {n} pairs" in said(bench, "compare", *runs, f"--blind={sheet}")
     first = {"A": base, "B": run}[rows[0]["left"]]
     shown = np.asarray(found[0].convert("L"))
     tile = first.image(names.index(rows[0]["image"]))

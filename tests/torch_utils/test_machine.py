@@ -47,3 +47,17 @@ def test_a_measurement_ends_at_the_most_or_when_it_is_long_enough(monkeypatch: p
     assert machine.largest_measured(tried.append, 6, torch.device("cpu"))[0] == 1
     assert machine.peak_memory(torch.device("cpu")) > 2**26
     assert (machine.size_text(2**30), machine.size_text(2**20)) == ("1 GiB", "1 MiB")
+
+
+@pytest.mark.parametrize(
+    ("took", "expected"),
+    [((0.1, 0.2, 5.0, 0.4, 0.8), (8, 0.8)), ((0.1, 0.2, 5.0, 4.0), (4, 4.0)), ((0.1, 0.3, 1.1), (4, 1.1))],
+)
+def test_a_measurement_that_stalled_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, took: tuple[float, ...], expected: tuple[int, float]
+) -> None:
+    """A process that lost its core for some seconds once said that a fit of five minutes takes five hours."""
+    seconds = iter(took)
+    monkeypatch.setattr(machine, "timed", lambda work, device: next(seconds))
+    assert machine.largest_measured(lambda rows: None, 8, torch.device("cpu")) == expected
+    assert next(seconds, None) is None
