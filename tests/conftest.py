@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from rods.bench.task import Task
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # workers of pytest share the cores
+settings.register_profile("untimed", deadline=None)  # time is measured by benchmarks, not by tests
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +88,10 @@ def test_the_command_prints_them_with_k(tmp_path: Path) -> None:
     output = run("calc", f"--images={a}", ref, *PIXELS, metrics)
     assert "n = 9 against 12; k = 5" in output
     assert "Warning: precision, recall, coverage: balls of k neighbours shrink" in output
-    row = as_json("compare", a, a, ref, *PIXELS, "--metrics=precision", "--bootstrap=9")["metrics"][0]
+    same = shutil.copytree(a, tmp_path / "same")
+    row = as_json("compare", a, same, ref, *PIXELS, "--metrics=precision", "--bootstrap=9")["metrics"][0]
     assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
-    assert "coverage has no interval by resampling" in error("compare", a, a, ref, *PIXELS, "--metrics=coverage")
+    assert "coverage has no interval by resampling" in error("compare", a, same, ref, *PIXELS, "--metrics=coverage")
     np.savez(tmp_path / "edm.npz", mu=np.zeros(192), sigma=np.eye(192))
     message = error("calc", f"--images={a}", f"--ref={tmp_path / 'edm.npz'}", *PIXELS, "--metrics=fid,recall")
     assert "keeps no features, which recall needs" in message

@@ -94,7 +94,7 @@ def test_the_command_exits_with_code_2_and_one_line(name: str, tmp_path: Path) -
     source.write_bytes(ALL[name](tmp_path / "canary"))
     result = CliRunner().invoke(convert, [f"--source={source}", f"--dest={tmp_path / 'out.safetensors'}"])
     assert result.exit_code == 2
-    assert result.output.startswith(f"Error: {source}: ")
+    assert result.output.startswith(f"Error: --source: {source}: ")
     assert result.output.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["net.pkl"]
 
@@ -114,7 +114,7 @@ def test_the_command_as_users_run_it(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stdout == ""
     assert run.stderr == (
-        f"Error: {source}: refused: the pickle asks for 'os.system', which no network needs; nothing was run\n"
+        f"Error: --source: {source}: refused: the pickle asks for 'os.system', which no network needs; nothing was run\n"
     )
 
 

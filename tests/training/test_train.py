@@ -237,7 +237,7 @@ def test_dry_runs_look_at_what_they_would_start_from(data: Path, tmp_path: Path)
     for option, says in (
         ("--resume=nowhere.pt", "--resume=nowhere.pt: there is no such file"),
         (f"--resume={state}", f"--resume={state}: not a training state, or damaged; name a"),
-        ("--transfer=nowhere.pt", "--transfer=nowhere.pt: there is no such file"),
+        ("--transfer=nowhere.pt", "--transfer: nowhere.pt: there is no such file"),
         (f"--transfer={state}", "that is a training state; give a network-snapshot, or --resume="),
     ):
         assert says in refused(*dry, option)
