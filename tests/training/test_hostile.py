@@ -114,7 +114,8 @@ def test_the_command_as_users_run_it(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stdout == ""
     assert run.stderr == (
-        f"Error: --source: {source}: refused: the pickle asks for 'os.system', which no network needs; nothing was run\n"
+        f"Error: --source: {source}: refused: the pickle asks for 'os.system', "
+        "which no network needs; nothing was run\n"
     )
 
 
