@@ -115,7 +115,13 @@ GENTLE = [pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIG
 def test_killed_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     options = ["--seeds=0-999", "--batch=2", *RODS, "--steps=8", "--threads=1", f"--network={SMALL}"]
     command = [sys.executable, str(ROOT / "generate.py"), f"--outdir={tmp_path / 'killed'}", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list((tmp_path / "killed").glob("00001*.png")):
         assert process.poll() is None, process.communicate()

@@ -48,7 +48,7 @@ def test_an_error_of_all_ranks_is_said_once(tmp_path: Path) -> None:
     options = last_of_each([*RUN, "--network=nowhere.pkl", f"--outdir={tmp_path / 'out'}"])
     run = torchrun(2, ROOT / "generate.py", *options)
     assert run.returncode != 0
-    said = "Error: nowhere.pkl: there is no such file; check the path"
+    said = "Error: --network: nowhere.pkl: there is no such file; check the path"
     assert run.stderr.count(said) == 2, "by us, and at the end of torchrun's own page"
     assert run.stderr.startswith(said)
     assert not (tmp_path / "out").exists()

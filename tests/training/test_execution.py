@@ -105,6 +105,7 @@ def test_torch_compile_takes_any_batch_by_one_graph_of_each_kind(monkeypatch: py
     # Without code generation, which needs a C++ compiler and minutes: tools/gpu_check.py --full has it.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of tests before this one
     net = tiny(labels=3)
     own = compiled(net, batch=8)
     x, labels = torch.randn(8, 1, 8, 8), torch.eye(3)[torch.arange(8) % 3]
