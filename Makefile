@@ -15,8 +15,8 @@ setup: .venv/.installed ## make .venv with what everything needs, and do nothing
 demo: .venv/.installed ## sample hands with seven samplers, count fingers, print a table, write an image
 	@$(PY) scripts/demo.py
 
-test: .venv/.installed ## run the tests
-	@$(PY) -m pytest
+test: .venv/.installed ## run the tests, one process a core
+	@$(PY) -m pytest -n logical --maxprocesses=8
 
 # Without them their tests are skipped, each with a line; so this says so and goes on where they cannot be had.
 foreign: .venv/.installed ## install diffusers and transformers, so that the tests of pipelines run, too
