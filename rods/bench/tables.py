@@ -129,7 +129,10 @@ def _short_limit(text: str) -> str:
     """`score<16.392741790817162@0.131` to four digits."""
     score, _, rest = text.rpartition("<")
     limit, at, level = rest.partition("@")
-    return f"{score}<{float(limit):.4g}{at}{level}"
+    try:
+        return f"{score}<{float(limit):.4g}{at}{level}"
+    except ValueError:  # options.json was changed
+        return text
 
 
 def without_empty_columns(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:

@@ -264,3 +264,35 @@ def test_the_baseline_draws_nothing_again_and_seeds_must_be_small_enough(tmp_pat
     line = refusal(bench.main, "--task=points", "--samplers=lid accept=lid<2", out)
     assert line.startswith("Error: --samplers: lid: accept: this method scores")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"seeds": [1]},
+        {"accepted": "yes"},
+        {"forward": None},
+        {"forward": [1, -1]},
+        {"forward": [1.5, 2]},
+        {"backward": [0]},
+        {"kept": 2},
+    ],
+    ids=str,
+)
+def test_damaged_records_of_tries_are_one_line(damage: dict[str, Any], tmp_path: Path) -> None:
+    _, row = sampled(tmp_path, f"{SCORE}<-99@{LEVEL}", tries=2)  # every seed has two tries
+    lines = records(row.path)
+    lines[5]["tries"] |= damage
+    (row.path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"does not hold generate\.py's records"):
+        read_run(row.path)
+
+
+@pytest.mark.parametrize("accept", ["gone", "lid<x@y", None])
+def test_a_limit_that_was_changed_in_a_folder_is_shown_as_it_is(accept: str | None, tmp_path: Path) -> None:
+    _, row = sampled(tmp_path, END, tries=1)
+    about = json.loads((row.path / "options.json").read_text())
+    about["identity"]["accept"] = accept
+    (row.path / "options.json").write_text(json.dumps(about))
+    changed = read_run(row.path)
+    assert redrawn_table([compare(changed, changed)]).rows[0][1] == str(accept)
