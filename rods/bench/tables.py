@@ -105,8 +105,8 @@ def redrawn_table(rows: Sequence[Comparison]) -> Table:
         "NFE ↓ a kept image",
         "NFE ↓ an accepted image",
         "hallucination rate ↓ of the accepted (95 %)",
-        "of it for what was given up in flight",
-        "NFE a kept image, had that been finished",
+        "NFE a kept image, of what was given up in flight",
+        "NFE a kept image, had all been finished",
     )
     return without_empty_columns(headings, lines)
 
