@@ -33,7 +33,7 @@ from rods.bench.plots.drawing import has_matplotlib
 from rods.bench.report import NO_FIGURES, audit_record, report_parts, write_report
 from rods.bench.run import Place, label_run, run_methods
 from rods.bench.stored import AUDIT_NAME, read_sections
-from rods.bench.tables import detection_table, outcome_table
+from rods.bench.tables import detection_table, outcome_table, redrawn_parts
 from rods.bench.task import LoadedNetwork, Task, load_network
 from rods.bench.tasks import TASKS
 from rods.bench.unlabelled import MOST_PAIRS, changes, image_shape, pairs_sheet, read_real
@@ -175,6 +175,8 @@ def print_tables(runs: Sequence[LabelledRun]) -> None:
     """What each run did to the images of the first, and how well each score ranks them."""
     rows = [compare_runs(runs[0], one) for one in runs]
     click.echo(outcome_table([row for row in rows if not row.is_score]).markdown())
+    for part in redrawn_parts(rows):
+        click.echo(f"\n{part}")
     if scores := [row for row in rows if row.is_score]:
         found = detection_table(scores, rows[0])
         click.echo("\n" + found.markdown())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rods.bench.labelled import LabelledRun
 from rods.bench.pooled import POOLED, pooled_levels
+from rods.bench.redrawn import Redrawn, redrawn_of
 from rods.bench.task import Task
 from rods.eval.bootstrap import Estimate, bootstrap
 from rods.eval.correction import PairedOutcomes, Proportion, paired_outcomes, proportion_interval
@@ -88,6 +89,7 @@ class Comparison:
     not_finite: int
     distances: Distances | None  # None where no reference was given
     detection: Detection | None  # of scores only: what a corrector scores is no longer the baseline
+    redrawn: Redrawn | None  # of runs that draw again what does not pass a limit
     filtered: float  # hallucination rate of the RETAINED with the lowest scores, of scores and restarts; else nan
 
     @property
@@ -170,6 +172,7 @@ def compare(base: LabelledRun, run: LabelledRun, *, real: Reference | None = Non
         not_finite=run.not_finite,
         distances=None if real is None else distances(run.features, run.modes, real),
         detection=detection(base, run) if run.scores is not None and run.is_score else None,
+        redrawn=redrawn_of(run),
         filtered=filtered_rate(run),
     )
 

@@ -70,12 +70,24 @@ class LabelledRun:
     def has_restarts(self) -> bool:
         return "restart" in self.samples[0]
 
+    @property
+    def has_tries(self) -> bool:
+        """Whether images were drawn again until they passed a limit."""
+        return "tries" in self.samples[0]
+
+    @cached_property
+    def redrawn(self) -> NDArray[np.bool_]:
+        """Which images are draws of another seed than their own [N]."""
+        return np.array([self.has_tries and line["tries"]["kept"] > 0 for line in self.samples], dtype=np.bool_)
+
     @cached_property
     def scores(self) -> F64 | None:
         """Of the baseline's image of each seed: the first of a restart, else the largest of the steps [N].
 
-        A score that JSON could not hold is inf. None where the run measures none.
+        A score that JSON could not hold is inf. None where the run measures none, or has images of other seeds.
         """
+        if self.redrawn.any():
+            return None
         if self.has_restarts:
             return numbers([line["restart"]["scores"][0] for line in self.samples])
         if "largest" in self.samples[0]:

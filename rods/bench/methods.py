@@ -2,7 +2,8 @@
 
 Options come from the experiment or the command line, then from the table below, and else from what was calibrated for
 the network (its preset) or set for the task. A detector changes no image: its sampler only records, so that its run is
-the baseline's, bit for bit. Every sampler and every detector of rods/config.py is a method by its own name.
+the baseline's, bit for bit. Every sampler and every detector of rods/config.py is a method by its own name. With
+`accept`, as generate.py has it, a sampler draws again what does not pass.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
-from dnnlib.errors import UserError, install
+from dnnlib.errors import UserError, install, of_option
 from rods.base_samplers import Sampler
 from rods.config import DETECTORS, FITTED, SAMPLERS, typed
 from rods.guidance import Guidance
 from rods.presets import Preset
+from rods.runs.accept import Accept
 from rods.runs.guidance import GUIDANCE_OPTIONS, guidance_option
+from rods.runs.select import ACCEPT_OPTIONS, Selection, accept_option
 from rods.types import Denoiser
 
 BASELINE = "euler"
@@ -46,6 +49,7 @@ class Method:
     sampler: Sampler
     is_score: bool = False
     guidance: Guidance | None = None
+    accept: Accept | None = None  # draws again what does not pass: its images may be of other seeds
 
     @property
     def folder(self) -> str:
@@ -105,8 +109,10 @@ def resolve(
     """A method of the table on a task, with the options `given` over its own, under another `name` if there is one.
 
     Values may be those of JSON: texts of windows and detectors. Among the options may be those of guidance, as
-    generate.py has them: guidance, guide, guidance_interval. Given the `denoiser`, it is checked to suit the method.
-    Raises UserError: an unknown method or option, a value that is out of range, or a sampler without calibration.
+    generate.py has them, guidance, guide and guidance_interval, and those of drawing again, accept and max_tries; a
+    method that draws again is named after that where no name is given. Given the `denoiser`, it is checked to suit the
+    method. Raises UserError: an unknown method or option, a value that is out of range, or a sampler without
+    calibration.
     """
     if method not in METHODS:
         raise UserError(f"--samplers: unknown method {method!r}; use {', '.join(METHODS)}")
@@ -114,6 +120,10 @@ def resolve(
     usual = {} if template.sampler in known.samplers else (task.settings or {}).get(template.sampler, {})
     options = dict(given or {})
     guidance = _guidance({key: options.pop(key, None) for key in GUIDANCE_OPTIONS}, preset, name or method)
+    with of_option(f"--samplers: {name or method}"):
+        accept = _accept({key: options.pop(key, None) for key in ACCEPT_OPTIONS}, preset, template)
+        if accept is not None and name == BASELINE:
+            raise UserError("accept: every row is compared with this one; give what is drawn again another name")
     replaced = {**usual, "num_steps": task.num_steps, **template.options, **options}
     try:
         values = {key: typed(template.sampler, key, value, fitted=known.fitted) for key, value in replaced.items()}
@@ -125,7 +135,12 @@ def resolve(
             f"--samplers: {name or method} on {task.name}: {e} (scripts/calibrate.py --task={task.name} finds the "
             "options of a network)"
         ) from None
-    return Method(name or method, sampler, template.is_score, guidance)
+    if accept is not None:
+        name = name or f"{method}-accept" + (f"@{accept.level:g}" if accept.level else "")
+        if denoiser is not None:
+            with of_option(f"--samplers: {name} on {task.name}"):
+                Selection(accept).check(sampler, (), denoiser)
+    return Method(name or method, sampler, template.is_score, guidance, accept)
 
 
 def _guidance(opts: dict[str, Any], preset: Preset | None, name: str) -> Guidance | None:
@@ -137,6 +152,18 @@ def _guidance(opts: dict[str, Any], preset: Preset | None, name: str) -> Guidanc
     if not all(isinstance(opts[key], str | None) for key in GUIDANCE_OPTIONS[1:]):
         raise UserError(f"--samplers: {name}: guide and guidance_interval must be texts, such as 'none' and '.2,5'")
     return guidance_option({**opts, "guidance": strength}, preset)
+
+
+def _accept(opts: dict[str, Any], preset: Preset | None, template: Template) -> Accept | None:
+    """The limit of a run, by the code of generate.py. Raises UserError."""
+    limit, tries = (opts[name] for name in ACCEPT_OPTIONS)
+    if not isinstance(limit, str | None):
+        raise UserError(f"accept: {limit!r}: must be a text, such as 'lid<12' or 'lid<12@.5'")
+    if tries is not None and (isinstance(tries, bool) or not re.fullmatch(r"\d{1,9}", str(tries))):
+        raise UserError(f"max_tries: {tries!r}: must be a whole number, such as 4")
+    if limit is not None and template.is_score:
+        raise UserError("accept: this method scores Euler's images and draws none; give it to a sampler, such as euler")
+    return accept_option({"accept": limit, "max_tries": None if tries is None else int(tries)}, preset)
 
 
 # -- command line and experiments -------------------------------------------------------------------------------------
@@ -169,7 +196,7 @@ class ExperimentTable:
     preset: str | None
     batch: int | None
     seeds: str | None  # as on the command line; None: the task's
-    methods: Sequence[tuple[str, str, Mapping[str, Any], str | None]]  # name, method, options, seeds of its own
+    methods: Sequence[tuple[str | None, str, Mapping[str, Any], str | None]]  # name, method, options, its own seeds
 
 
 def read_experiments(path: Path) -> list[ExperimentTable]:
@@ -208,7 +235,7 @@ def _experiment(table: dict[str, Any]) -> ExperimentTable:
         names, seeds = run.pop("methods", None), run.pop("seeds", None)
         for method in names if names is not None else [run.pop("method")]:
             own = {k: v for k, v in run.items() if k != "name"}
-            methods.append((str(run.get("name", method)), str(method), own, seeds))
+            methods.append((None if "name" not in run else str(run["name"]), str(method), own, seeds))
     network, preset, batch, seeds = (table.pop(key, None) for key in ("network", "preset", "batch", "seeds"))
     found = ExperimentTable(str(table.pop("task")), network, preset, batch, seeds, methods)
     if table:

@@ -23,7 +23,7 @@ from rods.bench.plots import benchmark as charts
 from rods.bench.plots.drawing import REMEDY, has_matplotlib
 from rods.bench.qualitative import changed_seeds, control, png, sheet_of_changes, stacked, tone_line
 from rods.bench.stored import Section
-from rods.bench.tables import Table, detection_table, outcome_table, quality_table, share
+from rods.bench.tables import Table, detection_table, outcome_table, quality_table, redrawn_parts, share
 from rods.bench.task import AuditLine
 
 CLOUDS = (BASELINE, "heun", "rods-cas", "restart")  # the methods whose points are drawn
@@ -98,6 +98,7 @@ def section_parts(section: Section, *, draw: bool) -> list[Part]:
         *audit_parts(section),
         f"**What each sampler did to Euler's images of the same seeds, and its cost** ({base_counts(samplers[0])}):",
         outcome_table(samplers),
+        *redrawn_parts(samplers),
         "\n".join(verdict(samplers)),
         "**Distance of each sampler's images to held-out real data:**",
         quality_table(samplers, section.real, features=features_name(task)),
@@ -241,7 +242,10 @@ def confusion_parts(base: LabelledRun, runs: Mapping[str, LabelledRun]) -> list[
 
 
 def pair_parts(section: Section) -> list[Part]:
-    """For each method: a quarter of the pairs that it repaired or broke, and the control of tone."""
+    """For each method: a quarter of the pairs that it repaired or broke, and the control of tone.
+
+    None of methods that draw again: their images are others.
+    """
     runs, images = section.runs, section.images
     parts: list[Part] = [f"### Repaired and newly broken images of {section.name}"]
     if BASELINE not in images:
@@ -249,7 +253,7 @@ def pair_parts(section: Section) -> list[Part]:
     before = images[BASELINE]
     for method, run in runs.items():
         changed = changed_seeds(runs[BASELINE], run)
-        if method == BASELINE or run.is_score or method not in images or not changed:
+        if method == BASELINE or run.is_score or run.redrawn.any() or method not in images or not changed:
             continue
         after = images[method]
         heading, sheet = sheet_of_changes(section.task, method, changed, before, after)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, of_option
 from dnnlib.run_folder import SAMPLES_NAME
 from rods.bench.labelled import TIMING_NAME, is_finite
 from rods.bench.methods import BASELINE, Method
@@ -32,6 +32,7 @@ from rods.runs.folder import OutputFolder, read_lines
 from rods.runs.guidance import guided_network
 from rods.runs.images import read_png
 from rods.runs.run import Job, sample_for_folder
+from rods.runs.select import Selection
 from rods.types import AnyDenoiser
 from torch_utils import distributed
 from torch_utils.machine import facts
@@ -121,8 +122,11 @@ def _prepared(
         network.denoiser.to(device)
     guided = guided_network(network.denoiser, method.guidance, device=device)
     guided.check(method.sampler)
+    selection = Selection(method.accept)
+    with of_option(f"--samplers: {method.name}"):
+        selection.check(method.sampler, chunks, guided.denoiser)
     job = Job(denoiser=guided.denoiser, sampler=method.sampler, chunks=chunks, device=device,
-              network_sha256=network.sha256, batch=batch, guidance=guided.identity)  # fmt: skip
+              network_sha256=network.sha256, batch=batch, guidance=guided.identity, selection=selection)  # fmt: skip
     labelled = frozenset(read_labels(path)) if (path / LABELS_NAME).is_file() else frozenset()
     return _Run(method, job, OutputFolder(path, identity=job.identity()), labelled)
 

@@ -49,6 +49,7 @@ def outcome_table(rows: Sequence[Comparison]) -> Table:
                 f"{100 * o.uncertain_after.rate:.1f} %",
                 *changes,
                 estimate(row.variance_kept),
+                f"{row.redrawn.drawn / row.redrawn.kept:.2f}" if row.redrawn else "",
                 nfe(row),
                 f"{row.nfe / rows[0].nfe:.2f}x",
                 number(row.time_ratio, "{:.2f}x"),
@@ -64,11 +65,74 @@ def outcome_table(rows: Sequence[Comparison]) -> Table:
         "relative reduction ↑ (95 %)",
         "McNemar p",
         "total variance (1: Euler's)",
+        "drawn, per seed",
         "NFE ↓ (F+B)",
         "NFE ratio ↓",
         "time ratio ↓",
     )
     return without_empty_columns(headings, lines)
+
+
+def redrawn_table(rows: Sequence[Comparison]) -> Table:
+    """What each row that draws again has drawn, accepted and spent: all tries of a seed count."""
+    lines = []
+    for row in rows:
+        if (r := row.redrawn) is None:
+            continue
+        spent, full = r.given_up or (math.nan, math.nan)
+        lines.append(
+            (
+                row.name,
+                _short_limit(r.limit),
+                str(r.kept),
+                f"{r.drawn / r.kept:.2f}",
+                str(r.others),
+                str(r.accepted),
+                f"{r.nfe / r.kept:.1f}",
+                number(r.nfe / r.accepted if r.accepted else math.nan, "{:.1f}"),
+                share(r.hallucinated),
+                number(spent / r.kept, "{:.1f}"),
+                number((r.nfe - spent + full) / r.kept, "{:.1f}"),
+            )
+        )
+    headings = (
+        "sampler",
+        "limit",
+        "kept",
+        "drawn, per seed",
+        "of other seeds, of the kept",
+        "accepted",
+        "NFE ↓ a kept image",
+        "NFE ↓ an accepted image",
+        "hallucination rate ↓ of the accepted (95 %)",
+        "NFE a kept image, of what was given up in flight",
+        "NFE a kept image, had all been finished",
+    )
+    return without_empty_columns(headings, lines)
+
+
+def redrawn_parts(rows: Sequence[Comparison]) -> list[str]:
+    """Markdown of the rows that draw again, and what their other columns mean; nothing where there are none."""
+    table = redrawn_table(rows)
+    if not table.rows:
+        return []
+    names = ", ".join(line[0] for line in table.rows)
+    return [
+        f"**What was drawn again** ({names}). An image that does not pass the limit makes room for a draw of another "
+        "seed; where none passes, the best stays. Repaired and newly broken compare the images that stand for a seed, "
+        "before and after: those drawn again are other images, not mended ones.",
+        table.markdown(),
+    ]
+
+
+def _short_limit(text: str) -> str:
+    """`score<16.392741790817162@0.131` to four digits."""
+    score, _, rest = text.rpartition("<")
+    limit, at, level = rest.partition("@")
+    try:
+        return f"{score}<{float(limit):.4g}{at}{level}"
+    except ValueError:  # options.json was changed
+        return text
 
 
 def without_empty_columns(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:

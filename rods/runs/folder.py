@@ -244,7 +244,7 @@ def _check_records(lines: Sequence[Any]) -> None:
     for line in lines:
         _check_record(line)
     sizes = {len(line.get("x") or ()) for line in lines if line["sha256"] or line.get("x")}  # 0: images
-    if len(sizes) > 1 or len({"restart" in line for line in lines}) > 1:
+    if len(sizes) > 1 or any(len({key in line for line in lines}) > 1 for key in ("restart", "tries")):
         raise TypeError
     if len({line["name"] for line in lines}) < len(lines):
         raise TypeError
@@ -262,5 +262,15 @@ def _check_record(line: Any) -> None:
         raise TypeError
     if not all(0 <= part["kept"] < len(part["scores"]) for part in tried):
         raise TypeError
+    if "tries" in line:
+        _check_tries(line["tries"])
     if any(text.startswith("/") or ".." in text.split("/") for text in texts):  # leads out of the folder
+        raise TypeError
+
+
+def _check_tries(part: Any) -> None:
+    spent = [part[key] for key in ("forward", "backward") if key in part]
+    if len(spent) == 1 or any(len(row) != len(part["scores"]) for row in [part["seeds"], *spent]):
+        raise TypeError
+    if not isinstance(part["accepted"], bool) or not all(isinstance(n, int) and n >= 0 for row in spent for n in row):
         raise TypeError

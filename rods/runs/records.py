@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import inf, isfinite, nan
 from typing import Any
@@ -121,7 +121,7 @@ def selection_summary(lines: Sequence[dict[str, Any]], chosen: Selection) -> lis
     return said
 
 
-def tries_nfe(lines: Sequence[dict[str, Any]]) -> tuple[int, float]:
+def tries_nfe(lines: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
     """NFE that images given up in flight have cost, and what full runs of them would have, as that of the kept try."""
     spent = full = 0
     for line in lines:

@@ -23,6 +23,7 @@ from rods.runs.options import ValueText, detector_option, preset_quantile, respe
 from rods.types import AnyDenoiser
 
 F = TypeVar("F", bound=Callable[..., Any])
+ACCEPT_OPTIONS = ("accept", "max_tries")
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ class Selection:
 
 def selection(opts: Mapping[str, Any], preset: Preset | None) -> Selection:
     """The selection that the options ask for. UserError, naming the option, for what is missing or does not fit."""
-    return Selection(_accept(opts, preset), _filter(opts, preset))
+    return Selection(accept_option(opts, preset), _filter(opts, preset))
 
 
-def _accept(opts: Mapping[str, Any], preset: Preset | None) -> Accept | None:
+def accept_option(opts: Mapping[str, Any], preset: Preset | None) -> Accept | None:
+    """The limit that --accept and --max-tries set; None: none. UserError, naming the option, for what is wrong."""
     if opts["accept"] is None:
         if opts["max_tries"] is not None:
             raise UserError("--max-tries is for --accept; give a limit, such as --accept='lid<12'")
@@ -89,7 +91,7 @@ def _accept(opts: Mapping[str, Any], preset: Preset | None) -> Accept | None:
     if below.endswith("%"):
         limit = _percentage(detector, limit, level, preset)
     try:
-        return Accept(detector, limit, opts["max_tries"] or 4, level)
+        return Accept(detector, limit, 4 if opts["max_tries"] is None else opts["max_tries"], level)
     except ValueError as e:
         raise UserError(respell(str(e))) from None
 

@@ -102,8 +102,8 @@ def test_an_experiment_is_tables_of_runs(tmp_path: Path) -> None:
     (table,) = read_experiments(path)
     assert (table.task, table.network, table.preset, table.batch, table.seeds) == ("points", None, None, 8, "0-15")
     assert table.methods == [
-        ("euler", "euler", {}, None),
-        ("heun", "heun", {}, None),
+        (None, "euler", {}, None),
+        (None, "heun", {}, None),
         ("lid-near", "lid", {"detector": "lid:sigma=.1,draws=2"}, "0-7"),
     ]
 
