@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 
-from dnnlib.cli import Command, Destination, NumberList, SeedList, check_folder_of
+from dnnlib.cli import Command, Destination, NumberList, SeedList
 from dnnlib.errors import UserError, of_option
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
@@ -197,7 +197,7 @@ def loaded(opts: dict[str, Any], device: torch.device) -> tuple[Task | None, Loa
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
 @click.option("--out", type=Destination(file_okay=False), default=Path("out/readout"),
               help="Where samples and activations are kept; the same command goes on there.")  # fmt: skip
-@click.option("--dest", type=Destination(dir_okay=False), required=True,
+@click.option("--dest", type=Destination(dir_okay=False, folder_exists=True), required=True,
               help="The preset that gets the readout; what else it has stays.")  # fmt: skip
 def main(**opts: Any) -> None:
     """Learn a score from labelled samples: the chance that an image is hallucinated, by the network's own activations.
@@ -207,7 +207,6 @@ def main(**opts: Any) -> None:
     whether products of activations help are chosen by cross-validation. The score is then called `readout`:
     generate.py --preset=DEST --sampler=restart --detector=readout, or --filter=readout.
     """
-    check_folder_of(opts["dest"], option="--dest")
     # Whatever is wrong with a preset that is there is said before the work.
     preset = read_preset(opts["dest"], option="--dest") if opts["dest"].exists() else None
     levels = chosen_levels(opts["levels"])
