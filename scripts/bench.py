@@ -242,12 +242,12 @@ def compare(
         pairs.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet, pairs)
         shown, changed = min(found.changed.k, MOST_PAIRS), found.changed.k
-        click.echo(f"Wrote {pairs}: {shown} of {changed} pairs, the largest falls of the score")
+        click.echo(f"Wrote {pairs}: {shown} of {counted(changed, 'pair')}, the largest falls of the score")
     if blind is not None and hidden is not None:
         write_blind(blind, *hidden)
         shown, changed = hidden[1].count("\n") - 1, found.changed.k  # the key has a line of column names
         click.echo(
-            f"Wrote {blind}: {shown} of {changed} pairs, drawn at random, and which side is which run to "
+            f"Wrote {blind}: {shown} of {counted(changed, 'pair')}, drawn at random, and which side is which run to "
             f"{key_path(blind)}: judge before you open it"
         )
 

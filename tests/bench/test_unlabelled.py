@@ -144,7 +144,7 @@ def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], real: Path
 def test_samples_of_a_network_are_no_real_images(runs: tuple[Path, Path], real: Path, tmp_path: Path) -> None:
     shutil.copytree(real, tmp_path / "mixed")
     shutil.copytree(runs[1], tmp_path / "mixed" / "out" / "run")
-    for folder, names in ((tmp_path / "mixed", "out/run/ in it is a run"), (runs[1], "that is a run")):
+    for folder, names in ((tmp_path / "mixed", "'out/run/' in it is a run"), (runs[1], "that is a run")):
         assert names in refusal(bench, "compare", *runs, f"--real={folder}")
 
 

@@ -362,7 +362,9 @@ def test_without_a_connection_a_name_says_which_files_to_fetch(tmp_path: Path, m
     _, output = generate(tmp_path / "out", "--preset=none", network=Path("edm2-img512-xs-fid"))
     assert stands_for in output, "whatever preset is asked for"
     assert output.count("--network: ") == 1
-    told = refusal(fid.main, "calc", "--from-network=edm2-img512-xs-fid", "--num=2", f"--ref={__file__}")
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(192), sigma=np.eye(192))
+    sampled = ("--from-network=edm2-img512-xs-fid", "--num=2", "--detector=pixels", f"--ref={tmp_path / 'ref.npz'}")
+    told = refusal(fid.main, "calc", *sampled)
     assert stands_for in told
     assert not (tmp_path / "out").exists()
 
