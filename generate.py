@@ -175,7 +175,7 @@ def prepare(opts: dict[str, Any], device: torch.device) -> tuple[Job, dict[str, 
     sampler = sampler_choice(opts["sampler"], given, say=notes.append)
     if opts["network"] is None and not EMBEDDED.is_file():
         raise UserError(f"--network is needed: the embedded network {EMBEDDED} is missing")
-    with saying_files("--preset", published) if published else saying_files("--network", opts["network"]):
+    with saying_files(published):
         snapshot = open_network(opts["network"] or EMBEDDED, device=device, sha256=opts["sha256"], vae=opts["vae"])
     preset = find_preset(opts["preset"], network=snapshot.name, folder=MODELS, source=snapshot.source)
     # A score may take its weights and thresholds from a preset that has no settings of the sampler.

@@ -103,28 +103,27 @@ class Sha256(click.ParamType):  # type: ignore[type-arg]
 class Destination(click.Path):
     """A file or folder to write, checked before the work: where it cannot be made, the option is refused.
 
-    `ending` is what the name of a file of the one kind that is written has to end with, such as `.png`.
+    `ending` is what the name of a file of the one kind that is written has to end with, such as `.png`. With
+    `folder_exists` the folder that it goes into must be there: long work makes none for it.
     """
 
-    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True, ending: str = "") -> None:
+    def __init__(
+        self, *, file_okay: bool = True, dir_okay: bool = True, ending: str = "", folder_exists: bool = False
+    ) -> None:
         super().__init__(file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
-        self.ending = ending
+        self.ending, self.folder_exists = ending, folder_exists
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() != self.ending and self.ending:
             self.fail(f"{shown_path(path)} does not end in {self.ending}, which is what is written", param, ctx)
+        if self.folder_exists and not path.resolve().parent.is_dir():
+            self.fail(f"{shown_path(path)}: there is no such folder; make it first", param, ctx)
         try:
             check_place(path)
         except OSError as e:
             self.fail(f"{shown_path(path)} cannot be written: {e.strerror}; name another place", param, ctx)
         return path
-
-
-def check_folder_of(path: Path, *, option: str) -> None:
-    """Raises UserError where the folder that `path` is to be written in is not there: long work makes none for it."""
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"{option}={path}: there is no such folder; make it first")
 
 
 def check_once(paths: Sequence[Path | str], *, option: str) -> None:

@@ -73,8 +73,10 @@ class Sampler:
         """The trajectory of `latents` [B, C, H, W] (unit normal, scaled here), step by step; see `types.Step`.
 
         `denoiser` is D(x, sigma), or bound already (`bind`), whose counters then tell F and B and whose `randn_like`
-        draws. `class_labels` None or [B, label_dim]. Raises ValueError for options that do not suit the denoiser.
+        draws. `class_labels`: None, one-hot rows [B, label_dim], or the numbers of classes [B]. Raises ValueError for
+        latents of another form and for options that do not suit the denoiser.
         """
+        check_latents(latents, denoiser)
         denoise, x, sigmas = self._start(denoiser, latents, class_labels)
         yield from self.along(denoise, x, sigmas)
 
@@ -111,7 +113,7 @@ class Sampler:
 
         Raises ValueError for latents of another form, and as `check` does.
         """
-        check_latents(latents, getattr(unbound(denoiser), "img_channels", None))
+        check_latents(latents, denoiser)
         self.check(denoiser)
         denoise = bind(denoiser, len(latents), class_labels, randn_like=randn_like)
         recorder = self.recorder()
@@ -231,7 +233,7 @@ class Ablation(Churned):
         return [float(t) for t in with_zero(self._grid(denoise)[0], denoise, torch.zeros(1))[:-1]]
 
     def steps(self, denoiser: AnyDenoiser, latents: Tensor, class_labels: Tensor | None = None) -> Steps:
-        check_latents(latents)
+        check_latents(latents, denoiser)
         denoise = bind(denoiser, len(latents), class_labels)
         levels, vp = self._grid(denoise)
         sigmas = with_zero(levels, denoise, latents)

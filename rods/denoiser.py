@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rods.micro_batches import MicroBatches
-from rods.types import AnyDenoiser
+from rods.types import AnyDenoiser, form
 
 TINY = 1e-12
 """Norms below this have no direction."""
@@ -239,7 +239,7 @@ def labels_of(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None) ->
     if class_labels is None:
         return None
     if not isinstance(class_labels, Tensor):
-        raise ValueError(f"class_labels: a {type(class_labels).__name__}; give a tensor with one label per latent")
+        raise ValueError(f"class_labels: {form(class_labels)}; give a tensor with one label per latent")
     if class_labels.ndim == 0 or len(class_labels) != batch:
         raise ValueError(f"class_labels: {list(class_labels.shape)} for {batch} latents; give one label per latent")
     classes = getattr(denoiser, "label_dim", None)
@@ -256,7 +256,7 @@ def labels_of(denoiser: AnyDenoiser, batch: int, class_labels: Tensor | None) ->
         return torch.eye(classes, device=class_labels.device)[class_labels.long()]
     if class_labels.shape != (batch, classes):
         raise ValueError(
-            f"class_labels: {class_labels.dtype} {list(class_labels.shape)}; give the numbers of classes, integers "
+            f"class_labels: {form(class_labels)}; give the numbers of classes, integers "
             f"[{batch}] from 0 to {classes - 1}, or one-hot rows [{batch}, {classes}]"
         )
     return class_labels

@@ -98,8 +98,8 @@ class Guided(OfMain):
         return self.strength != 1 and (self.interval is None or self.interval.lo <= sigma <= self.interval.hi)
 
     def evaluate(self, denoise: BoundDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
-        labels = denoise.class_labels
-        if self.strength != 1 and isinstance(self.guide, Unlabelled) and (labels is None or not labels.any(1).all()):
+        labels, is_led = denoise.class_labels, self.strength not in (0, 1)  # away from the guide
+        if is_led and isinstance(self.guide, Unlabelled) and (labels is None or not labels.any(1).all()):
             raise ValueError(
                 "class_labels: guidance leads away from an image without a class, and no class was given; give one "
                 "for each image"
@@ -122,7 +122,7 @@ def guided(
     Args:
         main: D(x, sigma[, class_labels]); gates read its layers, and its alone (`rods/gate.py`).
         guide: a denoiser of the same images, which gets the labels if its `label_dim` is not 0; None: `main` without
-            labels; every image then needs one, or D raises a ValueError.
+            labels; every image then needs one, or D raises a ValueError (but for the strengths 0 and 1).
         strength: 1 is main alone, 0 the guide alone, bit for bit.
         interval: (lo, hi), both included; None: everywhere. Outside, the guide is not evaluated (arXiv 2404.07724).
     Returns:

@@ -87,6 +87,18 @@ def measuring(own: Sampler) -> dict[str, Any]:
     return {"detect": True, "probe_every": 1} if isinstance(own, Rods) and not own.detect else {}
 
 
+def unmeasured(found: Sampler, given: Mapping[str, Any]) -> Sampler:
+    """RODS that corrects every image (eps 0) without detection, unless `given` asks for it; any other as it is.
+
+    The same images, to the rounding of a batch that is split: what H would say, nothing acts on, and it is not
+    recorded. Cost of a step in the window: CAS 2F + B for 2F + 2B, SAS 2F for 3F + 2B.
+    """
+    if not isinstance(found, Rods) or found.eps or found.detector is not None or _asks_for_detection(found, given):
+        return found
+    idle = {"gradient": "backward", "probe_every": 1} if isinstance(found, RodsSas) else {}  # of what is measured
+    return changed(found, {"detect": False, **idle})
+
+
 def _asks_for_detection(own: Sampler, given: Mapping[str, Any]) -> bool:
     asked = {"detector", "detect"} | ({"gradient", "probe_every"} if isinstance(own, RodsSas) else set())
     return bool(asked & given.keys()) or given.get("eps", 0) != 0

@@ -50,7 +50,7 @@ class Rods(Churned):
     window: Window = option((0.1, 0.5), help="Where to act: fractions of the steps, or sigma:lo,hi in noise levels.")
     solver: Solver = option("euler", help="Integrator.")
     detector: Detector | None = option(None, help="What is compared with --eps, a detector of steps; without it, H.")
-    detect: bool = option(True, help="Measure H; false needs --eps=0 and saves a third of the evaluations.")
+    detect: bool = option(True, help="Measure H; false needs --eps=0 and makes the same images for fewer evaluations.")
     gradient: Gradient = option("backward", help="The gradient of the score norm: a backward pass, or by a finite "
                                                  "difference for one F.")  # fmt: skip
     probe_every: int = option(

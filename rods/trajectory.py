@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rods.denoiser import BoundDenoiser, bind, no_rows
+from rods.denoiser import BoundDenoiser, bind, no_rows, unbound
 from rods.schedules import LINEAR, Schedule, clip_range, edm_grid
 from rods.state import Gradient, State
-from rods.types import AnyDenoiser, Probe, Step, Steps, state_dtype
+from rods.types import AnyDenoiser, Probe, Step, Steps, form, state_dtype
 
 Solver = Literal["euler", "heun"]
 
@@ -198,12 +198,11 @@ def more_noise(
 # -- how a run begins and ends ----------------------------------------------------------------------------------------
 
 
-def check_latents(latents: Tensor, channels: int | None = None) -> None:
-    """ValueError unless `latents` is a floating-point [B, C, H, W], C = `channels` where this is known."""
-    if latents.ndim != 4 or not latents.is_floating_point():
-        raise ValueError(
-            f"latents: {latents.dtype} {list(latents.shape)}: must be a floating-point tensor [B, C, H, W]"
-        )
+def check_latents(latents: object, denoiser: AnyDenoiser) -> None:
+    """ValueError unless `latents` is a floating-point [B, C, H, W], C the denoiser's `img_channels` if it has any."""
+    channels = getattr(unbound(denoiser), "img_channels", None)
+    if not isinstance(latents, Tensor) or latents.ndim != 4 or not latents.is_floating_point():
+        raise ValueError(f"latents: {form(latents)}: must be a floating-point tensor [B, C, H, W]")
     if channels not in (None, latents.shape[1]):
         raise ValueError(f"latents: {list(latents.shape)}: must be [B, {channels}, H, W] for this denoiser")
 
@@ -225,7 +224,6 @@ def start(
     time_rho: float,
 ) -> tuple[BoundDenoiser, Tensor, Tensor]:
     """What a sampler on EDM's grid begins with: D with its labels, x = sigma_0 latents, and the grid [N + 1]."""
-    check_latents(latents)
     denoise = bind(denoiser, len(latents), class_labels)
     allowed = (denoise.sigma_min, denoise.sigma_max)
     lo, hi = clip_range(sigma_min, sigma_max, allowed=allowed, num_steps=num_steps)

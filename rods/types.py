@@ -34,6 +34,11 @@ AnyDenoiser = Callable[..., Tensor]
 """A `Denoiser`, or a plain function D(x, sigma) or D(x, sigma, class_labels)."""
 
 
+def form(value: object) -> str:
+    """The dtype and shape of a tensor, or the type of what is none, for a message."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """What the last probed step has found, for the steps that follow it without a probe of their own."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rods.denoiser import NO_GRADIENT, labels_of
 from rods.latents import Codec
+from rods.types import form
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
@@ -41,9 +42,9 @@ class FunctionDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         if not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():
-            raise ValueError(f"x: {_form(x)}: must be a floating-point tensor with one image in each row")
+            raise ValueError(f"x: {form(x)}: must be a floating-point tensor with one image in each row")
         if not isinstance(sigma, Tensor) or sigma.ndim:
-            raise ValueError(f"sigma: {_form(sigma)}: must be a tensor [], the one noise level of all images")
+            raise ValueError(f"sigma: {form(sigma)}: must be a tensor [], the one noise level of all images")
         labels = labels_of(self, len(x), class_labels)
         return self.function(x, sigma) if labels is None else self.function(x, sigma, labels)
 
@@ -152,10 +153,6 @@ def from_edm_diffusers(
         return c_skip * x + c_out * _prediction(model((c_in * x).to(dtype), told, *labels), x)
 
     return FunctionDenoiser(denoise, img_channels, img_resolution, label_dim, network=_module(model))
-
-
-def _form(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _module(model: object) -> nn.Module | None:

@@ -40,7 +40,7 @@ from rods.bench.unlabelled import MOST_PAIRS, changes, image_shape, pairs_sheet,
 from rods.labels.agreement import raters_lines
 from rods.labels.labels import LABELS_NAME
 from rods.presets import Preset
-from rods.runs.folder import check_no_image
+from rods.runs.folder import Sheet
 from rods.runs.images import save_png
 from rods.runs.presets import find_preset, other_network
 from torch_utils import distributed
@@ -201,10 +201,9 @@ def label(run_folder: Path, task_name: str, threads: int | None) -> None:
 @click.option("--labels", "source", help="Whose labels, such as 'program hands-32' or people, or a file of labels "
               "(scripts/label.py), or FILE:SOURCE [default: the only ones beside the runs].")  # fmt: skip
 @click.option("--real", metavar="DIR|ZIP", help="Real images: how near both runs are to them.")
-@click.option("--pairs", type=Destination(dir_okay=False, ending=".png"),
-              help="Also draw changed images, before and after: a PNG.")  # fmt: skip
-@click.option("--blind", type=Destination(dir_okay=False, ending=".png"), help="Also draw changed images in random "
-              "order, on random sides: a PNG, and its key in a CSV beside it.")  # fmt: skip
+@click.option("--pairs", type=Sheet(), help="Also draw changed images, before and after: a PNG.")
+@click.option("--blind", type=Sheet(), help="Also draw changed images in random order, on random sides: a PNG, and its "
+              "key in a CSV beside it.")  # fmt: skip
 def compare(
     run_a: Path, run_b: Path, source: str | None, real: str | None, pairs: Path | None, blind: Path | None
 ) -> None:
@@ -214,9 +213,6 @@ def compare(
     """
     check_once([run_a, run_b], option="")
     check_once([path for path in (pairs, blind) if path], option="--pairs, --blind: ")
-    for option, path in (("--pairs", pairs), ("--blind", blind)):
-        if path is not None:
-            check_no_image(path, option=option)
     labelled = source is not None or any((run / LABELS_NAME).is_file() for run in (run_a, run_b))
     base, other = (read_run(path, source=source, labelled=labelled, rest=True) for path in (run_a, run_b))
     if not (both := base.position().keys() & other.position().keys()):
@@ -248,12 +244,12 @@ def compare(
         pairs.parent.mkdir(parents=True, exist_ok=True)
         save_png(sheet, pairs)
         shown, changed = min(found.changed.k, MOST_PAIRS), found.changed.k
-        click.echo(f"Wrote {pairs}: {shown} of {changed} pairs, the largest falls of the score")
+        click.echo(f"Wrote {pairs}: {shown} of {counted(changed, 'pair')}, the largest falls of the score")
     if blind is not None and hidden is not None:
         write_blind(blind, *hidden)
         shown, changed = hidden[1].count("\n") - 1, found.changed.k  # the key has a line of column names
         click.echo(
-            f"Wrote {blind}: {shown} of {changed} pairs, drawn at random, and which side is which run to "
+            f"Wrote {blind}: {shown} of {counted(changed, 'pair')}, drawn at random, and which side is which run to "
             f"{key_path(blind)}: judge before you open it"
         )
 

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Destination, SeedList, check_folder_of, check_once
+from dnnlib.cli import Command, Destination, SeedList, check_once
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
 from rods.bench import calibrate
@@ -120,7 +120,7 @@ def write_trials(path: Path, search: Search, critical: Mapping[str, Any] | None)
 )
 @click.option(
     "--dest",
-    type=Destination(dir_okay=False),
+    type=Destination(dir_okay=False, folder_exists=True),
     required=True,
     help="The preset to write, NAME.preset.json; NAME.calibration.jsonl beside it lists every candidate.",
 )
@@ -137,7 +137,6 @@ def main(**opts: Any) -> None:
     one with the most repaired minus broken is chosen, ties going to the lowest NFE; where there is none, the preset's
     `source` says what was missed.
     """
-    check_folder_of(opts["dest"], option="--dest")
     check_options(opts)
     base = None if opts["base"] is None else read_preset(opts["base"], option="--base")
     if opts["dest"].exists():  # what is replaced is a preset

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 from dnnlib.cli import Command, Destination, SeedList
-from dnnlib.errors import UserError, of_option
+from dnnlib.errors import UserError, counted, of_option
 from dnnlib.util import atomic_write
 from rods.bench.compare import Comparison, compare
 from rods.bench.labelled import LabelledRun, read_run
@@ -123,7 +123,8 @@ def main(**opts: Any) -> None:
         snapshot = load_snapshot(opts["network"])
     task = replace(TASKS["hands-32"](), num_steps=opts["steps"])
     methods = demo_methods(task, *demo_presets(snapshot.name))
-    click.echo(f"Network {snapshot.describe()}\n{len(opts['seeds'])} seeds, {opts['steps']} steps; settings:")
+    seeds, steps = counted(len(opts["seeds"]), "seed"), counted(opts["steps"], "step")
+    click.echo(f"Network {snapshot.describe()}\n{seeds}, {steps}; settings:")
     for method in methods[1:]:
         click.echo(settings_line(method))
 

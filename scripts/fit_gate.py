@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Destination, check_folder_of
+from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError, user_errors
 from rods.base_samplers import Euler
 from rods.bench.gate_fit import LEVELS, Features, at_level, chosen, gates_of, halves, levels_of, measured_levels
@@ -71,7 +71,7 @@ NO_IMAGES = "none"
               help="Labels of the network's images: a file, or whose of --run [default: the only ones].")  # fmt: skip
 @click.option("--run", "runs", multiple=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="A run with the labelled images [default: the folder of --labels]. Several are pooled.")  # fmt: skip
-@click.option("--dest", type=Destination(dir_okay=False), required=True,
+@click.option("--dest", type=Destination(dir_okay=False, folder_exists=True), required=True,
               help="The preset that gets the gate and a restart; what else it has stays.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(0, 100_000), default=NUM_SEEDS,
               help=f"The network's own samples to fit to, {LEAST_SAMPLES} or more; 0: real images alone.")  # fmt: skip
@@ -104,8 +104,6 @@ def main(**opts: Any) -> None:
     it was not fitted to. The preset is then for generate.py --preset=DEST --sampler=restart. With --real=none and no
     labels the restart's detector is LID, which finds less. torchrun shares the work out; the gate is the same.
     """
-    dest: Path = opts["dest"]
-    check_folder_of(dest, option="--dest")
     opts["runs"] = runs_of(opts["runs"], opts["labels"])
     check_sources(opts)
     device = distributed.begin(opts["device"], opts["threads"])

@@ -24,8 +24,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
 
-from dnnlib.cli import Command, Destination, NumberList, SeedList, check_folder_of
-from dnnlib.errors import UserError, of_option
+from dnnlib.cli import Command, Destination, NumberList, SeedList
+from dnnlib.errors import UserError, counted, of_option
 from dnnlib.util import atomic_write
 from rods.base_samplers import Euler
 from rods.bench.gate_run import read_arrays, write_arrays
@@ -89,7 +89,7 @@ def of_raters(network: LoadedNetwork, folder: Path, answers: Path) -> LabelledIm
             raise UserError(f"--images={folder}: {name} has another size than {network.name} draws; use its own")
     bad = np.array([labels[name] is Label.HALLUCINATED for name in names])
     return LabelledImages(
-        np.stack(images), bad, f"{len(names)} images of {folder}, labelled by people ({answers.name})"
+        np.stack(images), bad, f"{counted(len(names), 'image')} of {folder}, labelled by people ({answers.name})"
     )
 
 
@@ -197,7 +197,7 @@ def loaded(opts: dict[str, Any], device: torch.device) -> tuple[Task | None, Loa
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all cores].")
 @click.option("--out", type=Destination(file_okay=False), default=Path("out/readout"),
               help="Where samples and activations are kept; the same command goes on there.")  # fmt: skip
-@click.option("--dest", type=Destination(dir_okay=False), required=True,
+@click.option("--dest", type=Destination(dir_okay=False, folder_exists=True), required=True,
               help="The preset that gets the readout; what else it has stays.")  # fmt: skip
 def main(**opts: Any) -> None:
     """Learn a score from labelled samples: the chance that an image is hallucinated, by the network's own activations.
@@ -207,7 +207,6 @@ def main(**opts: Any) -> None:
     whether products of activations help are chosen by cross-validation. The score is then called `readout`:
     generate.py --preset=DEST --sampler=restart --detector=readout, or --filter=readout.
     """
-    check_folder_of(opts["dest"], option="--dest")
     # Whatever is wrong with a preset that is there is said before the work.
     preset = read_preset(opts["dest"], option="--dest") if opts["dest"].exists() else None
     levels = chosen_levels(opts["levels"])
@@ -227,7 +226,7 @@ def main(**opts: Any) -> None:
     elif opts["run"] is not None:
         run = read_run(opts["run"], source=opts["labels"])
         by = opts["labels"] or next(iter(read_labels(opts["run"]).values())).source
-        source = f"{len(run)} images of {opts['run']}, labelled by {by}"
+        source = f"{counted(len(run), 'image')} of {opts['run']}, labelled by {by}"
         labelled = of_run(run, network.sha256, source, option=f"--run={opts['run']}")
     else:
         labelled = of_raters(network, opts["images"], opts["answers"])
@@ -246,7 +245,7 @@ def fit_and_write(
     device: torch.device,
 ) -> None:
     bad, draws = labelled.bad, opts["draws"]
-    click.echo(f"{labelled.source}: {len(bad)} labels, {int(bad.sum())} hallucinated")
+    click.echo(f"{labelled.source}: {labelled.counts()}")
     at = measured(network, labelled, blocks, levels, draws=draws, out=opts["out"], device=device)
     with tqdm(unit="kind", desc="regressions", disable=not sys.stderr.isatty()) as bar:
         judged = judge(at, bad, report=lambda _: bar.update())

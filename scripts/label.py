@@ -194,9 +194,13 @@ def import_labels(
     is_csv = source.suffix.lower() == ".csv"
     if against is not None and (source.is_dir() or is_csv or not images):
         what = "an answers file of before version 0.2, after --images" if not images else "such a file alone"
-        raise UserError(f"--against={against} is for {what}; leave it out, or give several --images")
+        raise UserError(
+            f"--against={against} is for {what}; leave it out" + (", or give several --images" if is_csv else "")
+        )
     if images and source.is_dir():
         raise UserError(f"--images={images[0]}: {source} holds its images itself; leave it out")
+    if len(images) > 1 and not is_csv:
+        raise UserError(f"--images={images[1]}: a file of labels is of one folder, and of --against; leave it out")
     folders = [read_folder(path, option="--images") for path in images]
     lines: Sequence[Line]
     if source.is_dir():

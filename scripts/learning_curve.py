@@ -12,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a pla
 from dnnlib.cli import Command, Destination
 from dnnlib.errors import UserError
 from rods.bench.plots.learning import learning_curves, read_curve, thinned, write_curve
+from rods.runs.folder import Sheet
 
 
 @click.command(cls=Command, context_settings={"show_default": True})
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=Destination(dir_okay=False), default="learning-curve.png", help="The PNG.")
+@click.option("--out", type=Sheet(), default="learning-curve.png", help="The PNG.")
 @click.option("--name", "names", multiple=True, help="In the legend; once for each run.  [default: of folder or file]")
 @click.option("--curve", type=Destination(dir_okay=False), help="Also write the points, one run's.")
 @click.option("--points", type=click.IntRange(min=2), default=100, help="The most that --curve keeps.")

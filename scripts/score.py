@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a plain checkout, installed or not
 
-from dnnlib.cli import Command, Destination, check_folder_of
+from dnnlib.cli import Command
 from dnnlib.errors import UserError, counted, of_option
 from rods.bench.gate_run import progress
 from rods.bench.labelled import LabelledRun, read_run
@@ -41,7 +41,7 @@ from rods.bench.scores import (
 )
 from rods.detectors import Detector
 from rods.labels.labels import LABELS_NAME, read_labels
-from rods.runs.folder import check_no_image
+from rods.runs.folder import Sheet
 from rods.runs.images import save_png
 from rods.runs.options import detector_option
 from rods.runs.presets import find_preset, other_network
@@ -67,9 +67,7 @@ MOST = 256
 @click.option("--network", metavar="FILE|URL", help="detector: the network that sampled the run.")
 @click.option("--preset", metavar="NAME|FILE", help="detector: whose gate is meant [default: by the network's name].")
 @click.option("--by", metavar="NAME", help="The score that orders the sheet [default: the first of the table].")
-@click.option(
-    "--sheet", type=Destination(dir_okay=False, ending=".png"), help=f"Where to draw it [default: RUN/{SHEET}]."
-)
+@click.option("--sheet", type=Sheet(folder_exists=True), help=f"Where to draw it [default: RUN/{SHEET}].")
 @click.option("--most", type=click.IntRange(2, 4096), default=MOST, help="Images on the sheet: where there are more, "
               "every second, third, ... in the order of the score.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute.")
@@ -81,9 +79,6 @@ def main(run_folder: Path, **opts: Any) -> None:
     images: its draws, in network evaluations an image. Without labels: quantiles and the sheet. RUN is a folder that
     generate.py made; score.py writes the sheet and nothing else.
     """
-    if opts["sheet"] is not None:
-        check_folder_of(opts["sheet"], option="--sheet")
-        check_no_image(opts["sheet"], option="--sheet")
     for option in ("network", "preset"):
         if opts[option] is not None and not opts["detectors"]:
             raise UserError(f"--{option}={opts[option]} is for --detector; give one, such as lid, or leave it out")

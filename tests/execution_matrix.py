@@ -159,7 +159,8 @@ GENERATE = Subject(
     ),
     {
         "heun": ["--preset=none", "--sampler=edm", "--S_churn=5"],
-        "cas": ["--preset=none", "--sampler=rods-cas", "--eps=0", "--rho=1", "--window=0,1"],
+        "cas": ["--preset=none", "--sampler=rods-cas", "--eps=0", "--detect=true", "--rho=1",
+                "--window=0,1"],
         "gate": ["--sampler=restart", "--threshold=-1e9", "--rounds=1"],
         "lid": ["--preset=none", "--sampler=restart", "--detector=lid:sigma=1,draws=2", "--threshold=-1e9",
                 "--rounds=1", "--score-at=0", "--sigma-r=2"],

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import refusal, said
+from commands import generated, refusal, said
 from PIL import Image
 from tree import ROOT
 
@@ -27,6 +27,13 @@ def run_dir(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     return folder
+
+
+def test_a_curve_replaces_no_image_of_a_run_and_is_a_png(tmp_path: Path) -> None:
+    assert "does not end in .png" in refusal(command.main, tmp_path, f"--out={tmp_path / 'curve.txt'}")
+    generated(tmp_path / "run", "--sampler=euler", "--seeds=0")
+    told = refusal(command.main, tmp_path, f"--out={tmp_path / 'run' / '000000.png'}")
+    assert "is an image of the run" in told
 
 
 def test_a_folder_and_its_file_hold_the_same_points(run_dir: Path) -> None:

@@ -136,14 +136,14 @@ def with_published(opts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def saying_files(option: str, name: object) -> Iterator[None]:
-    """A UserError of a published network, as `option` names it, that could not be fetched names all of its files."""
+def saying_files(name: object) -> Iterator[None]:
+    """A UserError that a published network of this name could not be fetched says which files it stands for."""
     try:
         yield
     except UserError as e:
         if name not in PUBLISHED or "cannot download" not in str(e):
             raise
-        raise UserError(f"{option}={name}: {e}. It stands for {PUBLISHED[str(name)].describe()}") from None
+        raise UserError(f"{e}. {name} stands for {PUBLISHED[str(name)].describe()}") from None
 
 
 def locate(source: str) -> RemoteFile | None:

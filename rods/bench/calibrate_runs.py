@@ -28,7 +28,7 @@ from rods.bench.methods import BASELINE, Method
 from rods.bench.pooled import values_of
 from rods.bench.restart_trial import replayed
 from rods.bench.tables import Table, share
-from rods.config import from_json, name_of, options
+from rods.config import FITTED, from_json, name_of, options
 from rods.detectors import Detector
 from rods.eval.bootstrap import Estimate, bootstrap
 from rods.eval.correction import paired_outcomes
@@ -99,7 +99,8 @@ def sampler_of(run: LabelledRun, fitted: Mapping[str, Detector]) -> Sampler:
         known = options(str(run.options.get("sampler")))
         found = from_json({k: v for k, v in run.options.items() if k in known or k == "sampler"}, fitted=fitted)
     except ValueError as e:
-        raise UserError(f"{run.path}: {e}; give the preset with its gate by --base") from None
+        remedy = "; give the preset with its gate by --base" if str(run.options.get("detector")) in FITTED else ""
+        raise UserError(f"{run.path}: {e}{remedy}") from None
     gate, digest = getattr(found, "detector", None), run.options.get("detector_sha256")
     if isinstance(gate, ActivationDetector) and digest not in (None, gate.digest):
         raise UserError(f"{run.path} was restarted by another gate than that of --base; give the preset that it had")

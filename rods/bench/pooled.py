@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from dnnlib.errors import UserError
 from dnnlib.util import atomic_write
-from rods.runs.images import U8, read_png, stacked
+from rods.runs.images import SEVERAL_KINDS, U8, read_png, stacked
 
 F64 = NDArray[np.float64]
 FEATURES_NAME = "features.jsonl"
@@ -40,9 +40,9 @@ def feature_lines(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]
     found: list[Mapping[str, Any]] = []
     try:
         found = [json.loads(text) for text in (path.read_text() if path.is_file() else "").splitlines()]
-        for group in found:
-            _check_group(group)
-    except (ValueError, TypeError, KeyError):
+        if len({_sizes(group) for group in found}) > 1:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path} is damaged; delete it, and it is made again of the images") from None
     known = {name for group in found for name in group["names"]}
     missing = {name: file for name, file in files.items() if name not in known}
@@ -51,19 +51,23 @@ def feature_lines(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]
     if absent := sorted(file for file in missing.values() if not (run / file).is_file()):
         raise UserError(f"{run}: {absent[0]} is missing, and {FEATURES_NAME} does not have it; sample it again")
     found += grouped(run, missing)
+    if len({_sizes(group) for group in found}) > 1:
+        raise UserError(f"{run} {SEVERAL_KINDS}")
     with atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found))
     return found
 
 
-def _check_group(group: Mapping[str, Any]) -> None:
-    """Raises TypeError, KeyError or ValueError for what is no line of ours."""
-    if not all(isinstance(name, str) for name in group["names"]) or len(group["x"]) != len(group["names"]):
+def _sizes(group: Mapping[str, Any]) -> tuple[int, int]:
+    """How many bytes an image's levels and the mean image have. TypeError, KeyError or ValueError: no line of ours."""
+    names, texts, squares = group["names"], group["x"], group["sq"]
+    if not all(isinstance(name, str) for name in names) or not len(names) == len(texts) == len(squares):
         raise TypeError
-    levels = {len(base64.b64decode(text, validate=True)) for text in group["x"]}
+    levels = {len(base64.b64decode(text, validate=True)) for text in texts}
     mean = len(base64.b64decode(group["mean"], validate=True))
-    if len(levels) != 1 or levels.pop() % POOLED**2 or mean % 2 or not math.isfinite(sum(group["sq"])):
+    if len(levels) != 1 or (size := levels.pop()) % POOLED**2 or mean % 2 or not math.isfinite(sum(squares)):
         raise ValueError
+    return size, mean
 
 
 def grouped(run: Path, files: Mapping[str, str]) -> list[Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dnnlib.errors import UserError
+from dnnlib.errors import UserError, shown
 from training.dataset import ImageDataset
 
 
@@ -12,7 +12,7 @@ def open_real(path: str, *, cond: bool = False, labels_needed: str = "") -> Imag
     """The images of a folder or zip. Arguments and errors as `ImageDataset`; UserError also where a run lies in it."""
     dataset = ImageDataset(path, cond=cond, cache=False, option="--real", labels_needed=labels_needed)
     if runs := dataset.runs:
-        where = f"{runs[0]} in it is" if runs[0] else "that is"
+        where = f"{shown(runs[0])} in it is" if runs[0] else "that is"
         raise UserError(
             f"--real={path}: {where} a run of generate.py, whose images are samples; give real images alone"
         )

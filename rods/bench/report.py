@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dnnlib.errors import counted
 from dnnlib.util import atomic_write
 from rods.bench import bars
 from rods.bench.compare import (
@@ -117,7 +118,7 @@ def section_parts(section: Section, *, draw: bool) -> list[Part]:
 
 
 def seeds_line(run: LabelledRun) -> str:
-    return f"{len(run)} seeds, {run.seeds.min()} to {run.seeds.max()}"
+    return f"{counted(len(run), 'seed')}, {run.seeds.min()} to {run.seeds.max()}"
 
 
 def base_counts(base: Comparison) -> str:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dnnlib.errors import UserError, of_option
+from dnnlib.errors import UserError, counted, of_option
 from dnnlib.run_folder import SAMPLES_NAME
 from rods.bench.labelled import TIMING_NAME, is_finite
 from rods.bench.methods import BASELINE, Method
@@ -138,7 +138,7 @@ def _about(task: Task, network: LoadedNetwork, method: Method, seeds: Sequence[i
         "is_score": method.is_score,
         "task": task.name,
         "network": network.name,
-        "seeds": f"{len(seeds)} seeds, {min(seeds)} to {max(seeds)}",
+        "seeds": f"{counted(len(seeds), 'seed')}, {min(seeds)} to {max(seeds)}",
     }
 
 

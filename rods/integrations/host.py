@@ -24,7 +24,7 @@ from rods.base_samplers import Sampler
 from rods.denoiser import Keyed, Noise, bind
 from rods.detectors import Detector
 from rods.restart import draws_of
-from rods.types import RodsResult, Step, state_dtype
+from rods.types import RodsResult, Step, form, state_dtype
 
 Model = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], Any]
@@ -143,17 +143,14 @@ def score_by(
 
 
 def _check_state(x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise ValueError(f"x: a {type(x).__name__}; give the state as a floating-point tensor [B, ...]")
-    if x.ndim < 2 or not x.is_floating_point():
-        raise ValueError(f"x: {x.dtype} {list(x.shape)}: must be a floating-point tensor [B, ...]")
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(f"x: {form(x)}: must be the state, a floating-point tensor [B, ...]")
 
 
 def _check_levels(sigmas: object, *, flow: bool) -> None:
     wanted = "give a tensor of finite, decreasing noise levels [N + 1] that end with 0"
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2 or sigmas.is_complex():
-        form = f"{sigmas.dtype} {list(sigmas.shape)}" if isinstance(sigmas, Tensor) else f"a {type(sigmas).__name__}"
-        raise ValueError(f"sigmas: {form}; {wanted}")
+        raise ValueError(f"sigmas: {form(sigmas)}; {wanted}")
     levels = sigmas.tolist()
     for i, (level, following) in enumerate(pairwise(levels)):
         if not inf > level > following:

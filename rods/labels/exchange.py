@@ -107,6 +107,8 @@ def _by_name(folders: Sequence[Folder]) -> Mapping[str, set[str]]:
 
 
 def _only(sums: set[str] | tuple[()], name: str, where: str) -> str:
+    if not name:
+        raise UserError(f"{where} has neither the name of an image nor its sha256; give one of them")
     if len(sums) != 1:
         many = "several different images" if sums else "no image"
         raise UserError(f"{where}: {many} of --images {'have' if sums else 'has'} the name {name!r}; "

@@ -18,6 +18,7 @@ from rods.runs.images import CHANNELS
 from rods.types import AnyDenoiser
 from training.checkpoint import Snapshot, load_snapshot
 from training.encoder import FILES, StoredEncoder, files_of, stored_encoder
+from training.model_zoo import saying_files
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,7 +44,7 @@ def open_network(
     Nothing is fetched. Raises UserError, naming the option: as `load_snapshot`; no such autoencoder, or one that does
     not fit.
     """
-    with of_option(option):
+    with of_option(option), saying_files(source):
         snapshot = load_snapshot(source, device=device, sha256=sha256)
     encoder = stored_encoder(snapshot.header.extra)
     if encoder is not None:
@@ -72,8 +73,8 @@ def open_vae(encoder: StoredEncoder, snapshot: Snapshot, folder: Path | None, de
     if folder and not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     if folder and not (folder / "config.json").is_file():
-        what = "there is no such folder" if not folder.exists() else "it holds no config.json"
-        what = "it is a file" if folder.is_file() else what
+        found = "it holds no config.json" if folder.is_dir() else "it is a file"
+        what = found if folder.exists() else "there is no such folder"
         raise UserError(f"{who}: {what}; give the folder of an autoencoder of diffusers, with its {FILES}")
     try:
         with warnings.catch_warnings():

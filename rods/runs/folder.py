@@ -15,8 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import click
 from PIL.Image import Image
 
+from dnnlib.cli import Destination, shown_path
 from dnnlib.errors import UserError
 from dnnlib.run_folder import OPTIONS_NAME, PARTS_NAME, SAMPLES_NAME
 from dnnlib.util import TEMPORARY, alone, atomic_write
@@ -231,12 +233,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} does not hold generate.py's records; remove it to make its images again") from None
 
 
-def check_no_image(path: Path, *, option: str) -> None:
-    """UserError where what is to be written would replace an image of a run."""
-    for folder in (path.parent, path.parent.parent):
-        name = path.relative_to(folder).as_posix()
-        if any(name in (line["name"], line.get("file")) for line in read_lines(folder / SAMPLES_NAME)):
-            raise UserError(f"{option}={path} is an image of the run {folder}; name another file")
+class Sheet(Destination):
+    """A PNG to draw, which is refused where it would replace an image or a strip of a run."""
+
+    def __init__(self, *, folder_exists: bool = False) -> None:
+        super().__init__(dir_okay=False, ending=".png", folder_exists=folder_exists)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        place = path.resolve()
+        for folder in place.parents[:3]:  # as deep as images lie: rejected/000000/000001.png
+            name = place.relative_to(folder).as_posix()
+            for line in read_lines(folder / SAMPLES_NAME):
+                if name in (line["name"], line.get("file"), line.get("trajectory", {}).get("file")):
+                    self.fail(f"{shown_path(path)} is an image of the run {folder}; name another file", param, ctx)
+        return path
 
 
 def _check_records(lines: Sequence[Any]) -> None:

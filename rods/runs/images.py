@@ -20,6 +20,7 @@ Colour = tuple[int, int, int]
 RED: Colour = (230, 60, 40)  # of marked tiles
 LINE = 14  # pixels of a line of text
 CHANNELS = (1, 3)  # what a PNG of ours can hold
+SEVERAL_KINDS = "has images of several sizes or modes; one of them is not its own: copy it again"
 
 
 def to_uint8(images: NDArray[np.floating]) -> U8:
@@ -41,12 +42,12 @@ def read_png(path: Path) -> U8:
     """[C, H, W], C = 1 or 3. UserError: not an image, or not of 8-bit grey or RGB."""
     try:
         with PIL.Image.open(path) as image:
-            array = np.asarray(image)
+            mode, array = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as e:
         if isinstance(e, OSError) and e.errno is not None:  # of the system: it is not there, or cannot be read
             raise
         raise UserError(f"{path} is not a readable image; copy it again") from None
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+    if mode not in ("L", "RGB"):  # the numbers of a palette's image are no levels
         raise UserError(f"{path} is not an image of 8-bit grey or RGB; copy it again")
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -54,7 +55,7 @@ def read_png(path: Path) -> U8:
 def stacked(images: Sequence[U8], *, of: object) -> U8:
     """Images of one run or folder `of` as one array [N, C, H, W]. UserError: they are of several sizes or modes."""
     if len({image.shape for image in images}) > 1:
-        raise UserError(f"{of} has images of several sizes or modes; one of them is not its own: copy it again")
+        raise UserError(f"{of} {SEVERAL_KINDS}")
     return np.stack(images)
 
 

@@ -19,7 +19,7 @@ from rods.config import CORRECTORS, DETECTORS, FITTED, SAMPLERS, detector_from_t
 from rods.correctors import NamedCorrector
 from rods.detectors import Detector
 from rods.legacy import detector_text
-from rods.presets import RESTART_SCORES, Preset
+from rods.presets import RESTART_SCORES, Preset, unmeasured
 from rods.samplers import Rods
 from rods.schedules import SigmaWindow, Window, check_window
 from rods.schema import REQUIRED, Option, window_from_text, window_to_text
@@ -33,6 +33,7 @@ _OTHER_FLAGS = {
     "rows_per_seed": "--seeding rows", "detector_sha256": "--detector sha256", "filter_sha256": "--filter sha256",
     "accept_sha256": "--accept sha256", "guidance_interval": "--guidance-interval", "guide_sha256": "--guide sha256",
 }  # fmt: skip
+_DEFAULTS = {"detect": "false where --eps=0 and there is no detector, else true"}  # the library's: true
 
 
 class WindowText(click.ParamType):  # type: ignore[type-arg]
@@ -149,6 +150,8 @@ def _these(samplers: Collection[str]) -> str:
 
 
 def _default(option: Option) -> str:
+    if option.name in _DEFAULTS:
+        return _DEFAULTS[option.name]
     value = option.default
     if value is REQUIRED or value is None:
         return ""
@@ -179,7 +182,10 @@ def sampler_choice(name: str | None, given: Mapping[str, Any], *, say: Callable[
 
 
 def sampler_from_options(name: str, given: Mapping[str, Any], preset: Preset | None, network: str) -> Sampler:
-    """The sampler. UserError, naming the option, for one that it does not have, or that is missing or out of range."""
+    """The sampler, which measures no H where --eps=0 corrects all and neither --detect nor --detector is given.
+
+    UserError, naming the option, for one that the sampler does not have, or that is missing or out of range.
+    """
     known = options(name)
     for option in given:
         if option not in known:
@@ -194,7 +200,7 @@ def sampler_from_options(name: str, given: Mapping[str, Any], preset: Preset | N
         )
     try:
         values = {key: _value(known[key], value, preset) for key, value in given.items()}
-        return (preset or Preset("none", None, "", {})).sampler(name, values)
+        return unmeasured((preset or Preset("none", None, "", {})).sampler(name, values), values)
     except ValueError as e:
         raise UserError(respell(str(e))) from None
 

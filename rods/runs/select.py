@@ -20,6 +20,7 @@ from rods.restart import Restart
 from rods.runs.accept import Accept, Filter, check_scores
 from rods.runs.chunk import Chunk
 from rods.runs.options import ValueText, detector_option, preset_quantile, respell
+from rods.schema import digits
 from rods.types import AnyDenoiser
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,10 +122,12 @@ def _percentage(detector: Detector, percent: float, level: float, preset: Preset
         if not level and not is_known and RESTART_SCORES in preset.quantiles:
             raise UserError(
                 f"{asked} of {scores}: preset {preset.name} knows the scores that its restart reads in flight; write "
-                f"--accept='{scores}<{percent:g}%@{restart.score_at:g}'"
+                f"--accept='{scores}<{digits(percent)}%@{digits(restart.score_at)}'"
             )
     if level and preset:
-        has = f"the restart's own, at @{restart.score_at:g}" if isinstance(restart, Restart) else "no restart"
+        has = "no restart"
+        if isinstance(restart, Restart) and restart.score_at:
+            has = f"the restart's own, {to_text(restart.detector)} at @{digits(restart.score_at)}"
         raise UserError(
             f"{asked} of {scores} at @{level:g}: preset {preset.name} knows scores in flight of {has}; give a number, "
             "or fit a gate there (scripts/fit_gate.py --score-at)"

@@ -119,7 +119,8 @@ def network_source(
     job = Job(denoiser=network.denoiser, sampler=sampler, chunks=chunks, device=device, network_sha256=snapshot.sha256,
               batch=batch, class_index=class_index, guidance=network.identity)  # fmt: skip
     guided_by = f", {guidance_text(guidance)}" if guidance else ""
-    what = f"{snapshot.describe()}, {to_json(sampler)}{guided_by}, {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
+    seeded = f"{counted(len(seeds), 'seed')}, {seeds[0]} to {seeds[-1]}"
+    what = f"{snapshot.describe()}, {to_json(sampler)}{guided_by}, {seeded}"
     return Source(what, len(seeds), len(chunks), lambda block: sample_pixels(job, chunks[block]))
 
 

@@ -211,3 +211,6 @@ def test_calibration_seeds_are_named(tmp_path: Path, small) -> None:
         bench.main, "--task=points", "--samplers=euler", "--seeds=1000-1001", "--threads=1", f"--out={tmp_path}"
     )
     assert "2 calibration seeds among them, such as 1000" in printed
+    said(bench.main, "--task=points", "--samplers=euler", "--seeds=3", "--threads=1", f"--out={tmp_path / 'one'}")
+    (about,) = (tmp_path / "one").rglob("options.json")
+    assert json.loads(about.read_text())["seeds"] == "1 seed, 3 to 3"

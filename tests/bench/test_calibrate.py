@@ -251,7 +251,7 @@ def test_restarts_go_back_further_than_their_score_looks(tmp_path):
     [
         (["--samplers=magic"], "--samplers: 'magic' cannot be calibrated"),
         (["--network=other"], "--network=other: points has exact"),
-        (["--dest=/no/such/folder/x.json"], "--dest=/no/such/folder/x.json: there is no such folder"),
+        (["--dest=/no/such/folder/x.json"], "'--dest': /no/such/folder/x.json: there is no such folder; make it first"),
         (["--seeds=3-1"], "--seeds"),
     ],
 )

@@ -163,3 +163,4 @@ def test_settings_that_no_sampler_has_are_one_line(runs: tuple[Path, Path, float
         (tmp_path / "run" / "options.json").write_text(json.dumps(about))
         told = refusal(command.main, runs[0], tmp_path / "run", f"--dest={tmp_path / 'my.preset.json'}")
         assert "unknown sampler" in told
+        assert "--base" not in told, "no gate is missing"

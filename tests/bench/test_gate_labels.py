@@ -210,7 +210,7 @@ def test_runs_that_are_given_twice_or_as_real_images_are_refused(tmp_path: Path)
     assert "--run" in refusal(command.main, *options, f"--run={run}", f"--run={run}/")
     real = real_folder(tmp_path / "real", load_denoiser(SMALL), 64)
     run.rename(real / "run")
-    assert "run/ in it is a run of generate.py" in refusal(command.main, *options, f"--real={real}")
+    assert "'run/' in it is a run of generate.py" in refusal(command.main, *options, f"--real={real}")
     assert "--network: no.pkl: there is no such file" in refusal(
         command.main, "--network=no.pkl", *options[1:], "--real=none"
     )

@@ -166,8 +166,27 @@ def test_a_run_is_not_compared_with_itself(runs: tuple[Path, Path], tmp_path: Pa
     assert "is given twice" in refusal(bench, "compare", *runs, f"--pairs={sheet}", f"--blind={sheet}")
     for option in ("--pairs", "--blind"):
         told = refusal(bench, "compare", *runs, f"{option}={runs[0] / '000001.png'}")
-        assert f"is an image of the run {runs[0]}" in told
+        assert f"'{option}': {runs[0] / '000001.png'} is an image of the run {runs[0]}" in told
         assert "does not end in .png" in refusal(bench, "compare", *runs, f"{option}={tmp_path / 'sheet.txt'}")
+
+
+def test_no_sheet_replaces_an_image_of_a_run(runs: tuple[Path, Path], tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Nor one in its folders, from inside of them, or a strip."""
+    filtered = ("--sampler=euler", "--filter=tvf", "--filter-threshold=-1", "--rejected", "--subdirs", "--seeds=0-1")
+    generated(tmp_path / "rejected", *filtered, "--trajectory=0", steps=2)
+    generated(tmp_path / "strips", "--sampler=euler", "--trajectory=0", "--subdirs", "--seeds=0-1", steps=2)
+    for folder, file in (("rejected", "rejected/000000/000001.png"), ("strips", "trajectories/000000/000001.png"),
+                         ("strips", "000000/000001.png")):  # fmt: skip
+        image = tmp_path / folder / file
+        before = image.read_bytes()
+        monkeypatch.chdir(image.parent)
+        for path in (image, "000001.png", f"../{image.parent.name}/000001.png"):
+            told = refusal(bench, "compare", *runs, f"--pairs={path}")
+            assert f"{path} is an image of the run {tmp_path / folder}; name another file" in told
+        assert image.read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    assert "Wrote free.png" in said(bench, "compare", *runs, "--pairs=free.png")
 
 
 def test_an_image_with_two_labels_teaches_nothing(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_what_cannot_be_compared_is_one_line(runs: tuple[Path, Path], real: Path
 def test_samples_of_a_network_are_no_real_images(runs: tuple[Path, Path], real: Path, tmp_path: Path) -> None:
     shutil.copytree(real, tmp_path / "mixed")
     shutil.copytree(runs[1], tmp_path / "mixed" / "out" / "run")
-    for folder, names in ((tmp_path / "mixed", "out/run/ in it is a run"), (runs[1], "that is a run")):
+    for folder, names in ((tmp_path / "mixed", "'out/run/' in it is a run"), (runs[1], "that is a run")):
         assert names in refusal(bench, "compare", *runs, f"--real={folder}")
 
 
@@ -155,8 +156,23 @@ def test_some_of_many_real_images_are_of_all_classes() -> None:
     assert {i // 100 for i in found} == set(range(10)), "of images that lie class by class"
 
 
+LEVELS, *MEANS = (base64.b64encode(bytes(n)).decode() for n in (64, 2, 4))  # of images of two sizes
+
+
 @pytest.mark.parametrize(
-    "text", ["x", '{"names": 1}', '{"names": ["000000.png"], "x": ["!!"], "sq": [1], "mean": "AAAA"}']
+    "text",
+    [
+        "x",
+        "[" * 100_000,
+        '{"names": 1}',
+        '{"names": ["000000.png"], "x": ["!!"], "sq": [1], "mean": "AAAA"}',
+        json.dumps({"names": ["000000.png"], "x": [LEVELS], "sq": [], "mean": MEANS[0]}),
+        "\n".join(
+            json.dumps({"names": [f"{i:06d}.png"], "x": [LEVELS], "sq": [1], "mean": mean})
+            for i, mean in enumerate(MEANS)
+        ),
+    ],
+    ids=range(6),
 )
 def test_damaged_features_are_one_line(text: str, runs: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(runs[0], tmp_path / "run")
@@ -164,3 +180,22 @@ def test_damaged_features_are_one_line(text: str, runs: tuple[Path, Path], tmp_p
     assert "features.jsonl is damaged; delete it" in refusal(bench, "compare", tmp_path / "run", runs[1])
     (tmp_path / "run" / "features.jsonl").unlink()
     assert "8 seeds" in said(bench, "compare", tmp_path / "run", runs[1])
+
+
+def test_the_first_image_of_a_group_may_be_the_one_of_another_size(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Images are kept by groups, and the 33rd of 33 is alone in its own."""
+    generated(tmp_path / "run", "--sampler=euler", "--seeds=0-32", steps=2)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    PIL.Image.new("L", (9, 9)).save(tmp_path / "run" / "000032.png")
+    told = refusal(bench, "compare", tmp_path / "run", tmp_path / "again")
+    assert f"{tmp_path / 'run'} has images of several sizes or modes" in told
+    assert not (tmp_path / "run" / "features.jsonl").exists()
+
+
+def test_numbers_of_a_palette_are_no_levels(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "run")
+    (tmp_path / "run" / "features.jsonl").unlink(missing_ok=True)
+    for mode in ("P", "1", "LA", "RGBA"):
+        PIL.Image.new("L", (8, 8), 200).convert(mode).save(tmp_path / "run" / "000003.png")
+        told = refusal(bench, "compare", tmp_path / "run", runs[1])
+        assert "000003.png is not an image of 8-bit grey or RGB" in told

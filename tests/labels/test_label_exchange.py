@@ -62,6 +62,8 @@ def test_a_csv_of_names(runs: tuple[Path, Path], tmp_path: Path) -> None:
         ("name,label\nnowhere.png,bad\n", "line 2: no image of --images has the name 'nowhere.png'"),
         ("name,label,rater\n000001.png,bad,A B\n", "rater 'A B' must be small letters"),
         ("name,label\n", "has columns and no row below them"),
+        ("sha256,label\n,bad\n", "line 2 has neither the name of an image nor its sha256"),
+        ("name,sha256,label\n,,bad\n", "line 2 has neither the name of an image nor its sha256"),
         ("name,label\n000001.png,bad,more\n", "line 2: 3 fields, and the first line has 2"),
         ("name,label\n000001.png\n", "line 2: 1 field, and the first line has 2"),
         ("name,label,label\n000001.png,bad,good\n", "has the column 'label' twice"),
@@ -135,6 +137,7 @@ def test_options_that_would_not_be_read_are_refused(labelled: Path, runs: tuple[
     for wrong, says in {
         ("import", table, images, f"--against={runs[1]}", out): "--against",
         ("import", labelled, f"--against={runs[1]}", out): "after --images",
+        ("import", labelled, images, f"--images={runs[1]}", out): f"--images={runs[1]}: a file of labels is of one",
         ("import", runs[0], images, out): "--images",
         ("import", table, images, images, out): "is given twice",
         ("serve", images, f"--against={runs[0]}", out): "is given twice",

@@ -11,7 +11,7 @@ from exact import Axes, Counting, broken_row, close, golden, isotropic, latents,
 from torch import Tensor
 
 import rods.state as core
-from rods import Euler, Lid, State, bind, euler_sampler, rods_sampler
+from rods import Ablation, Euler, Lid, State, bind, euler_sampler, rods_sampler
 from rods.denoiser import norms
 from rods.detectors import curvature
 from rods.micro_batches import MicroBatches, is_out_of_memory
@@ -264,5 +264,9 @@ def test_a_denoiser_without_classes_takes_no_labels_and_latents_have_its_channel
     plain = FunctionDenoiser(lambda x, sigma: x, img_channels=2, img_resolution=3)
     with pytest.raises(ValueError, match=r"^class_labels: this denoiser has no classes to choose from; leave them out"):
         bind(plain, 2, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"^latents: \[2, 3, 3, 3\]: must be \[B, 2, H, W\] for this denoiser"):
-        Euler(num_steps=2).sample(plain, torch.zeros(2, 3, 3, 3))
+    for sampler in (Euler(num_steps=2), Ablation(num_steps=2)):
+        for run in (sampler.sample, lambda D, z, sampler=sampler: list(sampler.steps(D, z))):
+            with pytest.raises(ValueError, match=r"^latents: \[2, 3, 3, 3\]: must be \[B, 2, H, W\] for this denoiser"):
+                run(plain, torch.zeros(2, 3, 3, 3))
+            with pytest.raises(ValueError, match=r"^latents: a list: must be a floating-point tensor \[B, C, H, W\]"):
+                run(plain, [[0.0]])

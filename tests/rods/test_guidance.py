@@ -88,6 +88,7 @@ def test_an_image_without_a_class_is_not_led_away_from_itself_in_silence(rows: l
     with pytest.raises(ValueError, match=r"^class_labels: guidance leads away from an image without a class"):
         D(x, SIGMA, labels)
     assert torch.equal(guided(Labelled(), None, 1)(x, SIGMA, labels), Labelled()(x, SIGMA, labels)), "no guidance"
+    assert torch.equal(guided(Labelled(), None, 0)(x, SIGMA, labels), Labelled()(x, SIGMA)), "the guide alone"
 
 
 def test_another_network_gets_the_labels_if_it_has_classes() -> None:

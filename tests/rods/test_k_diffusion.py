@@ -161,9 +161,9 @@ def test_levels_that_are_none(sigmas: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("x", "said"),
     [
-        (start().int(), r"torch\.int32 \[6, 2, 3, 3\]: must be a floating-point"),
-        (start().tolist(), "a list; give the state as a floating-point tensor"),
-        (start()[0, 0, 0], r"torch\.float64 \[3\]: must be a floating-point"),
+        (start().int(), r"torch\.int32 \[6, 2, 3, 3\]: must be the state, a floating-point"),
+        (start().tolist(), "a list: must be the state"),
+        (start()[0, 0, 0], r"torch\.float64 \[3\]: must be the state"),
     ],
     ids=["integers", "list", "no image"],
 )

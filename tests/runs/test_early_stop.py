@@ -142,7 +142,7 @@ def test_a_percentage_is_of_scores_at_the_presets_own_level(tmp_path: Path) -> N
     for other in ("density-ratio<25%@.5", f"lid<25%@{LEVEL}"):
         told = refused(tmp_path / "no", *RUN, preset, f"--accept={other}", steps=STEPS)
         assert told.startswith("Error: --accept: 25% of ")
-        assert "knows scores in flight of the restart's own, at @0.8; give a number" in told
+        assert "knows scores in flight of the restart's own, density-ratio at @0.8; give a number" in told
 
 
 GATE = MODELS / "hands-32-gate.preset.json"

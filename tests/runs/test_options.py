@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 import pytest
 from click.testing import CliRunner
+from commands import files, generated, records, refused
+from exact import latents, mixture
 
 from dnnlib.errors import UserError
-from rods import Cas, Corrected, CurvatureIndex, Lid, Restart, RodsCas, SigmaWindow, Tag
+from rods import Cas, Corrected, CurvatureIndex, Lid, Restart, RodsCas, RodsSas, SigmaWindow, Tag
 from rods.config import REQUIRED, SAMPLERS
-from rods.presets import parse_preset
+from rods.presets import PAPER_PRESETS, parse_preset
 from rods.runs.options import (
     add_sampler_options,
     all_options,
@@ -84,6 +89,71 @@ def test_what_is_refused_names_the_flag(args: list[str], sampler: str, says: str
 def test_what_click_refuses(args: list[str]) -> None:
     with pytest.raises(click.UsageError):
         parsed(*args, sampler="edm")
+
+
+ALL_CORRECTED: dict[str, list[str]] = {
+    "cas": ["--sampler=rods-cas", "--preset=none", "--eps=0", "--rho=1", "--window=0,1"],
+    "cas, other options": ["--sampler=rods-cas", "--preset=none", "--eps=0", "--rho=1", "--window=0,1",
+                           "--probe-every=3", "--ascent-steps=2", "--solver=heun", "--gradient=difference"],
+    "sas": ["--sampler=rods-sas", "--preset=none", "--eps=0", "--rho=1"],
+    "cas by a preset": ["--sampler=rods-cas", "--preset=hands-128-ve"],
+    "sas by a preset": ["--sampler=rods-sas", "--preset=hands-128-ve"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL_CORRECTED)
+def test_where_all_are_corrected_detection_is_left_out_and_no_byte_changes(name: str, tmp_path: Path) -> None:
+    options = [*ALL_CORRECTED[name], "--seeds=0-2", "--batch=2"]
+    plain, full = tmp_path / "plain", tmp_path / "full"
+    generated(plain, *options, steps=10)
+    generated(full, *options, "--detect=true", steps=10)
+    assert {k: v for k, v in files(plain).items() if k.endswith(".png")} == {
+        k: v for k, v in files(full).items() if k.endswith(".png")
+    }
+    assert [(line["H"] == [], line["flagged"]) for line in records(plain)] == [
+        (True, line["flagged"]) for line in records(full)
+    ]
+    before = files(full)
+    for folder, more, was, wanted in ((full, (), "True", "False"), (plain, ("--detect=true",), "False", "True")):
+        told = refused(folder, *options, *more, steps=10)
+        assert f"holds images made with --detect={was}, not {wanted}; repeat what made them" in told
+    generated(full, *options, "--detect=True", steps=10)
+    assert files(full) == before
+
+
+@pytest.mark.parametrize(
+    ("sampler", "given", "cost"),
+    [
+        ("rods-cas", [], (56, 16)),
+        ("rods-cas", ["--detect=true"], (56, 32)),
+        ("rods-cas", ["--detector=h-index:rho=1"], (56, 32)),
+        ("rods-cas", ["--eps=inf"], (56, 32)),
+        ("rods-cas", ["--probe-every=2"], (48, 8)),
+        ("rods-sas", [], (56, 0)),
+        ("rods-sas", ["--detect=true"], (72, 32)),
+        ("rods-sas", ["--probe-every=4"], (60, 8)),  # which needs something to measure
+        ("rods-sas", ["--gradient=difference"], (104, 0)),
+    ],
+)
+def test_what_a_command_that_corrects_all_costs(sampler: str, given: list[str], cost: tuple[int, int]) -> None:
+    eps = [] if "--eps=inf" in given else ["--eps=0"]
+    found: Any = parsed(*eps, "--rho=1", *given, sampler=sampler)
+    record = found.sample(mixture(), latents()).records[0]
+    assert (record.forward, record.backward) == cost
+
+
+def test_a_presets_own_detector_and_threshold_are_measured() -> None:
+    data: dict[str, Any] = {"name": "p", "network": None, "source": "", "samplers": {
+        "rods-cas": {"eps": 1, "rho": 2, "detector": "h-index:rho=2"},
+        "rods-sas": {"eps": 1, "rho": 2, "probe_every": 2, "gradient": "difference"}}}  # fmt: skip
+    preset = parse_preset(data, where="p")
+    cas: Any = sampler_from_options("rods-cas", {"eps": 0.0}, preset, "net")
+    assert (cas.detect, cas.detector) == (True, CurvatureIndex(2))
+    assert sampler_from_options("rods-sas", {}, preset, "net") == preset.samplers["rods-sas"]
+    assert sampler_from_options("rods-sas", {"eps": 0.0}, preset, "net") == RodsSas(eps=0, rho=2, detect=False)
+    assert PAPER_PRESETS["hands-128-ve"].sampler("rods-cas", {}) == RodsCas(eps=0, rho=30), (
+        "the library's is the paper's"
+    )
 
 
 def test_a_presets_options_are_replaced_by_those_given() -> None:

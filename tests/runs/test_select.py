@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +276,19 @@ def test_a_percentage_is_of_the_scores_that_the_limit_is_compared_with(tmp_path:
         out = tmp_path / str(limit)
         generated(out, *RUN, f"--preset={path}", f"--accept={accept}", "--max-tries=1", steps=4)
         assert f"<{limit}" in options_json(out)["identity"]["accept"]
+
+
+def test_a_level_that_is_proposed_has_all_its_digits(tmp_path: Path) -> None:
+    restart = {"threshold": 3, "sigma_r": 2, "detector": "lid", "score_at": 0.123456789, "num_steps": 4}
+    path = tmp_path / "mine.preset.json"
+    path.write_text(json.dumps({"name": "mine", "network": None, "source": "", "samplers": {"restart": restart},
+                                "quantiles": {"restart": list(range(101))}}))  # fmt: skip
+    run = (*RUN, f"--preset={path}", "--max-tries=1")
+    told = refused(tmp_path / "out", *run, "--accept=lid<20%", steps=4)
+    proposed = re.search("--accept='([^']*)'", told)
+    assert proposed is not None
+    assert proposed[1].endswith("<20%@0.123456789")
+    for other in ("lid<20%@1", "tvf<20%@.123456789"):
+        told = refused(tmp_path / "out", *run, f"--accept={other}", steps=4)
+        assert "in flight of the restart's own, lid:sigma=1.2,draws=4 at @0.123456789; give a number" in told
+    generated(tmp_path / "out", *run, f"--accept={proposed[1]}", steps=4)

@@ -130,7 +130,7 @@ def test_an_execution_ends_with_its_block() -> None:
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
-RUN = ["--sampler=rods-cas", "--eps=0", "--rho=1", "--steps=3", "--seeds=0-4", "--batch=4"]
+RUN = ["--sampler=rods-cas", "--eps=0", "--detect=true", "--rho=1", "--steps=3", "--seeds=0-4", "--batch=4"]
 
 
 def test_memory_options_change_no_image(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 import requests
 import torch
 from click.testing import CliRunner
-from commands import generate, generated, records
+from commands import generate, generated, records, refusal
 from torch import Tensor
 from vectors import relative_error, tensors, vector_file
 
+import fid
 from dnnlib.errors import UserError
 from rods import edm_sampler
 from rods.bench.readout_fit import decoder_blocks, pooled_activations
@@ -227,7 +228,7 @@ FAMILIES = {
     "edm": ["--sampler=edm", "--S_churn=5"],
     "euler": ["--sampler=euler"],
     "ablation": ["--sampler=ablation", "--disc=vp", "--schedule=vp", "--scaling=vp"],
-    "rods-cas": ["--sampler=rods-cas", "--eps=0", "--rho=1", "--window=0,1"],
+    "rods-cas": ["--sampler=rods-cas", "--eps=0", "--detect=true", "--rho=1", "--window=0,1"],
     "rods-cas on heun": ["--sampler=rods-cas", "--eps=0", "--rho=1", "--window=0,1", "--solver=heun"],
     "restart by lid": ["--sampler=restart", "--detector=lid", "--threshold=0", "--sigma-r=2"],
 }
@@ -356,7 +357,15 @@ def test_without_a_connection_a_name_says_which_files_to_fetch(tmp_path: Path, m
     assert "diffusion_pytorch_model.safetensors of https://huggingface.co/stabilityai/sd-vae-ft-mse" in output
     code, output = generate(tmp_path / "out", network=Path("edm2-img512-xs-fid"))
     assert (code, output.count("\n")) == (2, 1)
-    assert f"It stands for --network={PUBLISHED['edm2-img512-xs-fid'].network.url} --vae=FOLDER" in output
+    stands_for = f"xs-fid stands for --network={PUBLISHED['edm2-img512-xs-fid'].network.url} --vae=FOLDER"
+    assert stands_for in output
+    _, output = generate(tmp_path / "out", "--preset=none", network=Path("edm2-img512-xs-fid"))
+    assert stands_for in output, "whatever preset is asked for"
+    assert output.count("--network: ") == 1
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(192), sigma=np.eye(192))
+    sampled = ("--from-network=edm2-img512-xs-fid", "--num=2", "--detector=pixels", f"--ref={tmp_path / 'ref.npz'}")
+    told = refusal(fid.main, "calc", *sampled)
+    assert stands_for in told
     assert not (tmp_path / "out").exists()
 
 
