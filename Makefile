@@ -52,7 +52,7 @@ bench-quality-fast: .venv/.installed ## the hallucination benchmark in some minu
 
 bench-quality: .venv/.installed ## the hallucination benchmark in full, docs/benchmark/report.md; hours, can be interrupted
 	@$(BENCH) audit --out=results
-	@for experiment in grid25 hands-32 images gate; do $(BENCH) run experiments/$$experiment.toml --out=results || exit; done
+	@for experiment in grid25 hands-32 images gate accept rivals; do $(BENCH) run experiments/$$experiment.toml --out=results || exit; done
 	@$(BENCH) report --out=results --dest=docs/benchmark
 
 crash-test: .venv/.installed ## kill 48 training runs, go on, compare every bit

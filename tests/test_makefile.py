@@ -63,7 +63,7 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-MAKE_VENV, TEST = "-m venv --clear .venv", "-m pytest"
+MAKE_VENV, TEST = "-m venv --clear .venv", "-m pytest -n logical --maxprocesses=8"
 INSTALL = "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]"
 
 
@@ -153,4 +153,5 @@ def test_experiments_name_tasks_networks_and_methods_that_there_are(path: Path) 
         assert {method for _, method, _, _ in table.methods} <= set(METHODS)
         folders: dict[str, object] = {}
         for name, method, options, _ in table.methods:
-            assert folders.setdefault(name, (method, options)) == (method, options), "a folder holds one sampler"
+            folder = name or f"{method} {options.get('accept')}"
+            assert folders.setdefault(folder, (method, options)) == (method, options), "a folder holds one sampler"

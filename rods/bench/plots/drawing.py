@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import PIL.Image
 
 from dnnlib.errors import UserError, install
 from dnnlib.util import atomic_write
@@ -65,9 +66,11 @@ def figure(
 
 
 def png(fig: Figure) -> bytes:
-    """The figure as a PNG without date and version, so that equal figures are equal files."""
-    data = io.BytesIO()
-    fig.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
+    """The figure as a PNG of at most 64 colours, without date and version, so that equal figures are equal files."""
+    drawn, data = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=DPI, metadata={"Software": None})
+    with PIL.Image.open(drawn) as image:
+        image.convert("RGB").quantize(64, dither=PIL.Image.Dither.NONE).save(data, "png", optimize=True)
     return data.getvalue()
 
 
