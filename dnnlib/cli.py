@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from dnnlib.errors import OtherRankError, UserError, shown
+from dnnlib.run_folder import OPTIONS_NAME, SAMPLES_NAME
 from dnnlib.util import SHA256, check_place
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -117,6 +118,8 @@ class Destination(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() != self.ending and self.ending:
             self.fail(f"{shown_path(path)} does not end in {self.ending}, which is what is written", param, ctx)
+        if path.name in (SAMPLES_NAME, OPTIONS_NAME) and path.is_file():
+            self.fail(f"{shown_path(path)} is of the run {path.parent}; name another file", param, ctx)
         if self.folder_exists and not path.resolve().parent.is_dir():
             self.fail(f"{shown_path(path)}: there is no such folder; make it first", param, ctx)
         try:

@@ -111,8 +111,8 @@ def run(experiment: Path | None, **opts: Any) -> None:
         for option in ("network", "samplers", "seeds", "batch", "preset"):
             if opts[option]:
                 raise UserError(f"--{option}: the experiment says it; leave it out, or give --task without a file")
-        for table in read_experiments(experiment):
-            run_table(table, opts["out"], device)
+        for run_table in [planned(table, opts["out"], device) for table in read_experiments(experiment)]:
+            run_table()
     else:
         task = TASKS[opts["task_name"]]()
         network = load_network(task, opts["network"])
@@ -123,8 +123,8 @@ def run(experiment: Path | None, **opts: Any) -> None:
     distributed.close()
 
 
-def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
-    """One table of an experiment: all of its runs on their seeds, those of equal seeds in turns."""
+def planned(table: ExperimentTable, out: Path, device: torch.device) -> Callable[[], object]:
+    """What runs a table of an experiment, runs of equal seeds in turns. Checks all of it, and runs none."""
     if table.task not in TASKS:
         raise UserError(f"task {table.task!r} is unknown; use {', '.join(TASKS)}")
     task = TASKS[table.task]()
@@ -134,11 +134,12 @@ def run_table(table: ExperimentTable, out: Path, device: torch.device) -> None:
     for name, method, given, seeds in table.methods:
         found = resolve(method, task, preset, network.denoiser, given=given, name=name)
         by_seeds.setdefault(seeds or table.seeds, []).append(found)
+    usual, parts = list(task.report_seeds), []
     for text, methods in by_seeds.items():
-        seeds = list(task.report_seeds) if text is None else SEEDS.convert(text, None, None)
-        if methods[0].name != BASELINE:
-            methods.insert(0, resolve(BASELINE, task, preset))
-        run_and_print(task, network, methods, seeds, out, table.batch or task.batch, device)
+        first = [] if methods[0].name == BASELINE else [resolve(BASELINE, task, preset)]
+        parts.append(([*first, *methods], usual if text is None else SEEDS.convert(text, None, None)))
+    batch = table.batch or task.batch
+    return lambda: [run_and_print(task, network, *part, out, batch, device) for part in parts]
 
 
 def preset_of(name: str | None, network: LoadedNetwork) -> Preset | None:

@@ -96,4 +96,6 @@ def runs_of(paths: Sequence[Path], labels: str | None) -> list[Path]:
         return list(paths)
     if (file := named_file(labels)) and ((folder := file[0].parent) / OPTIONS_NAME).is_file():
         return [folder]
+    if file is None and Path(labels.rpartition(":")[0] or labels).suffix:
+        raise UserError(f"--labels={labels}: there is no such file; check the path, and give --run=DIR")
     raise UserError(f"--labels={labels}: give the folder of the images that it labels, by --run=DIR")

@@ -207,11 +207,13 @@ def read_experiments(path: Path) -> list[ExperimentTable]:
     """
     try:
         data = _toml(path.read_text())
-        tables = data.pop("table")
+        tables = data.pop("table", None)
         if data:
             raise ValueError(f"unknown key {next(iter(data))!r}")
-        return [_experiment(dict(table)) for table in tables]
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        if not isinstance(tables, list) or not tables:
+            raise ValueError("table: must be tables, each under [[table]]")
+        return [_experiment(table) for table in tables]
+    except ValueError as e:
         raise UserError(f"{path} is not an experiment: {e}; experiments/hands-32.toml shows one") from None
 
 
@@ -228,16 +230,46 @@ def _toml(text: str) -> dict[str, Any]:
     return found
 
 
-def _experiment(table: dict[str, Any]) -> ExperimentTable:
-    methods = []
-    for run in table.pop("run"):
-        run = dict(run)
-        names, seeds = run.pop("methods", None), run.pop("seeds", None)
-        for method in names if names is not None else [run.pop("method")]:
-            own = {k: v for k, v in run.items() if k != "name"}
-            methods.append((None if "name" not in run else str(run["name"]), str(method), own, seeds))
-    network, preset, batch, seeds = (table.pop(key, None) for key in ("network", "preset", "batch", "seeds"))
-    found = ExperimentTable(str(table.pop("task")), network, preset, batch, seeds, methods)
-    if table:
-        raise ValueError(f"unknown key {next(iter(table))!r}")
-    return found
+def _experiment(table: Any) -> ExperimentTable:
+    if not isinstance(table, dict):
+        raise ValueError("table: must be tables, each under [[table]]")
+    task = _value(table, "task", str, "a text, such as 'hands-32'")
+    if task is None:
+        raise ValueError("task: is missing; give the benchmark's task")
+    network, preset = (_value(table, key, str, "a text, the name of one") for key in ("network", "preset"))
+    batch, seeds = _value(table, "batch", int, "a whole number from 1"), _value(table, "seeds", str, SEEDS_FORM)
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch: {batch}: must be a whole number from 1")
+    runs = table.get("run")
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
+        raise ValueError("run: must be a list of runs, such as run = [{ method = 'euler' }], and not empty")
+    if unknown := table.keys() - {"task", "network", "preset", "batch", "seeds", "run"}:
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    methods = [method for run in runs for method in _methods(run)]
+    return ExperimentTable(task, network, preset, batch, seeds, methods)
+
+
+SEEDS_FORM = "a text, such as '0-1023'"
+
+
+def _methods(run: dict[str, Any]) -> list[tuple[str | None, str, dict[str, Any], str | None]]:
+    names, method = run.get("methods"), _value(run, "method", str, "a text, such as 'euler'")
+    if (names is None) == (method is None):
+        raise ValueError("run: needs one of method = 'euler' and methods = ['euler', 'heun']")
+    if names is not None and (not isinstance(names, list) or not all(isinstance(name, str) for name in names)):
+        raise ValueError(f"methods: {names!r}: must be a list of texts, such as ['euler', 'heun']")
+    name, seeds = _value(run, "name", str, "a text"), _value(run, "seeds", str, SEEDS_FORM)
+    if name is not None and not name.strip("."):
+        raise ValueError(f"name: {name!r}: names the run's folder; give a word")
+    own = {key: value for key, value in run.items() if key not in ("method", "methods", "name", "seeds")}
+    found = [method] if method is not None else names or []
+    if name == BASELINE and found != [BASELINE]:
+        raise ValueError(f"name: {BASELINE!r} is what the others are compared with; give this run another")
+    return [(name, each, own, seeds) for each in found]
+
+
+def _value(table: dict[str, Any], key: str, kind: type, form: str) -> Any:
+    value = table.get(key)
+    if value is not None and type(value) is not kind:
+        raise ValueError(f"{key}: {value!r}: must be {form}")
+    return value

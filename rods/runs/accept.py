@@ -77,7 +77,7 @@ class Accept:
     def check_chunks(self, chunks: Sequence[Chunk]) -> None:
         """ValueError for chunks whose images cannot be drawn again, each by itself."""
         if any(chunk.rows_per_seed > 1 for chunk in chunks):
-            raise ValueError("accept: a seed that draws a whole batch cannot draw one image again; use one seed each")
+            raise ValueError("accept: a seed that draws a batch cannot draw one image again; give --seeding=per-image")
         if too_large := [seed for chunk in chunks for seed in chunk.seeds if seed >= LARGEST_REDRAWN]:
             raise ValueError(
                 f"seeds: {too_large[0]} cannot be redrawn; with --accept, give seeds below {LARGEST_REDRAWN:,}"

@@ -242,6 +242,8 @@ class Sheet(Destination):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
         place = path.resolve()
+        if place.name == CONTACT_SHEET and (place.parent / OPTIONS_NAME).is_file():
+            self.fail(f"{shown_path(path)} is the grid of the run {place.parent}; name another file", param, ctx)
         for folder in place.parents[:3]:  # as deep as images lie: rejected/000000/000001.png
             name = place.relative_to(folder).as_posix()
             for line in read_lines(folder / SAMPLES_NAME):

@@ -151,6 +151,9 @@ def test_an_experiment_runs_its_tables(tmp_path: Path, small) -> None:
     before = files(out)
     assert cli("run", path, f"--out={out}", "--threads=1") == printed
     assert files(out) == before
+    path.write_text(EXPERIMENT + "\n[[table.run]]\nmethod = 'heun'\nname = 'fine'\nnum_steps = 0\n")
+    assert "num_steps" in refusal(bench.main, "run", path, f"--out={tmp_path / 'none'}")
+    assert not (tmp_path / "none").exists(), "the first table was sampled before the last was read"
     for args, what in (
         ((path, "--samplers=heun"), "--samplers: the experiment says it"),
         ((path, "--task=points"), "give either an experiment's TOML file, or --task=NAME"),

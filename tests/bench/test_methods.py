@@ -108,14 +108,31 @@ def test_an_experiment_is_tables_of_runs(tmp_path: Path) -> None:
     ]
 
 
+POINTS_TABLE, ONE_RUN = "[[table]]\ntask = 'points'\n", "[[table.run]]\nmethod = 'euler'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("", "'table'"),
-        ("[[table]]\nrun = []", "'task'"),
+        ("", "table: must be"),
+        ("table = 5", "table: must be"),
+        ("[table]\ntask = 'points'", "table: must be"),
+        ("[[table]]\nrun = []", "task: is missing"),
+        ("[[table]]\ntask = 'points'\nrun = []", "run: must be a list of runs"),
+        ("[[table]]\ntask = 'points'\nrun = ['euler']", "run: must be a list of runs"),
+        (POINTS_TABLE + "seeds = [0, 1]\n" + ONE_RUN, r"seeds: \[0, 1\]: must be a text"),
+        (POINTS_TABLE + "batch = 0\n" + ONE_RUN, "batch: 0: must be a whole number from 1"),
+        (POINTS_TABLE + "batch = true\n" + ONE_RUN, "batch: True: must be a whole number from 1"),
+        (POINTS_TABLE + "preset = 5\n" + ONE_RUN, "preset: 5: must be a text"),
+        (POINTS_TABLE + ONE_RUN + "seeds = 3", "seeds: 3: must be a text"),
+        (POINTS_TABLE + ONE_RUN + "name = '..'", "name: '..': names the run's folder"),
+        (POINTS_TABLE + ONE_RUN + "name = ''", "name: '': names the run's folder"),
+        (POINTS_TABLE + "[[table.run]]\nmethod = 'heun'\nname = 'euler'", "name: 'euler' is what the others"),
+        (POINTS_TABLE + "[[table.run]]\nmethods = 'euler'", "methods: 'euler': must be a list of texts"),
+        (POINTS_TABLE + ONE_RUN + "methods = ['heun']", "run: needs one of"),
         (EXPERIMENT + "\n[other]\n", "unknown key 'other'"),
         ("[[table]]\ntask = 'points'\nsize = 3\n[[table.run]]\nmethod = 'euler'", "unknown key 'size'"),
-        ("[[table]]\ntask = 'points'\n[[table.run]]\nrho = 3", "'method'"),
+        ("[[table]]\ntask = 'points'\n[[table.run]]\nrho = 3", "run: needs one of"),
         ("[[", "Invalid"),
     ],
 )

@@ -185,6 +185,8 @@ def test_no_sheet_replaces_an_image_of_a_run(runs: tuple[Path, Path], tmp_path: 
             told = refusal(bench, "compare", *runs, f"--pairs={path}")
             assert f"{path} is an image of the run {tmp_path / folder}; name another file" in told
         assert image.read_bytes() == before
+    told = refusal(bench, "compare", *runs, f"--pairs={tmp_path / 'strips' / 'grid.png'}")
+    assert "grid.png is the grid of the run" in told
     monkeypatch.chdir(tmp_path)
     assert "Wrote free.png" in said(bench, "compare", *runs, "--pairs=free.png")
 

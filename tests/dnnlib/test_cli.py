@@ -254,3 +254,12 @@ def test_closed_and_full_streams(redirect: str, code: int, says: str, tmp_path: 
     done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.removeprefix("warned\n" if code else "")) == (code, says)
     assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "options.json"])
+def test_what_is_written_replaces_no_records_of_a_run(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    assert Destination(dir_okay=False).convert(str(place), None, None) == place
+    place.write_text("{}")
+    with pytest.raises(click.BadParameter, match="is of the run"):
+        Destination(dir_okay=False).convert(str(place), None, None)
