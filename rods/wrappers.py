@@ -28,7 +28,8 @@ class FunctionDenoiser:
 
     `function(x, sigma)` gets x [B, C, H, W] float64 and sigma [] and returns the expected clean image, differentiable
     in x. With `label_dim` > 0 it is called as function(x, sigma, class_labels [B, label_dim]). Gates read the layers
-    of `network`, which the function calls once; `codec` makes images of latents.
+    of `network`, which the function calls once; `codec` makes images of latents. ValueError: noise levels that are not
+    0 <= sigma_min < sigma_max.
     """
 
     function: Callable[..., Tensor]
@@ -39,6 +40,12 @@ class FunctionDenoiser:
     sigma_max: float = inf
     network: nn.Module | None = field(default=None, repr=False)
     codec: Codec | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"sigma_min, sigma_max: {self.sigma_min}, {self.sigma_max}: must be 0 <= sigma_min < sigma_max"
+            )
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         if not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():

@@ -120,6 +120,12 @@ def test_a_diffusers_unet_is_corrected() -> None:
     assert (plain.images - moved.images).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(("low", "high"), [(float("nan"), 80.0), (0.01, float("nan")), (1.0, 0.5), (-1.0, 80.0)])
+def test_noise_levels_that_are_none_are_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="must be 0 <= sigma_min < sigma_max"):
+        from_k_diffusion(lambda x, sigma: x, sigma_min=low, sigma_max=high, **SHAPE)
+
+
 @pytest.mark.parametrize("wrap", [
     lambda f: FunctionDenoiser(f, **SHAPE),
     lambda f: from_k_diffusion(f, sigma_min=0.01, sigma_max=80, **SHAPE),
