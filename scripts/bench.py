@@ -111,8 +111,9 @@ def run(experiment: Path | None, **opts: Any) -> None:
         for option in ("network", "samplers", "seeds", "batch", "preset"):
             if opts[option]:
                 raise UserError(f"--{option}: the experiment says it; leave it out, or give --task without a file")
-        for run_table in [planned(table, opts["out"], device) for table in read_experiments(experiment)]:
-            run_table()
+        parts = [part for table in read_experiments(experiment) for part in parts_of(table)]
+        for task, network, methods, seeds, batch in parts:
+            run_and_print(task, network, methods, seeds, opts["out"], batch, device)
     else:
         task = TASKS[opts["task_name"]]()
         network = load_network(task, opts["network"])
@@ -123,8 +124,8 @@ def run(experiment: Path | None, **opts: Any) -> None:
     distributed.close()
 
 
-def planned(table: ExperimentTable, out: Path, device: torch.device) -> Callable[[], object]:
-    """What runs a table of an experiment, runs of equal seeds in turns. Checks all of it, and runs none."""
+def parts_of(table: ExperimentTable) -> list[tuple[Task, LoadedNetwork, list[Method], list[int], int]]:
+    """A table of an experiment, checked, by seeds: task, network, methods that are run in turns, seeds, batch."""
     if table.task not in TASKS:
         raise UserError(f"task {table.task!r} is unknown; use {', '.join(TASKS)}")
     task = TASKS[table.task]()
@@ -134,12 +135,13 @@ def planned(table: ExperimentTable, out: Path, device: torch.device) -> Callable
     for name, method, given, seeds in table.methods:
         found = resolve(method, task, preset, network.denoiser, given=given, name=name)
         by_seeds.setdefault(seeds or table.seeds, []).append(found)
-    usual, parts = list(task.report_seeds), []
+    parts = []
     for text, methods in by_seeds.items():
-        first = [] if methods[0].name == BASELINE else [resolve(BASELINE, task, preset)]
-        parts.append(([*first, *methods], usual if text is None else SEEDS.convert(text, None, None)))
-    batch = table.batch or task.batch
-    return lambda: [run_and_print(task, network, *part, out, batch, device) for part in parts]
+        seeds = list(task.report_seeds) if text is None else SEEDS.convert(text, None, None)
+        if methods[0].name != BASELINE:
+            methods.insert(0, resolve(BASELINE, task, preset))
+        parts.append((task, network, methods, seeds, table.batch or task.batch))
+    return parts
 
 
 def preset_of(name: str | None, network: LoadedNetwork) -> Preset | None:

@@ -210,7 +210,7 @@ def read_experiments(path: Path) -> list[ExperimentTable]:
         tables = data.pop("table", None)
         if data:
             raise ValueError(f"unknown key {next(iter(data))!r}")
-        if not isinstance(tables, list) or not tables:
+        if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
             raise ValueError("table: must be tables, each under [[table]]")
         return [_experiment(table) for table in tables]
     except ValueError as e:
@@ -230,9 +230,7 @@ def _toml(text: str) -> dict[str, Any]:
     return found
 
 
-def _experiment(table: Any) -> ExperimentTable:
-    if not isinstance(table, dict):
-        raise ValueError("table: must be tables, each under [[table]]")
+def _experiment(table: dict[str, Any]) -> ExperimentTable:
     task = _value(table, "task", str, "a text, such as 'hands-32'")
     if task is None:
         raise ValueError("task: is missing; give the benchmark's task")

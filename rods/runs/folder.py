@@ -234,7 +234,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Sheet(Destination):
-    """A PNG to draw, which is refused where it would replace an image or a strip of a run."""
+    """A PNG to draw, which is refused where it would replace an image, a strip or the grid of a run."""
 
     def __init__(self, *, folder_exists: bool = False) -> None:
         super().__init__(dir_okay=False, ending=".png", folder_exists=folder_exists)

@@ -27,6 +27,7 @@ from rods.bench.gate_labels import (
     ratio_of,
 )
 from rods.bench.gate_preset import HeldOut
+from rods.bench.labelled_images import runs_of
 from rods.eval.detection import auroc
 from rods.gate import Readout
 from rods.labels.labels import ImageLabel, write_labels
@@ -215,3 +216,14 @@ def test_runs_that_are_given_twice_or_as_real_images_are_refused(tmp_path: Path)
         command.main, "--network=no.pkl", *options[1:], "--real=none"
     )
     assert not dest.exists()
+
+
+@pytest.mark.parametrize("labels", ["nowhere.jsonl", "nowhere.jsonl:people"])
+def test_a_file_of_labels_that_is_not_there_is_named(labels: str) -> None:
+    with pytest.raises(UserError, match=rf"^--labels={labels}: there is no such file"):
+        runs_of([], labels)
+
+
+def test_a_source_of_labels_needs_the_run_that_has_it() -> None:
+    with pytest.raises(UserError, match=r"^--labels=people: give the folder of the images"):
+        runs_of([], "people")

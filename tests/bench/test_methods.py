@@ -116,6 +116,7 @@ POINTS_TABLE, ONE_RUN = "[[table]]\ntask = 'points'\n", "[[table.run]]\nmethod =
     [
         ("", "table: must be"),
         ("table = 5", "table: must be"),
+        ("table = [5]", "table: must be"),
         ("[table]\ntask = 'points'", "table: must be"),
         ("[[table]]\nrun = []", "task: is missing"),
         ("[[table]]\ntask = 'points'\nrun = []", "run: must be a list of runs"),
